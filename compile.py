@@ -1,0 +1,118 @@
+"""Step 1 of 3: turn an ONNX DLRM into a tuned shared library, `__prebuilt/NAME_bN.so`, with TVM.
+
+Reads --onnx-model (default: the built-in demo model) and --tuning-log-file; leaves NAME_bN.so, its parameters and
+its manifest. The library is checked against a NumPy reference of the model before success is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from pathlib import Path
+
+from dlrm_tvm.errors import UserError, run_script
+
+ROOT = Path(__file__).resolve().parent
+PREBUILT = ROOT / "__prebuilt"
+DEFAULT_LOG = ROOT / "__data" / "dlrm_tune_100.tune_log"
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--onnx-model", type=Path, help="the ONNX DLRM; default: the built-in demo model")
+    parser.add_argument(
+        "--demo-table-rows", type=int, default=10_000, help="rows the demo's tables are capped at; default %(default)s"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=100, help="items per call of the library; default %(default)s"
+    )
+    parser.add_argument("--precision", choices=("fp32", "bf16", "int8"), default="fp32")
+    parser.add_argument(
+        "--tuning-log-file", default=str(DEFAULT_LOG), help="schedules to use; none: TVM's default code generation"
+    )
+    parser.add_argument(
+        "--tune", action="store_true", help="search schedules on this machine and append them to the log"
+    )
+    parser.add_argument(
+        "--output-name", default="dlrm_avx512", help="NAME of __prebuilt/NAME_bN.so; default %(default)s"
+    )
+    parser.add_argument("--target-cpu", help="LLVM -mcpu, such as sapphirerapids; default: this host")
+    parser.add_argument("--dump-ir", type=Path, metavar="DIR", help="write the IR after each phase, and the assembly")
+    return parser.parse_args()
+
+
+def check(args: argparse.Namespace) -> None:
+    """What can be known to be wrong before the slow part."""
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size {args.batch_size}: at least 1 was wanted.")
+    if args.demo_table_rows < 1:
+        raise UserError(f"--demo-table-rows {args.demo_table_rows}: at least 1 was wanted.")
+    if args.precision != "fp32":
+        raise UserError(f"--precision {args.precision} is not supported yet. Use --precision fp32.")
+    if Path(args.output_name).name != args.output_name or not args.output_name:
+        raise UserError(f"--output-name {args.output_name}: a plain name was wanted, without a directory.")
+    if args.tune and args.tuning_log_file == "none":
+        raise UserError("--tune needs a log to append to. Give --tuning-log-file a path.")
+
+
+def main() -> int:
+    args = parse_args()
+    check(args)
+    start = time.perf_counter()
+    # Imported here: --help and wrong flags should not wait for TVM.
+    from dlrm_tvm import building, lower, selection, target, tuning_log
+    from dlrm_tvm.demo import demo_model_path
+    from dlrm_tvm.onnx_reader import read_dlrm
+
+    building.check_compiler()
+    cpu = target.cpu_target(args.target_cpu)
+    model = read_dlrm(args.onnx_model or demo_model_path(args.demo_table_rows))
+    building.check_finite(model)
+    print(
+        f"model       {model.name}: {len(model.tables)} tables of dimension {model.dim}, "
+        f"{model.macs_per_item:,} multiply-adds per item, MLPs {model.mlp_bytes / 1e6:.1f} MB, tables {model.table_bytes / 1e6:,.1f} MB"
+    )
+    print(f"target      {cpu.cpu}{' (this machine)' if cpu.is_host else ''}, batch {args.batch_size}, {args.precision}")
+    dump = lower.Dump(args.dump_ir)
+    chosen = None
+    if args.tuning_log_file == "none":
+        print("schedules   none: TVM's default code generation")
+        lowered = lower.lower_plain(model, args.batch_size, cpu, dump)
+    else:
+        log_path = Path(args.tuning_log_file)
+        if args.tune:
+            from dlrm_tvm.tuning import tune
+
+            tune(model, args.batch_size, cpu, log_path)
+        log = tuning_log.read_log(log_path, must_exist=log_path != DEFAULT_LOG)
+        chosen = selection.Selection(log, cpu.cpu, args.batch_size)
+        lowered = lower.lower_tuned(model, args.batch_size, chosen.network(), chosen.dense, cpu, dump)
+        print(f"schedules   {len(chosen.tuned)} kernels tuned, {len(chosen.untuned)} by rule ({log_path})")
+        if chosen.borrowed:
+            print(
+                f"            tuned on {', '.join(sorted(chosen.borrowed))}, not on {cpu.cpu}: --tune may find better ones"
+            )
+    library, verification = building.build_library(
+        model, lowered, chosen, cpu, batch=args.batch_size, name=args.output_name, directory=PREBUILT
+    )
+    if verification is None:
+        print(f"verified    no: this CPU cannot run code for {cpu.cpu}. Run accuracy.py on a machine that can.")
+    else:
+        print(
+            f"verified    {verification.items} random items, largest error {verification.max_abs_error:.2g} against the NumPy reference"
+        )
+    print(f"wrote       {library} with its manifest and parameters")
+    print(json.dumps({
+        "library": str(library), "batch_size": args.batch_size, "precision": args.precision, "target_cpu": cpu.cpu,
+        "tuned_kernels": len(chosen.tuned) if chosen else 0, "untuned_kernels": len(chosen.untuned) if chosen else 1,
+        "max_abs_error": verification.max_abs_error if verification else None,
+        "compile_s": round(time.perf_counter() - start, 2),
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+    }))  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

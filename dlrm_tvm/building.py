@@ -1,0 +1,163 @@
+"""Model -> verified library on disk: lower, write beside the destination, check, and only then put in place."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import sys
+import uuid
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import tvm
+
+from . import reference
+from .artifact import FORMAT_VERSION, Artifact, Manifest, describe, lay_out, open_artifact, write_parameters
+from .cpu import host_flags
+from .errors import UserError
+from .lower import INPUTS, OUTPUTS, Lowered
+from .model import Dlrm
+from .selection import Selection
+from .target import CpuTarget
+
+COMPILERS = ("g++", "gcc", "clang++", "clang", "c++", "cc")
+VERIFIED_BATCHES = 3
+VERIFIED_ITEMS = 256  # at most per batch: the reference is slow
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Verification:
+    """items: how many random items were compared; max_abs_error: against the NumPy reference."""
+
+    items: int
+    max_abs_error: float
+
+
+def check_compiler() -> None:
+    """Raises UserError where TVM would find nothing to link a shared library with."""
+    named = os.environ.get("CXX") or os.environ.get("CC")
+    if not any(shutil.which(name) for name in ((named,) if named else COMPILERS)):
+        what = f"{named} (from $CXX or $CC)" if named else ", ".join(COMPILERS)
+        raise UserError(f"no C compiler found: looked for {what}. Install one: apt-get install gcc")
+
+
+def check_finite(model: Dlrm) -> None:
+    """MLP weights must be finite: kernels skip inputs that are zero, which is only right when 0 * w is 0."""
+    for number, layer in enumerate(model.layers):
+        if not (np.isfinite(layer.weight).all() and np.isfinite(layer.bias).all()):
+            raise UserError(f"{model.name}: layer {number} has weights that are not finite. Export the model anew.")
+
+
+@contextmanager
+def staging_directory(destination: Path):
+    """A directory beside the destination, on its file system, that vanishes whatever happens."""
+    destination.mkdir(parents=True, exist_ok=True)
+    staging = destination / f".building-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    staging.mkdir()
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def build_library(
+    model: Dlrm,
+    lowered: Lowered,
+    selection: Selection | None,
+    target: CpuTarget,
+    *,
+    batch: int,
+    name: str,
+    directory: Path,
+) -> tuple[Path, Verification | None]:
+    """Write directory/name_bBATCH.so with manifest and parameters, verified; nothing is left behind on failure.
+
+    The verification is None where this CPU cannot run the library. Raises UserError when the disk is full, linking
+    fails, or the library's predictions are wrong.
+    """
+    with staging_directory(directory) as staging:
+        staged = staging / f"{name}_b{batch}.so"
+        try:
+            _save(model, lowered, selection, target, staged, batch)
+        except OSError as error:
+            raise UserError(
+                f"{directory}: {error.strerror} while writing; nothing was left behind. Free some space."
+            ) from error
+        runs_here = set(target.flags) <= host_flags()
+        verification = verify(open_artifact(staged), model) if runs_here else None
+        for suffix in (".params", ".json", ".so"):  # the library, which needs the others, comes last
+            os.replace(staged.with_suffix(suffix), directory / staged.with_suffix(suffix).name)
+    return directory / staged.name, verification
+
+
+def _save(
+    model: Dlrm, lowered: Lowered, selection: Selection | None, target: CpuTarget, path: Path, batch: int
+) -> None:
+    build = uuid.uuid4().hex
+    entries, size = lay_out(list(lowered.sources))
+    free = shutil.disk_usage(path.parent).free
+    if free < size:
+        raise UserError(
+            f"{path.parent}: {free >> 20} MiB free, {size >> 20} MiB needed for parameters. Free some space."
+        )
+    parameters = path.with_suffix(".params")
+    parameter_sha256 = write_parameters(parameters, build, list(lowered.sources), entries)
+    _link(lowered, path)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        build=build,
+        model=describe(model),
+        batch_size=batch,
+        precision="fp32",
+        target_cpu=target.cpu,
+        cpu_features=target.flags,
+        inputs=INPUTS,
+        outputs=OUTPUTS,
+        library_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        parameter_file=parameters.name,
+        parameter_bytes=size,
+        parameter_sha256=parameter_sha256,
+        parameters=entries,
+        peak_flops_per_round=lowered.peak_flops_per_round,
+        tuned_kernels=tuple(selection.tuned) if selection else (),
+        untuned_kernels=tuple(selection.untuned) if selection else ("all",),
+        tvm_version=tvm.__version__,
+        command=shlex.join(sys.argv),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    path.with_suffix(".json").write_text(manifest.to_json())
+
+
+def _link(lowered: Lowered, path: Path) -> None:
+    try:
+        lowered.executable.export_library(str(path))
+    except RuntimeError as error:  # what TVM raises when the linker fails
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"{path.name} could not be linked: {reason}. Check the C compiler and the disk.") from error
+
+
+def verify(artifact: Artifact, model: Dlrm) -> Verification:
+    """Random batches through the library against the NumPy reference of the model; UserError when they differ."""
+    from .executor import Executor
+
+    executor = Executor(artifact)
+    rng = np.random.default_rng(0)
+    items, worst = min(executor.batch_size, VERIFIED_ITEMS), 0.0
+    for _ in range(VERIFIED_BATCHES):
+        dense = rng.random((items, model.num_dense), dtype=np.float32) * 4
+        indices = np.stack([rng.integers(0, table.num_rows, items) for table in model.tables], axis=1)
+        got, wanted = executor(dense, indices), reference.predict(model, dense, indices)
+        error = np.abs(got - wanted) / np.maximum(1, np.abs(wanted))
+        worst = max(worst, float(error.max()))
+    if not worst <= TOLERANCE:
+        raise UserError(
+            f"the library's predictions are off by {worst:.3g} from the model's, more than {TOLERANCE:g}: "
+            "nothing was written. Please report this model."
+        )
+    return Verification(VERIFIED_BATCHES * items, worst)

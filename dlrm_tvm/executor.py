@@ -1,0 +1,151 @@
+"""One opened library, ready to run: checks what it is given, cuts it into batches, hands back predictions.
+
+Needs only TVM's run time (set TVM_USE_RUNTIME_LIB=1 before the first import to load the small one). One executor
+belongs to the thread that made it: TVM's thread pool is per calling thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isnan
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import tvm_ffi
+from tvm.runtime import cpu, load_module
+from tvm.runtime.vm import VirtualMachine
+
+from .artifact import ALIGNMENT, Artifact
+from .errors import UserError
+from .placement import place_threads
+
+_PEAK_SINK = 1024 * 16  # floats; see kernels/peak.py
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch's inputs in aligned memory of their own, as the library takes them."""
+
+    dense: Any
+    indices: Any
+
+
+class Executor:
+    """Runs one artifact on `threads` threads; with `cores`, one CPU id per thread, each thread on its own.
+
+    Without `cores` the threads may run wherever the calling thread may.
+    """
+
+    def __init__(self, artifact: Artifact, *, threads: int = 1, cores: Sequence[int] | None = None) -> None:
+        self.artifact = artifact
+        self.threads = threads
+        self.batch_size = artifact.manifest.batch_size
+        self._card = artifact.manifest.model
+        place_threads(threads, cores)
+        self._module = load_module(str(artifact.library))
+        self._main = VirtualMachine(self._module, cpu())["main"]
+        self._parameters = tuple(tvm_ffi.from_dlpack(array) for array in artifact.parameters)
+        self._dense_shape = (self._card.num_dense,)
+        self._indices_shape = (self._card.num_tables,)
+        self._staging = self._new_batch()
+        self._staged = tuple(np.from_dlpack(array) for array in (self._staging.dense, self._staging.indices))
+
+    def __call__(self, dense: np.ndarray, indices: np.ndarray, offsets: Any = None) -> np.ndarray:
+        """dense [n, num_dense] float32, indices [n, num_tables] integers -> predictions [n] float32, for any n.
+
+        Raises UserError (a ValueError) on wrong shapes or dtypes, a dense value that is not finite, or an index
+        outside its table; the message names the item, and the table and value. `offsets` is reserved for bags.
+        """
+        if offsets is not None:
+            raise UserError("bags of several indices are not supported yet; pass one index per table and no offsets.")
+        dense, indices = self._checked(dense, indices)
+        pred = np.empty(len(dense), np.float32)
+        staged_dense, staged_indices = self._staged
+        for at in range(0, len(dense), self.batch_size):
+            size = min(self.batch_size, len(dense) - at)
+            staged_dense[:size] = dense[at : at + size]
+            staged_indices[:size] = indices[at : at + size]
+            pred[at : at + size] = self.run(self._staging)[:size]
+        # The library answers NaN for an item with bad input; looking at the output is cheaper than at the input, and
+        # a sum of squares is NaN if and only if a prediction is.
+        if isnan(pred.dot(pred)):
+            self._explain_nan(pred, dense, indices)
+        return pred
+
+    def prepare(self, dense: np.ndarray, indices: np.ndarray) -> Batch:
+        """An aligned copy of one full batch's inputs, checked, to be run any number of times."""
+        dense, indices = self._checked(dense, indices)
+        if len(dense) != self.batch_size:
+            raise ValueError(f"{len(dense)} items for a library of batch size {self.batch_size}")
+        batch = self._new_batch()
+        np.from_dlpack(batch.dense)[:] = dense
+        np.from_dlpack(batch.indices)[:] = indices
+        return batch
+
+    def run(self, batch: Batch) -> np.ndarray:
+        """Predictions [batch_size] float32 of a prepared batch; nothing is checked. This is the call that is timed."""
+        return np.from_dlpack(self._main(batch.dense, batch.indices, *self._parameters))
+
+    def peak_gflops(self, seconds: float) -> float:
+        """Fused multiply-adds and nothing else on all threads, for about `seconds`: GFLOP/s over all of them."""
+        loop = self._module.get_function("peak_fma", query_imports=True)
+        factors = tvm_ffi.from_dlpack(_aligned(2, np.float32))
+        np.from_dlpack(factors)[:] = (0.999, 1e-6)
+        sink = tvm_ffi.from_dlpack(_aligned(_PEAK_SINK, np.float32))
+        flops_per_round = self.artifact.manifest.peak_flops_per_round * self.threads
+        rounds, flops, start = 20_000, 0, perf_counter()
+        while (elapsed := perf_counter() - start) < seconds:
+            loop(rounds, factors, sink)
+            flops += rounds * flops_per_round
+        return flops / elapsed / 1e9 if flops else 0.0
+
+    def stream_gbps(self, seconds: float) -> float:
+        """One thread reading the MLP's weights over and over for about `seconds`: GB/s."""
+        weights = self._parameters[-1]
+        sink = tvm_ffi.from_dlpack(_aligned(_PEAK_SINK, np.float32))
+        loop = self._module.get_function("stream_read", query_imports=True)
+        size, reads, start = self.artifact.parameters[-1].nbytes, 0, perf_counter()
+        while (elapsed := perf_counter() - start) < seconds:
+            loop(weights, sink)
+            reads += 1
+        return reads * size / elapsed / 1e9
+
+    def _new_batch(self) -> Batch:
+        dense = _aligned((self.batch_size, self._card.num_dense), np.float32)
+        indices = _aligned((self.batch_size, self._card.num_tables), np.int64)
+        return Batch(tvm_ffi.from_dlpack(dense), tvm_ffi.from_dlpack(indices))
+
+    def _checked(self, dense: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        dense, indices = np.asarray(dense), np.asarray(indices)
+        if dense.shape[1:] != self._dense_shape or dense.dtype != np.float32:
+            shape, wanted = list(dense.shape), self._dense_shape[0]
+            raise UserError(f"dense is {dense.dtype} {shape}, float32 [n, {wanted}] was wanted.")
+        if indices.shape != (len(dense), *self._indices_shape) or indices.dtype.kind not in "iu":
+            shape, wanted = list(indices.shape), self._indices_shape[0]
+            raise UserError(
+                f"indices are {indices.dtype} {shape}, integers [{len(dense)}, {wanted}] were wanted: one per item and table."
+            )
+        return dense, indices
+
+    def _explain_nan(self, pred: np.ndarray, dense: np.ndarray, indices: np.ndarray) -> None:
+        for item in np.flatnonzero(np.isnan(pred)):
+            for table, (index, rows) in enumerate(zip(indices[item].tolist(), self._card.table_rows)):
+                if not 0 <= index < rows:
+                    raise UserError(
+                        f"item {item}: index {index} is outside table {table}, which has {rows} rows (0..{rows - 1})."
+                    )
+            bad = np.flatnonzero(~np.isfinite(dense[item]))
+            if bad.size:
+                raise UserError(
+                    f"item {item}: dense value {bad[0]} is {dense[item, bad[0]]}, finite values were wanted."
+                )
+
+
+def _aligned(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Zeros from a 64-byte boundary: what generated code takes for granted."""
+    nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
+    at = -raw.ctypes.data % ALIGNMENT
+    return raw[at : at + nbytes].view(dtype).reshape(shape)

@@ -1,0 +1,134 @@
+"""Dot interaction: all dots z_i . z_j, j < i, of one item's vectors z = [x, e1, .., eT], straight from the tables.
+
+Plain definition, for pair p = (i, j):   dots[p] = sum_d z[i, d] * z[j, d]
+
+Blocked form: 16 pairs at a time in 16 accumulators over all of D (4 x 4 pairs need 8 loads per 16 multiply-adds),
+then a tree that turns 16 vectors into the vector of their 16 sums: 30 shuffles, 15 additions. Registers: 16
+accumulators + 8 rows. The pairs come out in an order of our own, `Grouping.order`; the first top layer's weights are
+packed to match.
+
+Knows nothing of where rows come from: `rows` gives, per vector and 16 of its elements, an expression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm.tirx.script.builder import ir as T
+
+from .vectors import LANES, fma, zeros
+
+EDGE = 4  # vectors on each side of a block of pairs: EDGE * EDGE accumulators
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """The pairs of n vectors in groups of 16: `blocks` x (blocks - 1) / 2 full blocks, then the `rest`."""
+
+    blocks: int
+    rest: tuple[tuple[tuple[int, int], ...], ...]
+
+    @property
+    def num_block_groups(self) -> int:
+        return self.blocks * (self.blocks - 1) // 2
+
+    @property
+    def num_groups(self) -> int:
+        return self.num_block_groups + len(self.rest)
+
+    @property
+    def order(self) -> list[tuple[int, int] | None]:
+        """The pair in each output lane; None for the lanes that the last group leaves empty."""
+        order: list[tuple[int, int] | None] = []
+        for block_i in range(1, self.blocks):
+            for block_j in range(block_i):
+                order += _block_pairs(block_i * EDGE, block_j * EDGE)
+        for group in self.rest:
+            order += [*group, *[None] * (LANES - len(group))]
+        return order
+
+
+def group_pairs(pairs: list[tuple[int, int]], num_vectors: int) -> Grouping:
+    """Groups for the lower triangle `pairs`; what full blocks leave goes by columns, so that groups share rows."""
+    blocks = num_vectors // EDGE
+    covered = {pair for i in range(1, blocks) for j in range(i) for pair in _block_pairs(i * EDGE, j * EDGE)}
+    left = sorted((pair for pair in pairs if pair not in covered), key=lambda pair: (pair[1] // EDGE, -pair[0]))
+    rest = tuple(tuple(left[at : at + LANES]) for at in range(0, len(left), LANES))
+    return Grouping(blocks, rest)
+
+
+def _block_pairs(first_i: int, first_j: int) -> list[tuple[int, int]]:
+    return [(first_i + a, first_j + b) for a in range(EDGE) for b in range(EDGE)]
+
+
+def dot_interaction(grouping: Grouping, dim: int, row: Callable, first_row: Callable, write: Callable) -> None:
+    """All groups of one item.
+
+    row(i): prepares vector i >= 1 (i may be an expression) and returns chunk -> 16 of its elements;
+    first_row(): the same for vector 0, x. write(group, value): stores one group's 16 dots.
+    dim: elements per vector, a multiple of 16.
+    """
+    chunks = dim // LANES
+    if grouping.blocks > 1:
+        with T.serial(grouping.blocks - 1) as upper:
+            block_i = upper + 1
+            group = T.bind(block_i * upper // 2)
+            left = [row(block_i * EDGE + a) for a in range(EDGE)]
+            right = [first_row(), *(row(b) for b in range(1, EDGE))]
+            write(group, _dots([(x, y) for x in left for y in right], chunks))
+            with T.serial(upper) as other:
+                block_j = other + 1
+                left = [row(block_i * EDGE + a) for a in range(EDGE)]
+                right = [row(block_j * EDGE + b) for b in range(EDGE)]
+                write(group + block_j, _dots([(x, y) for x in left for y in right], chunks))
+    for at, pairs in enumerate(grouping.rest):
+        used = {i: first_row() if i == 0 else row(i) for i in sorted({i for pair in pairs for i in pair})}
+        write(grouping.num_block_groups + at, _dots([(used[i], used[j]) for i, j in pairs], chunks))
+
+
+def _dots(pairs: list, chunks: int):
+    """The dots of up to 16 pairs of vectors as one vector, lane q for pair q.
+
+    Everything is a bound value, nothing a buffer: accumulators in a buffer were stored to the stack again and again.
+    """
+    sums: list = [None] * len(pairs)
+    for chunk in range(chunks):
+        loaded = {id(v): T.bind(v(chunk)) for v in {id(v): v for pair in pairs for v in pair}.values()}
+        for q, (x, y) in enumerate((loaded[id(x)], loaded[id(y)]) for x, y in pairs):
+            sums[q] = T.bind(x * y if chunk == 0 else fma(x, y, sums[q]))
+    lanes: list = [None] * LANES
+    for q, slot in zip(range(LANES), _slots()):
+        lanes[slot] = sums[q] if q < len(pairs) else zeros()
+    return _sum_lanes(lanes)
+
+
+# One level of the tree: lanes of (a, b), 0..15 of a and 16..31 of b, whose two picks are added.
+_LEVELS = (
+    ([*range(8), *range(24, 32)], [*range(8, 16), *range(16, 24)]),
+    (
+        [0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27],
+        [4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31],
+    ),
+    ([b + o for b in (0, 4, 8, 12) for o in (0, 1, 18, 19)], [b + o for b in (0, 4, 8, 12) for o in (2, 3, 16, 17)]),
+    ([b + o for b in (0, 4, 8, 12) for o in (0, 2, 16, 18)], [b + o for b in (0, 4, 8, 12) for o in (1, 3, 17, 19)]),
+)
+
+
+def _sum_lanes(vectors: list):
+    """16 vectors -> one; its lane l holds the sum over the lanes of vectors[_slots()[l]]."""
+    for first, second in _LEVELS:
+        vectors = [
+            T.bind(T.Shuffle([a, b], first) + T.Shuffle([a, b], second)) for a, b in zip(vectors[::2], vectors[1::2])
+        ]
+    return vectors[0]
+
+
+def _slots() -> list[int]:
+    """Which of the 16 vectors arrives in lane l, found by running the tree on names."""
+    vectors = [[{slot}] * LANES for slot in range(LANES)]
+    for first, second in _LEVELS:
+        vectors = [
+            [(a + b)[x] | (a + b)[y] for x, y in zip(first, second)] for a, b in zip(vectors[::2], vectors[1::2])
+        ]
+    return [next(iter(slots)) for slots in vectors[0]]

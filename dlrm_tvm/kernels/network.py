@@ -1,0 +1,263 @@
+"""The whole DLRM as one function: blocks of items, each carried through all layers while its data is in cache.
+
+    dlrm(dense [B, num_dense] f32, indices [B, T] i64, tables [elements] f32, table_info [2, T] i64,
+         mlp [elements] f32, pred [B] f32)
+
+    for task in parallel(threads):
+        for block of the task's tiles:                # a few tiles of mr items
+            for tile in block:
+                locate the next tile's rows, touch them
+                bottom MLP of this tile, fetching the rest of those rows meanwhile
+                interaction of this tile, straight from the tables, into the top MLP's input
+            top MLP over the block, layer by layer; during its last layer the next block's first rows are fetched
+            pred = sigmoid(last layer)
+
+Rows outside a table or dense values that are not finite give NaN for their item (see gather.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from .dense import Hook, PackedDense, dense_layer, hook_places
+from .gather import RowFetch, Rows, locate_rows
+from .gemv import gemv_layer
+from .interaction import Grouping, dot_interaction
+from .tiles import Tiles
+from .vectors import LANES, fma, load, padded, store, zeros
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """All that the function is made from. Elements are float32; dim is a multiple of 16.
+
+    mr: items per tile; block_tiles: tiles a block has at most; final: the last layer, with one output;
+    skip_zeros: take the kernel for one item (gemv.py); only for a batch of one.
+    """
+
+    batch: int
+    num_dense: int
+    num_tables: int
+    dim: int
+    table_elements: int
+    mlp_elements: int
+    bottom: tuple[PackedDense, ...]
+    grouping: Grouping | None  # None: interaction "cat"
+    top: tuple[PackedDense, ...]
+    final: PackedDense
+    mr: int
+    block_tiles: int
+    fetch: RowFetch
+    skip_zeros: bool
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.batch // self.mr)
+
+    @property
+    def top_columns(self) -> int:
+        if self.grouping is None:
+            return self.dim * (self.num_tables + 1)
+        return self.dim + LANES * self.grouping.num_groups
+
+
+class _Task:
+    """Emits what one thread does; holds the buffers that all its parts share."""
+
+    def __init__(self, plan: NetworkPlan, args: dict, first_tile, tiles) -> None:
+        self.plan, self.args, self.first_tile, self.tiles = plan, args, first_tile, tiles
+        mr, most = plan.mr, min(plan.block_tiles, plan.tiles)
+        widths = [plan.top_columns, *2 * [max([padded(layer.outputs) for layer in plan.top], default=0)]]
+        at = np.cumsum([0, *(most * mr * width for width in widths)]).tolist()
+        bottom_size = mr * max(padded(layer.outputs) for layer in plan.bottom)
+        self.scratch = T.alloc_buffer((at[3] + 2 * bottom_size,), "float32", scope="global")
+        self.top_in = Tiles(self.scratch, at[0], plan.top_columns, mr)
+        self.top_at = at[1:3]
+        self.bottom_at = [at[3], at[3] + bottom_size]
+        self.poison = T.alloc_buffer((most * mr,), "float32", scope="global")
+        offsets = T.alloc_buffer((2 * mr * plan.num_tables,), "int64", scope="global")
+        if plan.skip_zeros:
+            self.live = T.alloc_buffer(
+                (1 + max(layer.inputs for layer in plan.bottom + plan.top),), "int32", scope="global"
+            )
+        self.rows = Rows(offsets, args["tables"], plan.num_tables, mr, plan.dim)
+
+    def run(self) -> None:
+        plan = self.plan
+        self.start(0)
+        blocks = T.bind(T.ceildiv(self.tiles, plan.block_tiles))
+        with T.serial(blocks) as block:
+            begin = T.bind(block * plan.block_tiles)
+            end = T.bind(T.min(begin + plan.block_tiles, self.tiles))
+            with T.serial(end - begin) as tile:
+                half = T.bind(T.bitwise_and(begin + tile, 1))
+                more = T.bind(begin + tile + 1 < self.tiles)
+                with T.If(more), T.Then():
+                    self.start(begin + tile + 1)
+                self.bottom(begin + tile, tile, self.fetching(plan.bottom, 1 - half, more))
+                if plan.grouping is None:
+                    self.concatenate(tile, half)
+                else:
+                    self.interact(tile, half)
+            self.top(begin, end - begin)
+
+    def start(self, tile) -> None:
+        """Locate the rows of a tile, counted from the task's first one, and touch them."""
+        plan, args = self.plan, self.args
+        half = T.bind(T.bitwise_and(tile, 1))
+        locate_rows(
+            self.rows,
+            half,
+            (self.first_tile + tile) * plan.mr,
+            plan.batch,
+            args["dense"],
+            plan.num_dense,
+            args["indices"],
+            args["table_info"],
+            self.poison,
+            tile % plan.block_tiles * plan.mr,
+        )
+        if plan.fetch.every:
+            self.rows.touch(half, plan.fetch)
+
+    def fetching(self, layers, half, condition) -> list:
+        """Per layer the hook that fetches its share of a half's rows; None for each where there is no place for it."""
+        fetch = self.plan.fetch
+        places = [0]
+        for layer in layers:
+            columns = sum(count for _, count, _ in layer.column_tiles)
+            places.append(places[-1] + (columns * hook_places(layer, fetch.every) if fetch.every else 0))
+        if places[-1] == 0:
+            return [None] * len(layers)
+        share = -(-self.rows.per_tile // places[-1])
+
+        def hook(first: int) -> Hook:
+            def emit(place) -> None:
+                with T.If(condition), T.Then():
+                    for number in range(share):
+                        self.rows.fetch_rest(half, (place + first) * share + number, fetch)
+
+            return Hook(emit, fetch.every)
+
+        return [hook(first) for first in places[:-1]]
+
+    def bottom(self, tile, to, hooks: list) -> None:
+        """Bottom MLP of the task's `tile`, into tile `to` of the block."""
+        plan, dense = self.plan, self.args["dense"]
+
+        def source(_, row, block, lane):
+            item = T.min((self.first_tile + tile) * plan.mr + row, plan.batch - 1)
+            return dense[item, block * LANES + lane]
+
+        for at, layer in enumerate(plan.bottom):
+            last = at == len(plan.bottom) - 1
+            out = self.top_in if last else Tiles(self.scratch, self.bottom_at[at % 2], layer.outputs, plan.mr)
+            write = _writer(out, to if last else 0)
+            self.layer(layer, source, write, 1, hooks[at])
+            source = _reader(out)
+
+    def layer(self, layer: PackedDense, source, write, tiles, hook=None) -> None:
+        """One layer of `tiles` tiles; a plan of one item takes the kernel that skips zero inputs."""
+        plan, mlp = self.plan, self.args["mlp"]
+        if plan.skip_zeros:
+            gemv_layer(
+                layer, mlp, lambda k: source(0, 0, 0, k), lambda block, value: write(0, 0, block, value), self.live
+            )
+        else:
+            dense_layer(layer, mlp, plan.mr, source, write, tiles, hook)
+
+    def interact(self, tile, half) -> None:
+        plan = self.plan
+        with T.serial(plan.mr) as item:
+
+            def row(i):
+                at = T.bind(self.rows.at(half, item, i - 1))
+                return lambda chunk: load(self.args["tables"], at + chunk * LANES)
+
+            def first_row():
+                return lambda chunk: load(self.scratch, self.top_in.index(tile, item, chunk))
+
+            def write(group, value) -> None:
+                store(self.scratch, self.top_in.index(tile, item, plan.dim // LANES + group), value)
+
+            dot_interaction(plan.grouping, plan.dim, row, first_row, write)
+
+    def concatenate(self, tile, half) -> None:
+        plan = self.plan
+        chunks = plan.dim // LANES
+        with T.serial(plan.mr) as item, T.serial(plan.num_tables) as table:
+            at = T.bind(self.rows.at(half, item, table))
+            for chunk in range(chunks):
+                block = (table + 1) * chunks + chunk
+                store(self.scratch, self.top_in.index(tile, item, block), load(self.args["tables"], at + chunk * LANES))
+
+    def top(self, begin, tiles) -> None:
+        """Top MLP of the block of `tiles` tiles from the task's tile `begin` on."""
+        plan, source = self.plan, self.top_in
+        for at, layer in enumerate(plan.top):
+            out = Tiles(self.scratch, self.top_at[at % 2], layer.outputs, plan.mr)
+            self.layer(layer, _reader(source), _writer(out), tiles)
+            source = out
+        with T.serial(tiles) as tile:
+            self.final(begin + tile, tile, source)
+
+    def final(self, of, tile, source: Tiles) -> None:
+        """One output per item of the task's tile `of`: 16 partial sums per item in lanes, then a horizontal sum; no column is padding."""
+        plan, mlp = self.plan, self.args["mlp"]
+        layer = plan.final
+        blocks = padded(layer.inputs) // LANES
+        acc = T.alloc_buffer((plan.mr * LANES,), "float32", scope="local")
+        for row in range(plan.mr):
+            store(acc, row * LANES, zeros())
+        with T.serial(blocks) as block:
+            w = T.bind(load(mlp, layer.weight_at + block * LANES))
+            for row in range(plan.mr):
+                x = load(source.buffer, source.index(tile, row, block))
+                store(acc, row * LANES, fma(x, w, load(acc, row * LANES)))
+        for row in range(plan.mr):
+            z = T.bind(
+                T.call_llvm_pure_intrin(
+                    "float32", "llvm.vector.reduce.fadd.v16f32", mlp[layer.bias_at], load(acc, row * LANES)
+                )
+            )
+            value = z
+            if layer.activation == "sigmoid":
+                value = T.float32(1) / (T.float32(1) + T.exp(T.float32(0) - z))
+            elif layer.activation == "relu":
+                value = T.max(z, T.float32(0))
+            item = T.bind((self.first_tile + of) * plan.mr + row)
+            with T.If(item < plan.batch), T.Then():
+                T.buffer_store(self.args["pred"], value + self.poison[tile * plan.mr + row], [item])
+
+
+def _reader(tiles: Tiles):
+    return lambda tile, row, block, lane: tiles.buffer[tiles.index(tile, row, block, lane)]
+
+
+def _writer(tiles: Tiles, first_tile=0):
+    return lambda tile, row, block, value: store(tiles.buffer, tiles.index(tile + first_tile, row, block), value)
+
+
+def network(plan: NetworkPlan):
+    """The plan as a TIR function named `dlrm`."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("dlrm")
+        T.func_attr({"tirx.noalias": True})
+        args = {
+            "dense": T.arg("dense", T.buffer((plan.batch, plan.num_dense), "float32")),
+            "indices": T.arg("indices", T.buffer((T.int64(plan.batch), plan.num_tables), "int64")),
+            "tables": T.arg("tables", T.buffer((T.int64(plan.table_elements),), "float32")),
+            "table_info": T.arg("table_info", T.buffer((2, plan.num_tables), "int64")),
+            "mlp": T.arg("mlp", T.buffer((plan.mlp_elements,), "float32")),
+            "pred": T.arg("pred", T.buffer((plan.batch,), "float32")),
+        }
+        threads = T.bind(T.min(T.call_packed("runtime.NumThreads"), plan.tiles))
+        with T.parallel(threads) as thread:
+            first = T.bind(thread * plan.tiles // threads)
+            tiles = T.bind((thread + 1) * plan.tiles // threads - first)
+            _Task(plan, args, first, tiles).run()
+    return builder.get()

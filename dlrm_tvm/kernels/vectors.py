@@ -1,0 +1,46 @@
+"""The few vector expressions that every kernel is written in: 16 float32 lanes, one AVX-512 register.
+
+Everything here is an expression or a statement of TVM's IRBuilder; nothing knows what a DLRM is. Scalar meaning of
+each, for l in range(16):  load(b, i)[l] = b[i+l];  fma(x, y, z)[l] = x[l]*y[l] + z[l], rounded once.
+"""
+
+from __future__ import annotations
+
+from tvm.tirx.script.builder import ir as T
+
+LANES = 16
+
+
+def padded(width: int) -> int:
+    """width rounded up to whole vectors: what it takes in a tile or a packed matrix."""
+    return -(-width // LANES) * LANES
+
+
+def load(buffer, index):
+    return buffer[T.ramp(index, 1, LANES)]
+
+
+def store(buffer, index, value) -> None:
+    T.buffer_store(buffer, value, [T.ramp(index, 1, LANES)])
+
+
+def broadcast(scalar):
+    return T.broadcast(scalar, LANES)
+
+
+def fma(x, y, z):
+    """x*y + z as one instruction. The intrinsic, not `x*y + z`: whether LLVM fuses that is up to its flags."""
+    return T.call_llvm_pure_intrin("float32x16", "llvm.fma.v16f32", x, y, z)
+
+
+def zeros():
+    return broadcast(T.float32(0))
+
+
+def maximum(x, y):
+    return T.max(x, y)
+
+
+def prefetch(buffer, index, locality: int) -> None:
+    """Ask for the cache line of buffer[index]; locality 3 is prefetcht0 (L1), 2 is t1 (L2), 1 is t2, 0 is nta."""
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", T.address_of(buffer[index]), 0, locality, 1))

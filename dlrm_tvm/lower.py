@@ -1,0 +1,110 @@
+"""Dlrm -> library: the whole lowering as one list of phases, each dumped on request.
+
+    plan     schedules chosen, weights packed                      (plan.py, schedules.py)
+    tir      one TIR function for the network                      (kernels/network.py)
+    relax    `main` that calls it, with the peak loops beside it
+    build    TVM's own passes and LLVM
+
+or, without tuned schedules, TVM's operators and default code generation in place of the first three (plain.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from .artifact import ParameterSource
+from .errors import UserError
+from .kernels.network import NetworkPlan, network
+from .kernels.peak import FLOPS_PER_ROUND, peak_fma, stream_read
+from .model import Dlrm
+from .plain import plain_network
+from .plan import mlp_source, plan_network, table_sources
+from .schedules import NetworkSchedule
+from .target import CpuTarget
+
+INPUTS = ("dense", "indices")
+OUTPUTS = ("pred",)
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """executable: ready to be exported; sources: its parameters in the order of main's arguments."""
+
+    executable: relax.VMExecutable
+    sources: tuple[ParameterSource, ...]
+    peak_flops_per_round: int = FLOPS_PER_ROUND
+
+
+@dataclass(frozen=True)
+class Dump:
+    """Writes the IR after each phase to `directory`; None writes nothing."""
+
+    directory: Path | None
+
+    def write(self, phase: str, text) -> None:
+        """text: a function, so that nothing is printed for nothing."""
+        if self.directory is not None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            (self.directory / phase).write_text(text())
+
+
+def lower_tuned(
+    model: Dlrm, batch: int, schedule: NetworkSchedule, dense_schedule, target: CpuTarget, dump: Dump
+) -> Lowered:
+    """Our kernels. Raises UserError where the target lacks AVX-512."""
+    if not target.has("avx512f"):
+        raise UserError(
+            f"{target.cpu} has no AVX-512, which the tuned kernels are made of. "
+            "Compile with --tuning-log-file none, or --target-cpu of a CPU that has it."
+        )
+    planned = plan_network(model, batch, schedule, dense_schedule)
+    dump.write("1_plan.txt", lambda: f"{planned.plan}\n")
+    function = network(planned.plan)
+    dump.write("2_tir.py", lambda: function.script())
+    module = _with_peak(_relax_main(planned.plan, function), planned.mlp.size)
+    return _build(module, planned.mlp, model, target, dump)
+
+
+def lower_plain(model: Dlrm, batch: int, target: CpuTarget, dump: Dump) -> Lowered:
+    """TVM's default code generation, no schedules of ours."""
+    module, mlp = plain_network(model, batch)
+    return _build(_with_peak(module, mlp.size), mlp, model, target, dump)
+
+
+def _relax_main(plan: NetworkPlan, function) -> tvm.IRModule:
+    builder = relax.BlockBuilder()
+    dlrm = builder.add_func(function.without_attr("global_symbol"), "dlrm")
+    shapes = {
+        "dense": ((plan.batch, plan.num_dense), "float32"),
+        "indices": ((plan.batch, plan.num_tables), "int64"),
+        "tables": ((plan.table_elements,), "float32"),
+        "table_info": ((2, plan.num_tables), "int64"),
+        "mlp": ((plan.mlp_elements,), "float32"),
+    }
+    arguments = [relax.Var(name, relax.TensorType(*shape)) for name, shape in shapes.items()]
+    with builder.function("main", arguments):
+        with builder.dataflow():
+            pred = relax.call_tir(dlrm, arguments, out_ty=relax.TensorType((plan.batch,), "float32"))
+            out = builder.emit_output(pred)
+        builder.emit_func_output(out)
+    return builder.get()
+
+
+def _with_peak(module: tvm.IRModule, mlp_elements: int) -> tvm.IRModule:
+    """The loops that measure the hardware travel with the library, so that measuring needs no compiler."""
+    for function in (peak_fma(), stream_read(mlp_elements)):
+        name = function.attrs["global_symbol"]
+        module[name] = function
+    return module
+
+
+def _build(module: tvm.IRModule, mlp: np.ndarray, model: Dlrm, target: CpuTarget, dump: Dump) -> Lowered:
+    dump.write("3_relax.py", lambda: module.script())
+    executable = relax.build(module, target=target.tvm_target)
+    dump.write("4_assembly.s", lambda: executable.mod.imports[0].inspect_source("asm"))
+    return Lowered(executable, (*table_sources(model), mlp_source(mlp)))

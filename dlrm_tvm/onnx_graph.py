@@ -1,0 +1,195 @@
+"""An ONNX file as a graph: its nodes, its inputs, its constants. Knows nothing of a DLRM.
+
+Constants are read when asked for. One that lies in a file of its own (external data) is a read-only memory map of
+that file and is never loaded, so a graph with 100 GB of tables opens in milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+
+from .errors import UserError
+
+ADVICE = "Pass a DLRM as facebookresearch/dlrm exports it (dlrm_s_pytorch.py --save-onnx)."
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a graph; dims: a size, or None where the graph leaves it open."""
+
+    name: str
+    dtype: np.dtype
+    dims: tuple[int | None, ...]
+
+
+class OnnxGraph:
+    """The graph of the file at `path`. Raises UserError for a file that is missing, damaged or not ONNX."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        model = _parse(self.path)
+        self.proto = model.graph
+        self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._tensors = self._initializers | dict(_constant_nodes(model.graph))
+        self._arrays: dict[str, np.ndarray] = {}
+
+    @cached_property
+    def nodes(self) -> list[onnx.NodeProto]:
+        """The nodes that the output depends on, in the file's order."""
+        return live_nodes(self.proto.node, [self.output])
+
+    @cached_property
+    def inputs(self) -> tuple[Input, ...]:
+        """What a caller feeds: old files list their weights as inputs too, which are left out here."""
+        return tuple(self._input(value) for value in self.proto.input if value.name not in self._initializers)
+
+    @cached_property
+    def used_names(self) -> set[str]:
+        return {name for node in self.nodes for name in names_read(node)}
+
+    @property
+    def output(self) -> str:
+        names = [value.name for value in self.proto.output]
+        if len(names) != 1:
+            raise UserError(f"{self.path}: the graph has outputs {names}; a DLRM has one, its prediction. {ADVICE}")
+        return names[0]
+
+    def producer(self, name: str) -> onnx.NodeProto | None:
+        return next((node for node in self.nodes if name in node.output), None)
+
+    def constant(self, name: str) -> np.ndarray | None:
+        """The initializer or Constant node called `name`, the same array each time; None where there is none."""
+        if name not in self._arrays and name in self._tensors:
+            self._arrays[name] = self.array(self._tensors[name])
+        return self._arrays.get(name)
+
+    def array(self, tensor: onnx.TensorProto) -> np.ndarray:
+        """A tensor of this file as an array: a memory map (external data), or a view of the bytes in the file."""
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            return self._memory_map(tensor)
+        dtype, shape = self._dtype(tensor), tuple(tensor.dims)
+        if not tensor.HasField("raw_data"):
+            return _typed_data(tensor, self.path)
+        data, wanted = tensor.raw_data, math.prod(shape) * dtype.itemsize
+        if len(data) != wanted:
+            raise UserError(
+                f"{self.path}: tensor {tensor.name} of shape {shape} holds {len(data)} bytes, {wanted} wanted. "
+                "Export the model again."
+            )
+        return np.frombuffer(data, dtype.newbyteorder("<")).reshape(shape)
+
+    def refusal(self, node: onnx.NodeProto | None, reason: str) -> UserError:
+        """The error for a graph that is no DLRM: which node, and why."""
+        where = f"node {label(node)} " if node is not None else ""
+        return UserError(f"{self.path}: {where}{reason}. {ADVICE}")
+
+    def _memory_map(self, tensor: onnx.TensorProto) -> np.ndarray:
+        fields = {entry.key: entry.value for entry in tensor.external_data}
+        dtype, shape = self._dtype(tensor), tuple(tensor.dims)
+        wanted = math.prod(shape) * dtype.itemsize
+        offset, length = (int(fields.get(key) or default) for key, default in (("offset", 0), ("length", wanted)))
+        data = self.path.parent / fields.get("location", "")
+        # An ONNX file is data from elsewhere: it may not name files outside its own folder.
+        if not data.resolve().is_relative_to(self.path.parent.resolve()):
+            raise UserError(
+                f"{self.path}: tensor {tensor.name} lies in {data}, outside the model's folder. Move it in."
+            )
+        if not data.is_file():
+            raise UserError(f"{self.path}: tensor {tensor.name} wants the file {data}, which is missing. Put it there.")
+        if length != wanted or offset + wanted > data.stat().st_size:
+            raise UserError(
+                f"{data}: {min(length, max(data.stat().st_size - offset, 0))} bytes for tensor {tensor.name} of shape "
+                f"{shape}, {wanted} wanted. Copy the file again, it may be truncated."
+            )
+        if wanted == 0:
+            return np.empty(shape, dtype)
+        return np.memmap(data, dtype=dtype.newbyteorder("<"), mode="r", offset=offset, shape=shape)
+
+    def _dtype(self, tensor: onnx.TensorProto) -> np.dtype:
+        try:
+            return onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        except (KeyError, TypeError):
+            raise UserError(
+                f"{self.path}: tensor {tensor.name} has the unknown type {tensor.data_type}. Export the model again."
+            ) from None
+
+    def _input(self, value: onnx.ValueInfoProto) -> Input:
+        declared = value.type.tensor_type
+        if not declared.HasField("shape") or not declared.elem_type:
+            raise UserError(f"{self.path}: input {value.name} is no tensor of known rank. {ADVICE}")
+        dims = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in declared.shape.dim)
+        return Input(value.name, onnx.helper.tensor_dtype_to_np_dtype(declared.elem_type), dims)
+
+
+def label(node: onnx.NodeProto) -> str:
+    """How messages call a node: its name where it has one, else what it makes."""
+    return f"{node.name} ({node.op_type})" if node.name else f"{node.op_type} that makes {node.output[0]!r}"
+
+
+def live_nodes(nodes: Iterable[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
+    """Those of `nodes` that `outputs` depend on, in their order."""
+    wanted, live = set(outputs), []
+    for node in reversed(list(nodes)):
+        if wanted.intersection(node.output):
+            live.append(node)
+            wanted.update(names_read(node))
+    return live[::-1]
+
+
+def names_read(node: onnx.NodeProto) -> Iterator[str]:
+    """All names that a node reads, those that its inner graphs (a Loop's body) read from around it included."""
+    yield from node.input
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            for inner in attribute.g.node:
+                yield from names_read(inner)
+            yield from (value.name for value in attribute.g.output)
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    if not path.exists():
+        raise UserError(f"{path}: no such file; an ONNX model was wanted. Check --onnx-model.")
+    if not path.is_file():
+        raise UserError(f"{path}: not a file; an ONNX model was wanted. Name the .onnx file inside it.")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: an empty file; an ONNX model was wanted. Export or download it again.")
+    try:
+        model = onnx.load_model(path, format="protobuf", load_external_data=False)
+    except DecodeError:
+        raise UserError(f"{path}: not an ONNX model, or a truncated one. Export or download it again.") from None
+    if not model.graph.node or not model.graph.output or not model.opset_import:
+        raise UserError(f"{path}: holds no ONNX graph, or is truncated. Export or download it again.")
+    _check_single_assignment(model.graph, path)
+    return model
+
+
+def _constant_nodes(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    for node in graph.node:
+        if node.op_type == "Constant" and [attribute.name for attribute in node.attribute] == ["value"]:
+            yield node.output[0], node.attribute[0].t
+
+
+def _check_single_assignment(graph: onnx.GraphProto, path: Path) -> None:
+    made: set[str] = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        for name in filter(None, node.output):
+            if name in made:
+                raise UserError(f"{path}: node {label(node)} makes {name!r}, which is made already. {ADVICE}")
+            made.add(name)
+
+
+def _typed_data(tensor: onnx.TensorProto, path: Path) -> np.ndarray:
+    """The values of a tensor that keeps them in typed fields (float_data, int64_data) in place of raw bytes."""
+    try:
+        return onnx.numpy_helper.to_array(tensor)
+    except (ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: tensor {tensor.name} cannot be read: {reason}. Export the model again.") from None

@@ -1,0 +1,90 @@
+"""Model + schedules -> what the kernels are made from: a NetworkPlan and the packed weights it points into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .artifact import ParameterSource
+from .kernels.dense import DenseSchedule, PackedDense
+from .kernels.network import NetworkPlan
+from .kernels.packing import Packer, pack_bias, pack_weight, top_columns
+from .kernels.vectors import LANES, padded
+from .model import Dense, Dlrm
+from .schedules import NetworkSchedule
+
+ScheduleOf = Callable[[str, int, int], DenseSchedule]  # activation, inputs, outputs
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedNetwork:
+    """plan: what the network kernel is emitted from; mlp: flat float32 array of all packed weights and biases."""
+
+    plan: NetworkPlan
+    mlp: np.ndarray
+
+
+def plan_network(model: Dlrm, batch: int, schedule: NetworkSchedule, dense_schedule: ScheduleOf) -> PlannedNetwork:
+    """Pack the MLPs for these schedules, the first top layer's inputs in the order in which our interaction writes."""
+    packer = Packer()
+
+    def pack(layer: Dense, columns: np.ndarray) -> PackedDense:
+        chosen = dense_schedule(layer.activation, len(columns), layer.outputs)
+        weight_at = packer.add(pack_weight(layer.weight, chosen.nr, columns))
+        return PackedDense(
+            len(columns), layer.outputs, layer.activation, weight_at, packer.add(pack_bias(layer)), chosen
+        )
+
+    bottom = tuple(pack(layer, np.arange(layer.inputs)) for layer in model.bottom)
+    columns, grouping = top_columns(model)
+    top = []
+    for layer in model.top[:-1]:
+        top.append(pack(layer, columns))
+        columns = np.arange(layer.outputs)
+    final = _pack_final(packer, model.top[-1], columns)
+    mlp = packer.finish()
+    plan = NetworkPlan(
+        batch=batch,
+        num_dense=model.num_dense,
+        num_tables=len(model.tables),
+        dim=padded(model.dim),
+        table_elements=sum(table.num_rows for table in model.tables) * padded(model.dim),
+        mlp_elements=mlp.size,
+        bottom=bottom,
+        grouping=grouping,
+        top=tuple(top),
+        final=final,
+        mr=schedule.mr,
+        block_tiles=schedule.block_tiles,
+        fetch=schedule.fetch,
+        skip_zeros=batch == 1,
+    )
+    return PlannedNetwork(plan, mlp)
+
+
+def _pack_final(packer: Packer, layer: Dense, columns: np.ndarray) -> PackedDense:
+    """The layer of one output lies as one row, in whole vectors: it is a dot product, not a tile."""
+    row = np.zeros(padded(len(columns)), np.float32)
+    used = np.flatnonzero(columns >= 0)
+    row[used] = layer.weight[0, columns[used]]
+    weight_at = packer.add(row)
+    bias_at = packer.add(np.resize(layer.bias, LANES).astype(np.float32))
+    return PackedDense(len(columns), 1, layer.activation, weight_at, bias_at, DenseSchedule(LANES, 1))
+
+
+def table_sources(model: Dlrm) -> list[ParameterSource]:
+    """The tables one after another, rows widened to whole vectors, and where each begins."""
+    dim = padded(model.dim)
+    rows = [table.num_rows for table in model.tables]
+    starts = np.cumsum([0, *rows[:-1]]) * dim
+    info = np.stack([starts, rows]).astype(np.int64)
+    return [
+        ParameterSource("tables", "float32", (sum(rows) * dim,), tuple(t.rows for t in model.tables), row_columns=dim),
+        ParameterSource("table_info", "int64", info.shape, (info,)),
+    ]
+
+
+def mlp_source(mlp: np.ndarray) -> ParameterSource:
+    return ParameterSource("mlp", "float32", mlp.shape, (mlp,))

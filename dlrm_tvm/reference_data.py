@@ -1,0 +1,261 @@
+"""Data to score a model with: inputs, and whatever is known of their outputs, read in chunks.
+
+    kind                     keys or records                                            reference  labels
+    MLPerf-style npz         X_int [N,13] log(1+x), X_cat [N,26], torch_res, target     yes        yes
+    the graph's own inputs   dense_x, indices (as the ONNX graph names them), pred      yes        no
+    Criteo npz (day_23)      X_int raw counts, X_cat, y                                 no         yes
+    Criteo binary            40 int32: label, 13 counts, 26 categories                  no         yes
+
+The kind is told by content, not by the file's name. Criteo files are what facebookresearch/dlrm leaves:
+`data_utils.py` sets negative counts to 0 and saves float64 arrays, `data_loader_terabyte.py` takes log(x + 1) in
+float32 and writes the binary. MLPerf's test set is the first half of day 23, 89,137,319 items: all of
+terabyte_processed_test.bin, but only the head of day_23_reordered.npz (--max-items 89137319).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from .errors import UserError
+from .npz_stream import NpyHeader, NpzStream, is_npz, read_headers
+
+if TYPE_CHECKING:
+    from .artifact import ModelCard
+
+CHUNK_ITEMS = 32768
+
+_MLPERF_KEYS = ("X_int", "X_cat", "torch_res", "target")
+_CRITEO_KEYS = ("X_int", "X_cat", "y")
+_CRITEO_DENSE, _CRITEO_TABLES = 13, 26
+_RECORD_INTS = 1 + _CRITEO_DENSE + _CRITEO_TABLES
+_RECORD_BYTES = 4 * _RECORD_INTS
+_FINGERPRINT_KEY = "model_fingerprint"
+
+
+class Chunk(NamedTuple):
+    """dense [n, D] float32, indices [n, T] int64, reference [n] float32 or None, labels [n] uint8 0/1 or None."""
+
+    dense: np.ndarray
+    indices: np.ndarray
+    reference: np.ndarray | None
+    labels: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class ReferenceData:
+    """An opened file; iterating reads it from the start, checked, `CHUNK_ITEMS` items at a time.
+
+    Iterating raises UserError for values the model cannot take: an index outside its table (table, item, value),
+    a dense value that is not finite, a label that is not 0 or 1.
+    """
+
+    path: Path
+    kind: str
+    num_items: int
+    has_reference: bool
+    has_labels: bool
+    _card: ModelCard
+    _read: Callable[[int], Iterator[Chunk]]
+
+    def __iter__(self) -> Iterator[Chunk]:
+        start = 0
+        for chunk in self._read(self.num_items):
+            _check_values(self.path, self._card, chunk, start)
+            yield chunk
+            start += len(chunk.dense)
+
+
+def open_reference(
+    path: str | Path, card: ModelCard, *, max_items: int | None = None, outputs_wanted: bool = True
+) -> ReferenceData:
+    """Recognise the file and check keys, shapes and dtypes against the model; no values are read yet.
+
+    max_items: read at most so many. outputs_wanted: refuse outputs recorded for another model; without it the inputs
+    of such a file may be read. Raises UserError for anything that does not fit; OSError for a missing file.
+    """
+    path = Path(path)
+    if max_items is not None and max_items < 1:
+        raise UserError(f"--max-items {max_items}: give at least 1.")
+    if not is_npz(path):
+        data = _open_binary(path, card)
+    else:
+        headers = read_headers(path)
+        graph_keys = {card.graph_inputs.dense, *card.graph_inputs.indices, "pred"}
+        if outputs_wanted:
+            _check_fingerprint(path, headers, card)
+        if headers.keys() & {*_MLPERF_KEYS, *_CRITEO_KEYS}:
+            data = _open_mlperf(path, headers, card)
+        elif headers.keys() & graph_keys:
+            data = _open_graph_inputs(path, headers, card)
+        else:
+            raise UserError(
+                f"{path}: keys {', '.join(headers) or 'none'}; want {', '.join(_MLPERF_KEYS)}, or "
+                f"{', '.join(_CRITEO_KEYS)}, or the model's inputs {', '.join(sorted(graph_keys))}."
+            )
+    if not data.num_items:
+        raise UserError(f"{path}: holds no items.")
+    return replace(data, num_items=min(data.num_items, max_items or data.num_items))
+
+
+def read_inputs(path: str | Path, card: ModelCard, max_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first `max_items` items' inputs, or all: dense [n, D] float32, indices [n, T] int64, checked."""
+    chunks = list(open_reference(path, card, max_items=max_items, outputs_wanted=False))
+    return np.concatenate([c.dense for c in chunks]), np.concatenate([c.indices for c in chunks])
+
+
+def _open_mlperf(path: Path, headers: dict[str, NpyHeader], card: ModelCard) -> ReferenceData:
+    """X_int and X_cat with either torch_res and target, or, as Criteo's preprocessing leaves it, y."""
+    is_criteo = "y" in headers and not headers.keys() & {"torch_res", "target"}
+    keys = _CRITEO_KEYS if is_criteo else _MLPERF_KEYS
+    _require_keys(path, headers, keys)
+    num_items = headers["X_int"].num_rows
+    # Raw counts come as integers or float64; log(1 + x) never comes as integers, so those would be counts.
+    _require(path, "X_int", headers, (num_items, card.num_dense), kinds="iuf" if is_criteo else "f")
+    _require(path, "X_cat", headers, (num_items, len(card.table_rows)), kinds="iuf" if is_criteo else "iu")
+    for key in keys[2:]:
+        _require(path, key, headers, (num_items,), kinds="f" if key == "torch_res" else "iufb")
+
+    def read(limit: int) -> Iterator[Chunk]:
+        with NpzStream(path, keys) as stream:
+            for start in range(0, limit, CHUNK_ITEMS):
+                rows = stream.next_rows(min(CHUNK_ITEMS, limit - start))
+                dense = log_counts(rows["X_int"]) if is_criteo else rows["X_int"].astype(np.float32)
+                reference = None if is_criteo else rows["torch_res"].reshape(-1).astype(np.float32)
+                labels = _as_labels(path, keys[-1], rows[keys[-1]].reshape(-1), start)
+                yield Chunk(dense, _as_indices(path, rows["X_cat"], start), reference, labels)
+
+    kind = "Criteo npz (raw counts)" if is_criteo else "MLPerf-style npz"
+    return ReferenceData(path, kind, num_items, not is_criteo, True, card, read)
+
+
+def _open_binary(path: Path, card: ModelCard) -> ReferenceData:
+    num_bytes = path.stat().st_size
+    if not num_bytes or num_bytes % _RECORD_BYTES:
+        raise UserError(
+            f"{path}: {num_bytes} bytes; want an npz, or Criteo records of 40 int32 ({_RECORD_BYTES} bytes)."
+        )
+    if (card.num_dense, len(card.table_rows)) != (_CRITEO_DENSE, _CRITEO_TABLES):
+        raise UserError(
+            f"{path}: Criteo records have {_CRITEO_DENSE} dense values and {_CRITEO_TABLES} categories; "
+            f"the model takes {card.num_dense} and {len(card.table_rows)}. Use data made for this model."
+        )
+
+    def read(limit: int) -> Iterator[Chunk]:
+        records = np.memmap(path, "<i4", "r").reshape(-1, _RECORD_INTS)
+        for start in range(0, limit, CHUNK_ITEMS):
+            rows = records[start : min(start + CHUNK_ITEMS, limit)]
+            labels = _as_labels(path, "label", rows[:, 0], start)
+            counts, categories = rows[:, 1 : 1 + _CRITEO_DENSE], rows[:, 1 + _CRITEO_DENSE :]
+            yield Chunk(log_counts(counts), categories.astype(np.int64), None, labels)
+
+    return ReferenceData(path, "Criteo binary", num_bytes // _RECORD_BYTES, False, True, card, read)
+
+
+def _open_graph_inputs(path: Path, headers: dict[str, NpyHeader], card: ModelCard) -> ReferenceData:
+    """What an export was checked with; small, so read whole. One index per bag."""
+    names = card.graph_inputs
+    num_tables = len(card.table_rows)
+    _require_keys(path, headers, (names.dense, *names.indices, "pred"))
+    num_items = headers[names.dense].num_rows
+    _require(path, names.dense, headers, (num_items, card.num_dense), kinds="f")
+    stacked = len(names.indices) == 1 and len(headers[names.indices[0]].shape) == 2
+    shape = (num_tables, num_items) if stacked else (num_items,)
+    for name in names.indices:
+        if headers[name].shape[-1:] != shape[-1:]:
+            raise _bags(path, f"{name} has {headers[name].shape[-1:]} indices per table for {num_items} items")
+        _require(path, name, headers, shape, kinds="iu")
+    _require(path, "pred", headers, (num_items,), kinds="f")
+
+    def read(limit: int) -> Iterator[Chunk]:
+        with np.load(path) as arrays:
+            offsets = arrays[names.offsets] if names.offsets in headers else np.arange(num_items)
+            if offsets.shape[-1] != num_items or (offsets != np.arange(num_items)).any():
+                raise _bags(path, f"{names.offsets} are not 0, 1, 2, ..")
+            columns = arrays[names.indices[0]] if stacked else np.stack([arrays[name] for name in names.indices])
+            dense, pred = arrays[names.dense].astype(np.float32), arrays["pred"].reshape(-1).astype(np.float32)
+        indices = np.ascontiguousarray(columns.T, dtype=np.int64)
+        for start in range(0, limit, CHUNK_ITEMS):
+            part = slice(start, min(start + CHUNK_ITEMS, limit))
+            yield Chunk(dense[part], indices[part], pred[part], None)
+
+    return ReferenceData(path, "the graph's own inputs", num_items, True, False, card, read)
+
+
+def log_counts(counts: np.ndarray) -> np.ndarray:
+    """MLPerf's dense features: log(1 + x) in float32, negative counts taken as 0 (see the module's docstring)."""
+    return np.log(np.maximum(counts, 0).astype(np.float32) + np.float32(1))
+
+
+def _as_indices(path: Path, categories: np.ndarray, start: int) -> np.ndarray:
+    """Row numbers as int64; dlrm's own files hold them as float64, of which only whole numbers are row numbers."""
+    with np.errstate(invalid="ignore"):
+        indices = categories.astype(np.int64)
+    if categories.dtype.kind == "f" and (indices != categories).any():
+        item, table = np.argwhere(indices != categories)[0]
+        raise UserError(
+            f"{path}: X_cat of item {start + item}, table {table} is {categories[item, table]}, not a row number."
+        )
+    return indices
+
+
+def _as_labels(path: Path, key: str, labels: np.ndarray, start: int) -> np.ndarray:
+    odd = np.flatnonzero((labels != 0) & (labels != 1))
+    if len(odd):
+        raise UserError(f"{path}: {key} of item {start + odd[0]} is {labels[odd[0]]}; labels are 0 or 1.")
+    return labels.astype(np.uint8)
+
+
+def _check_values(path: Path, card: ModelCard, chunk: Chunk, start: int) -> None:
+    outside = (chunk.indices < 0) | (chunk.indices >= np.array(card.table_rows))
+    if outside.any():
+        item, table = np.argwhere(outside)[0]
+        raise UserError(
+            f"{path}: item {start + item} takes row {chunk.indices[item, table]} of table {table} "
+            f"({card.table_names[table]}), which has {card.table_rows[table]} rows. Use data made for this model."
+        )
+    if not np.isfinite(chunk.dense).all():
+        item, column = np.argwhere(~np.isfinite(chunk.dense))[0]
+        value = chunk.dense[item, column]
+        raise UserError(f"{path}: dense value {column} of item {start + item} is {value}; want finite numbers.")
+    if chunk.reference is not None and not np.isfinite(chunk.reference).all():
+        item = np.flatnonzero(~np.isfinite(chunk.reference))[0]
+        raise UserError(f"{path}: the reference output of item {start + item} is {chunk.reference[item]}.")
+
+
+def _check_fingerprint(path: Path, headers: dict[str, NpyHeader], card: ModelCard) -> None:
+    if _FINGERPRINT_KEY not in headers:
+        return
+    with np.load(path) as arrays:
+        recorded = str(arrays[_FINGERPRINT_KEY])
+    if recorded != card.fingerprint:
+        raise UserError(
+            f"{path}: its outputs were recorded for another model (fingerprint {recorded[:12]}); the library holds "
+            f"{card.name} ({card.fingerprint[:12]}). Give --ref-data recorded for {card.name}."
+        )
+
+
+def _require_keys(path: Path, headers: dict[str, NpyHeader], keys: tuple[str, ...]) -> None:
+    missing = [key for key in keys if key not in headers]
+    if missing:
+        raise UserError(f"{path}: lacks {', '.join(missing)}; has {', '.join(headers)}, want {', '.join(keys)}.")
+
+
+def _require(path: Path, key: str, headers: dict[str, NpyHeader], shape: tuple[int, ...], *, kinds: str) -> None:
+    """Shape and dtype of one array; an [N] array may come as [N, 1]."""
+    header = headers[key]
+    if header.shape != shape and not (len(shape) == 1 and header.shape == (*shape, 1)):
+        raise UserError(f"{path}: {key} has shape {list(header.shape)}; this model and file need {list(shape)}.")
+    # float32 cannot hold the row numbers of the big tables.
+    narrow = kinds == "iuf" and header.dtype.kind == "f" and header.dtype.itemsize < 8
+    if header.dtype.kind not in kinds or narrow:
+        wanted = {"f": "floating point", "iu": "integers", "iuf": "integers or float64", "iufb": "numbers"}[kinds]
+        raise UserError(f"{path}: {key} is {header.dtype}; want {wanted}.")
+
+
+def _bags(path: Path, found: str) -> UserError:
+    return UserError(f"{path}: {found}: bags are not supported yet; want one index per table and item.")

@@ -1,0 +1,234 @@
+"""Results of a multi-instance run -> lines for people, one JSON object for programs. One schema gives both.
+
+    items_per_s    = batches_per_s x batch_size
+    gflops         = items_per_s x 2 x the model's multiply-adds per item
+    peak_fraction  = gflops / the larger peak of these very cores, measured right before and right after
+
+MB are 10^6 bytes. What it does not know: accuracy, power, and what the model would do behind a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .memory import MemoryUse
+from .metrics import percentiles_ms
+from .topology import format_cpu_list
+from .window import Measurement
+
+if TYPE_CHECKING:
+    from .artifact import Manifest, ModelCard
+
+# MLPerf Inference's DLRM sample is a query of 100 to 700 user-item pairs; its fixed draw averages 270.06.
+MLPERF_ITEMS_PER_SAMPLE = 270.06
+
+
+@dataclass(frozen=True, eq=False)
+class RunReport:
+    """Everything known after a run. Per instance: cores, peaks, memory, streams; peaks in GFLOP/s, streams in GB/s.
+
+    peak_after_gflops and stream_gbps are empty where that phase was not run.
+    """
+
+    manifest: Manifest
+    library: str
+    cores: tuple[tuple[int, ...], ...]
+    measurement: Measurement
+    memory: Sequence[MemoryUse]
+    peak_before_gflops: Sequence[float]
+    peak_after_gflops: Sequence[float]
+    stream_gbps: Sequence[float]
+    warnings: Sequence[str]
+    environment: dict[str, object]
+    interrupted: bool
+
+    @property
+    def items_per_s(self) -> float:
+        return self.measurement.total_batches_per_s * self.manifest.batch_size
+
+    @property
+    def gflops(self) -> float:
+        return self.items_per_s * self.manifest.model.flops_per_item / 1e9
+
+    @property
+    def peak_gflops(self) -> float:
+        return max(sum(self.peak_before_gflops), sum(self.peak_after_gflops))
+
+    @property
+    def peak_fraction(self) -> float:
+        return self.gflops / self.peak_gflops
+
+    @property
+    def mlperf_qps(self) -> float:
+        return self.items_per_s / MLPERF_ITEMS_PER_SAMPLE
+
+    @property
+    def latency_ms(self) -> dict[str, float]:
+        return percentiles_ms(np.concatenate(self.measurement.latencies_ns))
+
+    @property
+    def pss_bytes(self) -> int:
+        return sum(use.pss_bytes for use in self.memory)
+
+    @property
+    def private_bytes(self) -> int:
+        return sum(use.private_bytes for use in self.memory)
+
+    @property
+    def streamed_fraction(self) -> float | None:
+        """Bytes of MLP weights that the calls read, over what these cores can read of them in that time."""
+        if not self.stream_gbps:
+            return None
+        bytes_per_s = self.manifest.model.mlp_bytes * self.measurement.total_batches_per_s
+        return bytes_per_s / (sum(self.stream_gbps) * 1e9)
+
+
+def static_card(manifest: Manifest, library: str, cores: tuple[tuple[int, ...], ...], inputs: str) -> str:
+    """What is about to be measured."""
+    card = manifest.model
+    lines = [
+        f"{card.name}, {manifest.precision}, batch {manifest.batch_size}  ({library})",
+        _line("per item", f"{card.flops_per_item / 1e6:.3f} MFLOP, {card.gather_bytes_per_item / 1e3:.1f} KB of rows"),
+        _line("weights", f"{_weights(card)}, mapped once for all"),
+        _line("inputs", inputs),
+        _line("placement", describe_placement(cores)),
+    ]
+    return "\n".join(lines)
+
+
+def peak_line(peak_gflops: Sequence[float]) -> str:
+    return _line("peak", f"{sum(peak_gflops):,.1f} GFLOP/s, measured on these cores, all at once")
+
+
+def results_text(report: RunReport) -> str:
+    """The measured table, each figure beside the limit it is held against."""
+    latency = report.latency_ms
+    shown = {"min": "min", "p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9", "max": "max"}
+    measurement = report.measurement
+    lines = [
+        _line(
+            "throughput",
+            f"{report.items_per_s:,.0f} items/s = {measurement.total_batches_per_s:,.1f} batches/s "
+            f"({measurement.batches:,} whole batches in {measurement.duration_s:.2f} s)",
+        ),
+        _line("latency", "  ".join(f"{label} {latency[key]:.3f}" for key, label in shown.items()) + "  ms per batch"),
+        _line("peak share", f"{report.peak_fraction:.3f}: {report.gflops:,.1f} of {_peaks(report)}"),
+        *_streamed_lines(report),
+        _line("MLPerf", f"{report.mlperf_qps:,.1f} samples/s (items/s ÷ {MLPERF_ITEMS_PER_SAMPLE} items per sample)"),
+        _line("memory", _memory(report)),
+        *_instance_lines(report),
+        *(f"Warning: {warning}" for warning in report.warnings),
+    ]
+    return "\n".join(lines)
+
+
+def results_json(report: RunReport) -> dict[str, object]:
+    """The object of the last stdout line."""
+    manifest, measurement = report.manifest, report.measurement
+    card = manifest.model
+    return {
+        "model": card.name,
+        "library": report.library,
+        "precision": manifest.precision,
+        "batch_size": manifest.batch_size,
+        "instances": len(report.cores),
+        "threads": len(report.cores[0]),
+        "cores": [core for cores in report.cores for core in cores],
+        "duration_s": measurement.duration_s,
+        "batches": measurement.batches,
+        "batches_per_s": measurement.total_batches_per_s,
+        "items_per_s": report.items_per_s,
+        "mlperf_qps_equivalent": report.mlperf_qps,
+        "latency_ms": report.latency_ms,
+        "flops_per_item": card.flops_per_item,
+        "gather_bytes_per_item": card.gather_bytes_per_item,
+        "gflops": report.gflops,
+        "peak_gflops": report.peak_gflops,
+        "peak_before_gflops": sum(report.peak_before_gflops),
+        "peak_after_gflops": sum(report.peak_after_gflops) if report.peak_after_gflops else None,
+        "peak_fraction": report.peak_fraction,
+        "stream_gbps": sum(report.stream_gbps) if report.stream_gbps else None,
+        "streamed_fraction": report.streamed_fraction,
+        "pss_mb": report.pss_bytes / 1e6,
+        "private_mb": report.private_bytes / 1e6,
+        "shared_mb": (report.pss_bytes - report.private_bytes) / 1e6,
+        "weights_mb": (card.mlp_bytes + card.table_bytes) / 1e6,
+        "per_instance": [_instance_json(report, instance) for instance in range(len(report.cores))],
+        "interrupted": report.interrupted,
+        "warnings": list(report.warnings),
+        "environment": report.environment,
+    }
+
+
+def describe_placement(cores: tuple[tuple[int, ...], ...]) -> str:
+    """ "2 instances × 1 thread on cores 0 | 1", shortened where the list is long."""
+    count, threads = len(cores), len(cores[0])
+    shown = " | ".join(format_cpu_list(each) for each in cores)
+    if len(shown) > 60:
+        shown = format_cpu_list(core for each in cores for core in each)
+    instances = "instance" if count == 1 else "instances"
+    return f"{count} {instances} × {threads} thread{'s' * (threads > 1)} on cores {shown}"
+
+
+def _instance_json(report: RunReport, instance: int) -> dict[str, object]:
+    measurement = report.measurement
+    latencies_ns = measurement.latencies_ns[instance]
+    return {
+        "cores": list(report.cores[instance]),
+        "batches": len(latencies_ns),
+        "batches_per_s": measurement.batches_per_s[instance],
+        "items_per_s": measurement.batches_per_s[instance] * report.manifest.batch_size,
+        "latency_ms": percentiles_ms(latencies_ns) if len(latencies_ns) else None,
+        "peak_gflops": max(
+            report.peak_before_gflops[instance], report.peak_after_gflops[instance] if report.peak_after_gflops else 0
+        ),
+        "pss_mb": report.memory[instance].pss_bytes / 1e6,
+        "private_mb": report.memory[instance].private_bytes / 1e6,
+    }
+
+
+def _instance_lines(report: RunReport) -> list[str]:
+    """One line each where there are several, for people to find the odd one."""
+    if len(report.cores) == 1:
+        return []
+    lines = []
+    for instance, cores in enumerate(report.cores):
+        fields = _instance_json(report, instance)
+        latency = fields["latency_ms"]
+        tail = f"p50 {latency['p50']:.3f}  p99 {latency['p99']:.3f} ms" if latency else "no whole batch"
+        where = f"cores {format_cpu_list(cores)}"
+        lines.append(_line(f"instance {instance}", f"{where}  {fields['items_per_s']:,.0f} items/s  {tail}"))
+    return lines
+
+
+def _streamed_lines(report: RunReport) -> list[str]:
+    if report.streamed_fraction is None:
+        return []
+    limit_gbps = sum(report.stream_gbps)
+    gbps = report.streamed_fraction * limit_gbps
+    text = f"{gbps:,.1f} of {limit_gbps:,.1f} GB/s that these cores read them with"
+    return [_line("weights streamed", f"{report.streamed_fraction:.3f}: {text}")]
+
+
+def _peaks(report: RunReport) -> str:
+    after = f"{sum(report.peak_after_gflops):,.1f}" if report.peak_after_gflops else "not measured"
+    return f"{report.peak_gflops:,.1f} GFLOP/s (before {sum(report.peak_before_gflops):,.1f}, after {after})"
+
+
+def _memory(report: RunReport) -> str:
+    private_mb = report.private_bytes / 1e6
+    shared_mb = report.pss_bytes / 1e6 - private_mb
+    return f"{report.pss_bytes / 1e6:,.0f} MB PSS together: {shared_mb:,.0f} shared, {private_mb:,.0f} private"
+
+
+def _weights(card: ModelCard) -> str:
+    tables = len(card.table_rows)
+    return f"{card.mlp_bytes / 1e6:.1f} MB MLPs, {card.table_bytes / 1e6:,.1f} MB in {tables} tables"
+
+
+def _line(label: str, text: str) -> str:
+    return f"  {label:<18}{text}"

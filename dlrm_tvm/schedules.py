@@ -1,0 +1,66 @@
+"""Which schedule each kernel gets: what was tuned, else a rule.
+
+A schedule is a handful of numbers. What may be tuned, and the rule that stands in where nothing was:
+
+    network_fp32      per batch: mr items per tile, tiles per block, how rows are fetched
+    dense_fp32_relu   per (mr, inputs, outputs): outputs per register tile, k steps per loop body
+
+The rules come from the measurements in tests/benchmarks/EXPERIMENTS.md. Knows nothing of files or of TVM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .kernels.dense import REGISTERS, DenseSchedule
+from .kernels.gather import RowFetch
+from .kernels.vectors import LANES, padded
+
+PRECISION = "fp32"
+NETWORK_KERNEL = "network_fp32"
+GEMV_OUTPUTS = 256  # 16 accumulators
+
+# What a tile of so many items costs per item beside one of 10, dense layers on Zen 4. More than 10 leave too few
+# registers for two vectors of outputs and their weights without spilling.
+_TILE_COST = {10: 1.0, 9: 1.005, 8: 1.01, 7: 1.02, 6: 1.03, 5: 1.04}
+_SMALL_BATCH = 14  # up to here a batch is one tile
+
+
+@dataclass(frozen=True)
+class NetworkSchedule:
+    """mr: items per tile; block_tiles: tiles that go through the top MLP together; fetch: see RowFetch."""
+
+    mr: int
+    block_tiles: int
+    fetch: RowFetch
+
+
+def default_network(batch: int) -> NetworkSchedule:
+    """Two tiles a block: their activations stay in L2 beside the weights that stream through it."""
+    if batch <= _SMALL_BATCH:
+        return NetworkSchedule(batch, 1, RowFetch(every=1, locality=2))
+    mr = min(_TILE_COST, key=lambda mr: -(-batch // mr) * mr * _TILE_COST[mr])
+    return NetworkSchedule(mr, 2, RowFetch(every=1, locality=2))
+
+
+def default_dense(mr: int, outputs: int) -> DenseSchedule:
+    """As many whole vectors of outputs as registers allow, up to 8, of those that divide the layer's width."""
+    if mr == 1:
+        return DenseSchedule(min(GEMV_OUTPUTS, padded(outputs)), 1)
+    most = max(1, min(8, (REGISTERS - 1) // (mr + 1)))
+    vectors = padded(outputs) // LANES
+    best = max((v for v in range(1, most + 1) if vectors % v == 0), default=1)
+    return DenseSchedule(best * LANES, 1)
+
+
+def dense_kernel(activation: str) -> str:
+    return f"dense_fp32_{activation}"
+
+
+def dense_shape(mr: int, inputs: int, outputs: int) -> str:
+    """How a dense kernel's shape is written in the tuning log."""
+    return f"mr={mr} k={inputs} n={outputs}"
+
+
+def network_shape(batch: int) -> str:
+    return f"batch={batch}"

@@ -1,0 +1,88 @@
+"""Schedules for one model and batch out of a tuning log, with word of what was tuned, borrowed or by rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .kernels.dense import REGISTERS, DenseSchedule
+from .kernels.gather import RowFetch
+from .kernels.vectors import LANES
+from .schedules import (
+    NETWORK_KERNEL,
+    NetworkSchedule,
+    default_dense,
+    default_network,
+    dense_kernel,
+    dense_shape,
+    network_shape,
+)
+from .tuning_log import Record, TuningLog
+
+
+@dataclass
+class Selection:
+    """Chooses schedules and remembers how: `tuned` and `untuned` name kernels, `borrowed` the CPUs of records."""
+
+    log: TuningLog
+    cpu: str
+    batch: int
+    tuned: list[str] = field(default_factory=list)
+    untuned: list[str] = field(default_factory=list)
+    borrowed: set[str] = field(default_factory=set)
+
+    def network(self) -> NetworkSchedule:
+        record = self._find(NETWORK_KERNEL, network_shape(self.batch))
+        if record is None:
+            self._mr = default_network(self.batch).mr
+            return default_network(self.batch)
+        schedule = network_from(record.schedule)
+        self._mr = schedule.mr
+        return schedule
+
+    def dense(self, activation: str, inputs: int, outputs: int) -> DenseSchedule:
+        """The schedule of one layer; call network() first."""
+        record = self._find(dense_kernel(activation), dense_shape(self._mr, inputs, outputs))
+        return default_dense(self._mr, outputs) if record is None else dense_from(record.schedule)
+
+    def _find(self, kernel: str, shape: str) -> Record | None:
+        record = self.log.find(kernel, shape, self.cpu)
+        name = f"{kernel} {shape}"
+        if record is not None and not _usable(record, self.batch):
+            record = None
+        names = self.untuned if record is None else self.tuned
+        if name not in names:
+            names.append(name)
+        if record is not None and record.cpu != self.cpu:
+            self.borrowed.add(record.cpu)
+        return record
+
+
+def network_from(numbers: dict[str, int]) -> NetworkSchedule:
+    fetch = RowFetch(every=numbers["fetch_every"], locality=numbers["fetch_locality"])
+    return NetworkSchedule(numbers["mr"], numbers["block_tiles"], fetch)
+
+
+def network_numbers(schedule: NetworkSchedule) -> dict[str, int]:
+    return {
+        "mr": schedule.mr,
+        "block_tiles": schedule.block_tiles,
+        "fetch_every": schedule.fetch.every,
+        "fetch_locality": schedule.fetch.locality,
+    }
+
+
+def dense_from(numbers: dict[str, int]) -> DenseSchedule:
+    return DenseSchedule(nr=numbers["nr"], unroll=numbers["unroll"])
+
+
+def _usable(record: Record, batch: int) -> bool:
+    """A log is a file that people edit: numbers that no kernel can be made of count as untuned."""
+    numbers = record.schedule
+    if record.kernel == NETWORK_KERNEL:
+        if not {"mr", "block_tiles", "fetch_every", "fetch_locality"} <= numbers.keys():
+            return False
+        fits = 1 <= numbers["mr"] <= min(batch, REGISTERS - 2) and numbers["block_tiles"] >= 1
+        return fits and numbers["fetch_every"] >= 0 and 0 <= numbers["fetch_locality"] <= 3
+    if not {"nr", "unroll"} <= numbers.keys():
+        return False
+    return numbers["nr"] >= LANES and numbers["nr"] % LANES == 0 and numbers["unroll"] in (1, 2, 4, 8, 16)

@@ -1,0 +1,200 @@
+"""One instance: a process that owns T cores and one executor, and does what its parent says.
+
+    parent                       worker
+    assignment (one line)   ->   pin, open, prepare inputs, run once
+                            <-   ready
+    peak | measure | stream ->   at the announced time, together with all the others
+                            <-   its result: one JSON line, for latencies followed by raw int64
+    (end of input)          ->   exit
+
+Started as `python -m dlrm_tvm.worker`, never forked: a fork of a process with a thread pool hangs. Commands come on
+stdin, results go out on what was stdout; anything that TVM prints goes to stderr instead. Times are nanoseconds of
+CLOCK_MONOTONIC, which all processes share.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import itertools
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .errors import UserError
+from .placement import verify_confined
+
+if TYPE_CHECKING:
+    from .executor import Batch, Executor
+
+STOP_SIGNAL = signal.SIGUSR1  # the parent's "stop now and hand over what you have"
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one worker is to be: the first line it reads. `cores`: one cpu id per thread."""
+
+    library: str
+    instance: int
+    instances: int
+    cores: list[int]
+    ref_data: str | None
+    l3_bytes: int
+    parent_pid: int
+
+
+@dataclass
+class StopClock:
+    """When the timed loop ends. Its own object, so that the signal handler can move it without costing the loop."""
+
+    stop_ns: int = 0
+    interrupted: bool = False
+
+    def set(self, stop_ns: int) -> None:
+        self.stop_ns = stop_ns
+        if self.interrupted:  # looked at after setting: a signal in between is not lost
+            self.stop_ns = 0
+
+    def interrupt(self, *_: object) -> None:
+        self.interrupted = True
+        self.stop_ns = 0
+
+
+class Control:
+    """The two pipes to the parent."""
+
+    def __init__(self) -> None:
+        self._commands = os.fdopen(os.dup(0), "rb")
+        self._results = os.fdopen(os.dup(1), "wb")
+        os.dup2(2, 1)  # what TVM or a library prints must not end up among the results
+
+    def receive(self) -> dict | None:
+        """The next command; None when the parent has closed the pipe."""
+        line = self._commands.readline()
+        return json.loads(line) if line else None
+
+    def reply(self, payload: bytes | memoryview = b"", **fields: object) -> None:
+        self._results.write(json.dumps({**fields, "payload_bytes": len(payload)}).encode() + b"\n")
+        self._results.write(payload)
+        self._results.flush()
+
+
+def open_executor(assignment: Assignment) -> Executor:
+    """The artifact, its threads placed. Raises UserError."""
+    from .artifact import open_artifact
+    from .executor import Executor
+
+    return Executor(open_artifact(assignment.library), threads=len(assignment.cores), cores=assignment.cores)
+
+
+def main(open_engine: Callable[[Assignment], Executor] = open_executor) -> None:
+    """Serve one parent until it closes the pipe. `open_engine`: what to measure, the executor or its equal."""
+    clock = StopClock()
+    signal.signal(STOP_SIGNAL, clock.interrupt)
+    control = Control()
+    first_line = control.receive()
+    if first_line is None:
+        return  # the parent gave up before it said anything
+    assignment = Assignment(**first_line)
+    die_with_parent(assignment.parent_pid)
+    try:
+        serve(control, clock, assignment, open_engine)
+    except UserError as error:
+        control.reply(error=str(error))
+    except OSError as error:
+        control.reply(error=f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except Exception:
+        control.reply(crash=traceback.format_exc())
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent ends, however that ends; costs the timed loop nothing."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent_pid:
+        sys.exit("the parent ended before this worker was ready")
+
+
+def serve(
+    control: Control, clock: StopClock, assignment: Assignment, open_engine: Callable[[Assignment], Executor]
+) -> None:
+    # Before any library starts threads of its own: they inherit the set, and memory is taken from the right node.
+    os.sched_setaffinity(0, assignment.cores)
+    engine = open_engine(assignment)
+    batches = prepare_batches(engine, assignment)
+    check_once(engine, batches[0])
+    verify_confined(assignment.cores)
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    control.reply(ready=True, batches=len(batches))
+    while (command := control.receive()) is not None:
+        wait_until(command["begin_ns"])
+        if command["do"] == "peak":
+            control.reply(gflops=engine.peak_gflops(command["seconds"]))
+        elif command["do"] == "stream":
+            control.reply(gbps=engine.stream_gbps(command["seconds"]))
+        elif command["do"] == "measure":
+            clock.set(command["stop_ns"])
+            started_ns, ends_ns = timed_loop(engine.run, batches, clock)
+            control.reply(memoryview(ends_ns).cast("B"), started_ns=started_ns)
+
+
+def prepare_batches(engine: Executor, assignment: Assignment) -> list[Batch]:
+    """The rotating set, each batch in the executor's own form."""
+    from .workload import items_to_rotate, random_items, recorded_items
+
+    card = engine.artifact.manifest.model
+    items = items_to_rotate(card, engine.batch_size, assignment.l3_bytes)
+    who = {"instance": assignment.instance}
+    if assignment.ref_data is None:
+        dense, indices = random_items(card, items, **who)
+    else:
+        dense, indices = recorded_items(assignment.ref_data, card, items, **who, instances=assignment.instances)
+    parts = [slice(start, start + engine.batch_size) for start in range(0, items, engine.batch_size)]
+    return [engine.prepare(dense[part], indices[part]) for part in parts]
+
+
+def check_once(engine: Executor, batch: Batch) -> None:
+    """A first run; a library that gives no numbers gets none."""
+    predictions = engine.run(batch)
+    if not (abs(predictions) < float("inf")).all():
+        raise UserError("The library's predictions are not finite numbers. Check it with accuracy.py, recompile it.")
+
+
+def wait_until(begin_ns: int) -> None:
+    """Sleep most of the way, then spin: all instances leave this barrier within microseconds."""
+    while (left_ns := begin_ns - time.perf_counter_ns()) > 0:
+        if left_ns > 2_000_000:
+            time.sleep((left_ns - 1_000_000) / 1e9)
+
+
+def timed_loop(run: Callable[[Batch], object], batches: list[Batch], clock: StopClock) -> tuple[int, array]:
+    """Run batch after batch until the clock says stop: (start, end of each batch), ns.
+
+    Nothing but the call, one look at the clock and eight bytes per batch: about 0.15 µs.
+    """
+    now = time.perf_counter_ns
+    ends_ns = array("q")
+    append = ends_ns.append
+    started_ns = now()
+    for batch in itertools.cycle(batches):
+        run(batch)
+        end_ns = now()
+        append(end_ns)
+        if end_ns >= clock.stop_ns:
+            break
+    return started_ns, ends_ns
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The rotating set of inputs that an instance runs over and over: a working set that no cache holds.
+
+    rows the set touches  >=  4 x the last-level cache,  unless 32 MiB of inputs do not reach that far
+
+An item is 13 KB of table rows but only 260 bytes of input (MLPerf shape), so the set itself is small. Tables smaller
+than a cache stay in it, as they do in service. Every batch, and every instance, has rows of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .reference_data import read_inputs
+
+if TYPE_CHECKING:
+    from .artifact import ModelCard
+
+_CACHES_TOUCHED = 4
+_MAX_INPUT_BYTES = 32 * 1024**2  # per instance: part of the 150 MB that a worker may take
+_SEED = 20_201_119
+
+
+def items_to_rotate(card: ModelCard, batch_size: int, l3_bytes: int) -> int:
+    """How many items the set needs: whole batches, at least two."""
+    l3_bytes = l3_bytes or 32 * 1024**2  # where sysfs does not say
+    wanted = math.ceil(_CACHES_TOUCHED * l3_bytes / card.gather_bytes_per_item)
+    affordable = _MAX_INPUT_BYTES // _input_bytes_per_item(card)
+    return max(math.ceil(min(wanted, affordable) / batch_size), 2) * batch_size
+
+
+def random_items(card: ModelCard, items: int, *, instance: int) -> tuple[np.ndarray, np.ndarray]:
+    """dense [items, D] float32 in 0..5, as log(1 + count) is; indices [items, T] int64, uniform over whole tables."""
+    generator = np.random.default_rng([_SEED, instance])
+    dense = generator.random((items, card.num_dense), dtype=np.float32) * np.float32(5)
+    indices = np.empty((items, len(card.table_rows)), np.int64)
+    for table, rows in enumerate(card.table_rows):
+        indices[:, table] = generator.integers(0, rows, items)
+    return dense, indices
+
+
+def recorded_items(
+    path: str, card: ModelCard, items: int, *, instance: int, instances: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`items` items of a reference file, each instance's from another place in it; a short file is repeated.
+
+    dense [items, D] float32, indices [items, T] int64. Raises UserError for a file that does not fit the model.
+    """
+    affordable = _MAX_INPUT_BYTES // _input_bytes_per_item(card)
+    dense, indices = read_inputs(path, card, max_items=max(min(items * instances, affordable), items))
+    picked = (np.arange(items) + len(dense) * instance // instances) % len(dense)
+    return dense[picked], indices[picked]
+
+
+def _input_bytes_per_item(card: ModelCard) -> int:
+    return 4 * card.num_dense + 8 * len(card.table_rows)

@@ -1,0 +1,165 @@
+"""accuracy.py: what passes, fails and is printed, first with the NumPy reference in the library's place."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import accuracy
+from dlrm_tvm import demo, reference
+from dlrm_tvm.demo_weights import CRITEO_TABLE_ROWS
+from dlrm_tvm.errors import UserError
+
+KEYS = [
+    "items", "max_abs_error", "mean_abs_error", "mismatches", "auc", "reference_auc", "auc_ratio", "log_loss", "passed",
+]  # fmt: skip
+
+
+class FakeLibrary:
+    """The demo model computed by the NumPy reference, `change` applied to its predictions."""
+
+    def __init__(self, change=lambda predictions: predictions) -> None:
+        self._model = demo.demo_dlrm()
+        self._change = change
+        card = SimpleNamespace(
+            name=self._model.name,
+            num_dense=13,
+            table_rows=tuple(table.num_rows for table in self._model.tables),
+            table_names=tuple(table.name for table in self._model.tables),
+            fingerprint=self._model.fingerprint,
+            graph_inputs=self._model.graph_inputs,
+        )
+        self.artifact = SimpleNamespace(manifest=SimpleNamespace(model=card, precision="fp32", batch_size=100))
+
+    def __call__(self, dense: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        return self._change(reference.predict(self._model, dense, indices)).astype(np.float32)
+
+
+def run_main(monkeypatch, capsys, *arguments: str, library: FakeLibrary) -> tuple[int, str, dict]:
+    """Exit status, what it printed, and its JSON line."""
+    monkeypatch.setattr(accuracy, "load", lambda path: library)
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", *arguments])
+    status = accuracy.main()
+    printed = capsys.readouterr().out
+    return status, printed, json.loads(printed.splitlines()[-1])
+
+
+def save_criteo(path: Path, count: int) -> Path:
+    """Criteo records of items that the demo model takes, labels alternating."""
+    rng = np.random.default_rng(1)
+    rows = [min(rows, demo.DEMO_TABLE_ROWS) for rows in CRITEO_TABLE_ROWS]
+    labels = np.arange(count) % 2
+    records = np.hstack([labels[:, None], rng.integers(0, 99, (count, 13)), rng.integers(0, rows, (count, 26))])
+    records.astype("<i4").tofile(path)
+    return path
+
+
+def test_a_correct_library_passes_and_ranks_as_the_reference(monkeypatch, capsys):
+    status, printed, result = run_main(monkeypatch, capsys, "--max-items", "450", library=FakeLibrary())
+    assert (status, result["passed"], result["items"], result["mismatches"]) == (0, True, 450, 0)
+    assert list(result) == KEYS
+    assert 0 < result["mean_abs_error"] < result["max_abs_error"] < 2e-6
+    assert result["auc_ratio"] == pytest.approx(1, abs=1e-4)
+    assert result["auc"] == pytest.approx(0.8, abs=0.05)
+    assert "PASS" in printed.splitlines()
+
+
+def test_errors_beyond_the_tolerance_fail_and_are_counted(monkeypatch, capsys):
+    def change(predictions):
+        predictions[:7] += 1e-3
+        return predictions
+
+    arguments = ("--max-items", "100")
+    status, printed, result = run_main(monkeypatch, capsys, *arguments, library=FakeLibrary(change))
+    assert (status, result["passed"], result["mismatches"]) == (1, False, 7)
+    assert result["max_abs_error"] == pytest.approx(1e-3, abs=2e-6)
+    assert "FAIL" in printed.splitlines()
+    arguments = ("--max-items", "100", "--atol", "2e-3", "--rtol", "0")
+    status, _, result = run_main(monkeypatch, capsys, *arguments, library=FakeLibrary(change))
+    assert (status, result["mismatches"]) == (0, 0)
+
+
+def test_without_reference_outputs_finite_predictions_pass(monkeypatch, capsys, tmp_path):
+    path = save_criteo(tmp_path / "terabyte_processed_test.bin", 130)
+    status, _, result = run_main(monkeypatch, capsys, "--ref-data", str(path), library=FakeLibrary())
+    assert (status, result["passed"], result["items"]) == (0, True, 130)
+    absent = ("max_abs_error", "mean_abs_error", "mismatches", "reference_auc", "auc_ratio")
+    assert [result[key] for key in absent] == [None] * 5
+    assert 0 < result["auc"] < 1
+    assert result["log_loss"] > 0
+
+
+@pytest.mark.parametrize("with_reference", [True, False])
+def test_a_prediction_that_is_not_finite_fails_and_the_json_stays_valid(monkeypatch, capsys, tmp_path, with_reference):
+    def change(predictions):
+        predictions[3] = np.nan
+        return predictions
+
+    path = demo.DEMO_REFERENCE if with_reference else save_criteo(tmp_path / "data.bin", 50)
+    arguments = ("--ref-data", str(path), "--max-items", "50")
+    status, printed, result = run_main(monkeypatch, capsys, *arguments, library=FakeLibrary(change))
+    assert (status, result["passed"], result["auc"], result["log_loss"]) == (1, False, None, None)
+    assert result["mismatches"] == (1 if with_reference else None)
+    assert "NaN" not in printed.splitlines()[-1]
+    assert any(line.startswith("not finite") for line in printed.splitlines())
+
+
+def test_data_of_another_model_is_refused(monkeypatch, capsys):
+    library = FakeLibrary()
+    library.artifact.manifest.model.fingerprint = "0" * 64
+    with pytest.raises(UserError, match="recorded for another model"):
+        run_main(monkeypatch, capsys, library=library)
+
+
+def run_script(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    script = Path(accuracy.__file__)
+    command = [sys.executable, str(script), *map(str, arguments)]
+    return subprocess.run(command, cwd=script.parent, capture_output=True, text=True, timeout=300)
+
+
+def test_missing_reference_data_is_one_line_and_status_1():
+    finished = run_script("--ref-data", "nowhere.npz")
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert finished.stderr == "nowhere.npz: no such file. Give reference data with --ref-data FILE.\n"
+
+
+def test_a_missing_library_is_one_line_and_status_1():
+    pytest.importorskip("dlrm_tvm.artifact")
+    finished = run_script("--model", "nowhere.so")
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert finished.stderr.startswith("nowhere")
+    assert finished.stderr.count("\n") == 1
+
+
+def test_compiled_demo_library_passes_on_the_shipped_data(demo_library):
+    finished = run_script("--model", demo_library)
+    assert finished.returncode == 0, finished.stderr
+    result = json.loads(finished.stdout.splitlines()[-1])
+    assert (result["items"], result["mismatches"], result["passed"]) == (32768, 0, True)
+    assert result["auc_ratio"] == pytest.approx(1, abs=1e-6)
+
+
+def test_compiled_demo_library_scores_any_number_of_items(demo_library, tmp_path):
+    for count in (1, 99, 101):
+        result = json.loads(run_script("--model", demo_library, "--max-items", str(count)).stdout.splitlines()[-1])
+        assert (result["items"], result["passed"]) == (count, True)
+    path = save_criteo(tmp_path / "day.bin", 333)
+    result = json.loads(run_script("--model", demo_library, "--ref-data", path).stdout.splitlines()[-1])
+    assert (result["items"], result["passed"], result["reference_auc"]) == (333, True, None)
+
+
+def test_compiled_demo_library_names_an_index_outside_a_table(demo_library, tmp_path):
+    path = save_criteo(tmp_path / "day.bin", 200)
+    records = np.memmap(path, "<i4", "r+", shape=(200, 40))
+    records[150, 14 + 5] = 3
+    records.flush()
+    finished = run_script("--model", demo_library, "--ref-data", path)
+    assert finished.returncode == 1
+    assert "item 150 takes row 3 of table 5" in finished.stderr
+    assert finished.stderr.count("\n") == 1

@@ -1,0 +1,199 @@
+"""multi_instance.py through its real command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CORES = sorted(os.sched_getaffinity(0))
+TWO_CORES = pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
+
+
+def command(*options: object) -> list[str]:
+    return [sys.executable, str(ROOT / "multi_instance.py"), *map(str, options)]
+
+
+def run(*options: object) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*options), capture_output=True, text=True, timeout=120)
+
+
+def start(*options: object) -> subprocess.Popen:
+    return subprocess.Popen(command(*options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def allowed_cores(pid: int) -> list[str]:
+    """Of every thread of a process, as anyone outside of it sees."""
+    statuses = [(task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return sorted(re.search(r"^Cpus_allowed_list:\s*(\S+)", status, re.MULTILINE).group(1) for status in statuses)
+
+
+def wait_for_peak_line(script: subprocess.Popen) -> None:
+    """All workers are placed, and the warm-up has begun, once the peak is printed."""
+    for line in script.stdout:
+        if line.startswith("  peak"):
+            return
+    pytest.fail(script.stderr.read())
+
+
+def assert_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in pids):
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_report_ends_in_one_json_line(demo_library: Path) -> None:
+    done = run("--model", demo_library, "--num-instances", 1, "--duration", 1, "--warmup", 0.3)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    result = json.loads(lines[-1])
+    labels = [line.split()[0] for line in lines[1:-1]]
+    order = ["per", "weights", "placement", "peak", "throughput", "latency", "MLPerf", "memory"]
+    assert [label for label in labels if label in order and labels.count(label) >= 1][:4] == order[:4]
+    assert set(order) <= set(labels)
+    assert result["instances"] == result["threads"] == 1
+    assert result["cores"] == [CORES[0]]
+    assert 0 < result["peak_fraction"] < 1
+    assert result["items_per_s"] == pytest.approx(result["batches_per_s"] * result["batch_size"])
+    assert result["duration_s"] == pytest.approx(1)
+    assert result["environment"]["command"].startswith("multi_instance.py --model")
+
+
+def test_workers_take_no_more_than_weights_once_and_150_mb_each(demo_library: Path) -> None:
+    count = min(len(CORES), 2)
+    done = run("--model", demo_library, "--num-instances", count, "--duration", 1, "--warmup", 0.3)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["pss_mb"] <= result["weights_mb"] + 150 * count
+
+
+@TWO_CORES
+def test_every_thread_of_every_instance_is_where_the_report_says(demo_library: Path) -> None:
+    script = start("--model", demo_library, "--num-instances", 2, "--duration", 1, "--warmup", 1)
+    wait_for_peak_line(script)
+    seen = [set(allowed_cores(pid)) for pid in children(script.pid)]
+    result = json.loads(script.communicate(timeout=60)[0].splitlines()[-1])
+    assert seen == [{str(core) for core in instance["cores"]} for instance in result["per_instance"]]
+    assert [instance["cores"] for instance in result["per_instance"]] == [[CORES[0]], [CORES[1]]]
+
+
+@TWO_CORES
+def test_threads_of_one_instance_have_a_core_each_in_the_order_of_the_list(demo_library: Path) -> None:
+    listed = f"{CORES[1]},{CORES[0]}"
+    script = start(
+        "--model", demo_library, "--num-threads", 2, "--cores", listed, "--num-instances", 1, "--duration", 1
+    )
+    wait_for_peak_line(script)
+    (worker,) = children(script.pid)
+    assert allowed_cores(worker) == sorted(str(core) for core in CORES[:2])
+    main = (Path(f"/proc/{worker}/task/{worker}/status")).read_text()
+    assert f"Cpus_allowed_list:\t{CORES[1]}\n" in main
+    script.kill()
+    script.communicate()
+    assert_gone([worker])
+
+
+def test_affinity_mask_of_the_caller_is_respected(demo_library: Path) -> None:
+    core = CORES[-1]
+    options = command("--model", demo_library, "--duration", 0.5, "--warmup", 0.1)
+    done = subprocess.run(
+        options, capture_output=True, text=True, timeout=120, preexec_fn=lambda: os.sched_setaffinity(0, [core])
+    )
+    assert json.loads(done.stdout.splitlines()[-1])["cores"] == [core]
+
+
+def test_killed_worker_ends_the_run_with_its_signal_named(demo_library: Path) -> None:
+    shared_memory = set(os.listdir("/dev/shm"))
+    script = start("--model", demo_library, "--num-instances", 1, "--duration", 60)
+    wait_for_peak_line(script)
+    workers = children(script.pid)
+    began = time.monotonic()
+    os.kill(workers[0], signal.SIGKILL)
+    _, errors = script.communicate(timeout=30)
+    assert time.monotonic() - began < 5
+    assert script.returncode == 1
+    assert len(errors.splitlines()) == 1 and "SIGKILL" in errors and str(workers[0]) in errors
+    assert_gone(workers)
+    assert set(os.listdir("/dev/shm")) <= shared_memory
+
+
+def test_ctrl_c_prints_what_was_measured(demo_library: Path) -> None:
+    script = start("--model", demo_library, "--num-instances", 1, "--duration", 60, "--warmup", 0.2)
+    wait_for_peak_line(script)
+    workers = children(script.pid)
+    time.sleep(1.5)
+    script.send_signal(signal.SIGINT)
+    output, errors = script.communicate(timeout=30)
+    result = json.loads(output.splitlines()[-1])
+    assert script.returncode == 130 and "Traceback" not in errors
+    assert result["interrupted"] and 0.5 < result["duration_s"] < 10 and result["batches"] > 0
+    assert_gone(workers)
+
+
+def test_ctrl_c_before_anything_was_measured_leaves_nothing(demo_library: Path) -> None:
+    script = start("--model", demo_library, "--num-instances", 1, "--duration", 60)
+    script.stdout.readline()
+    time.sleep(0.2)
+    workers = children(script.pid)
+    script.send_signal(signal.SIGINT)
+    _, errors = script.communicate(timeout=30)
+    assert script.returncode == 130 and errors == "Interrupted.\n"
+    assert_gone(workers)
+
+
+def test_reference_data_serves_as_inputs(demo_library: Path) -> None:
+    data = ROOT / "__data" / "demo_data_small.npz"
+    options = ("--model", demo_library, "--num-instances", 1, "--duration", 0.5, "--warmup", 0.1)
+    done = run(*options, "--ref-data", data)
+    assert done.returncode == 0, done.stderr
+    assert str(data) in done.stdout
+
+
+def assert_one_line(done: subprocess.CompletedProcess, *parts: str) -> None:
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stdout == ""
+    for part in parts:
+        assert part in done.stderr
+
+
+def test_more_instances_than_cores_is_one_line() -> None:
+    usable = len(CORES)
+    done = run("--num-instances", usable * 3, "--num-threads", 2)
+    assert_one_line(done, f"{usable * 3} instances × 2 threads need {usable * 6} cores", "usable here", "Try --num-")
+
+
+def test_unknown_core_is_one_line() -> None:
+    assert_one_line(run("--cores", "9999"), "Core 9999 of --cores is unknown; this machine has")
+
+
+def test_missing_library_is_one_line(tmp_path: Path) -> None:
+    assert_one_line(run("--model", tmp_path / "absent.so"), "absent.so")
+
+
+def test_missing_reference_data_is_one_line(demo_library: Path, tmp_path: Path) -> None:
+    assert_one_line(run("--model", demo_library, "--ref-data", tmp_path / "absent.npz"), "absent.npz")
+
+
+def test_reference_data_without_its_keys_is_one_line(demo_library: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "odd.npz", X_int=np.zeros((4, 13), np.float32))
+    done = run("--model", demo_library, "--ref-data", tmp_path / "odd.npz")
+    assert_one_line(done, "odd.npz", "X_cat")
+
+
+@pytest.mark.parametrize("options", [("--num-instances", "0"), ("--duration", "0"), ("--warmup", "-1")])
+def test_wrong_usage_exits_2(options: tuple[str, str]) -> None:
+    assert run(*options).returncode == 2

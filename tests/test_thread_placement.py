@@ -1,0 +1,118 @@
+"""Every thread of an instance on its core: `__patches/thread_placement.py`, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tvm_ffi", reason="needs apache-tvm")
+
+ROOT = Path(__file__).parents[1]
+CORES = sorted(os.sched_getaffinity(0))
+
+PLACE = """
+import json, os, re, sys
+{before}
+from dlrm_tvm.placement import place_threads, verify_confined
+place_threads({threads}, {cores})
+{after}
+allowed = {{}}
+for task in os.listdir("/proc/self/task"):
+    status = open(f"/proc/self/task/{{task}}/status").read()
+    allowed[task] = re.search(r"Cpus_allowed_list:\\s*(\\S+)", status).group(1)
+print(json.dumps({{"main": allowed.pop(str(os.getpid())), "others": sorted(allowed.values())}}))
+"""
+
+TWO_CORES = pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
+
+
+def place(
+    cores: list[int] | None, *, threads: int | None = None, before: str = "", after: str = "", **environment: str
+) -> subprocess.CompletedProcess:
+    script = PLACE.format(threads=threads or len(cores), cores=cores, before=before, after=after)
+    names = ("TVM_NUM_THREADS", "TVM_BIND_THREADS", "OMP_NUM_THREADS", "TVM_USE_RUNTIME_LIB")
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    kept |= {"PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run([sys.executable, "-c", script], env=kept, capture_output=True, text=True, timeout=120)
+
+
+def threads_after(cores: list[int] | None, **options: str | int) -> dict:
+    done = place(cores, **options)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@TWO_CORES
+@pytest.mark.parametrize("runtime_only", ["0", "1"])
+def test_each_thread_has_its_core_and_the_caller_the_first(runtime_only: str) -> None:
+    first, second = CORES[1], CORES[0]
+    assert threads_after([first, second], OPENBLAS_NUM_THREADS="1", TVM_USE_RUNTIME_LIB=runtime_only) == {
+        "main": str(first),
+        "others": [str(second)],
+    }
+
+
+def test_single_thread_stays_on_its_core_whatever_tvm_would_choose() -> None:
+    core = CORES[-1]
+    threads = threads_after([core], TVM_USE_RUNTIME_LIB="1", OPENBLAS_NUM_THREADS="1")
+    assert threads == {"main": str(core), "others": []}
+
+
+@TWO_CORES
+def test_threads_of_other_libraries_stay_where_they_were() -> None:
+    before = f"os.sched_setaffinity(0, {CORES[:2]}); import numpy"
+    threads = threads_after([CORES[0]], before=before, OPENBLAS_NUM_THREADS="2")
+    assert threads["main"] == str(CORES[0])
+    assert set(threads["others"]) <= {f"{CORES[0]}-{CORES[1]}", f"{CORES[0]},{CORES[1]}"}
+
+
+@TWO_CORES
+def test_thread_that_may_leave_the_cores_is_found() -> None:
+    done = place([CORES[0]], before="import numpy", after=f"verify_confined({CORES[:1]})", OPENBLAS_NUM_THREADS="2")
+    assert "RuntimeError: thread " in done.stderr and "outside of" in done.stderr
+
+
+@TWO_CORES
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_pool_without_cores_leaves_the_affinity_mask_alone(threads: int) -> None:
+    before = f"os.sched_setaffinity(0, {CORES[1:2]})"
+    placed = threads_after(None, threads=threads, before=before, OPENBLAS_NUM_THREADS="1")
+    assert placed == {"main": str(CORES[1]), "others": [str(CORES[1])] * (threads - 1)}
+
+
+@TWO_CORES
+def test_binding_switched_off_in_the_environment_is_overruled() -> None:
+    threads = threads_after(CORES[:2], TVM_BIND_THREADS="0", OPENBLAS_NUM_THREADS="1")
+    assert threads == {"main": str(CORES[0]), "others": [str(CORES[1])]}
+
+
+@TWO_CORES
+def test_running_a_parallel_loop_moves_nothing() -> None:
+    after = "import tvm; tvm.get_global_func('runtime.NumThreads')()"
+    threads = threads_after(CORES[:2], after=after, OPENBLAS_NUM_THREADS="1")
+    assert threads == {"main": str(CORES[0]), "others": [str(CORES[1])]}
+
+
+@TWO_CORES
+def test_pool_of_another_size_is_an_error() -> None:
+    before = "import tvm; tvm.get_global_func('runtime.NumThreads')()"
+    done = place(CORES[:2], before=before, TVM_NUM_THREADS="1")
+    assert "RuntimeError: this thread's TVM pool has 1 threads and cannot grow to 2" in done.stderr
+
+
+def test_core_that_does_not_exist_is_an_error() -> None:
+    done = place([CORES[0], 8191])
+    assert "RuntimeError: TVM left no thread on core 8191" in done.stderr
+
+
+def test_cores_must_be_different() -> None:
+    assert "ValueError: one different core per thread is needed" in place([0, 0]).stderr
+
+
+def test_every_thread_needs_a_core() -> None:
+    assert "ValueError: 2 threads need 2 cores, got 1" in place([0], threads=2).stderr
