@@ -11,8 +11,16 @@ import json
 import resource
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dlrm_tvm.errors import UserError, run_script
+
+if TYPE_CHECKING:
+    from dlrm_tvm.building import Verification
+    from dlrm_tvm.lower import Lowered
+    from dlrm_tvm.model import Dlrm
+    from dlrm_tvm.selection import Selection
+    from dlrm_tvm.target import CpuTarget
 
 ROOT = Path(__file__).resolve().parent
 PREBUILT = ROOT / "__prebuilt"
@@ -62,56 +70,75 @@ def main() -> int:
     check(args)
     start = time.perf_counter()
     # Imported here: --help and wrong flags should not wait for TVM.
-    from dlrm_tvm import building, lower, selection, target, tuning_log
+    from dlrm_tvm import building
     from dlrm_tvm.demo import demo_model_path
     from dlrm_tvm.onnx_reader import read_dlrm
+    from dlrm_tvm.target import cpu_target
 
     building.check_compiler()
-    cpu = target.cpu_target(args.target_cpu)
+    cpu = cpu_target(args.target_cpu)
     model = read_dlrm(args.onnx_model or demo_model_path(args.demo_table_rows))
     building.check_finite(model)
-    print(
-        f"model       {model.name}: {len(model.tables)} tables of dimension {model.dim}, "
-        f"{model.macs_per_item:,} multiply-adds per item, MLPs {model.mlp_bytes / 1e6:.1f} MB, tables {model.table_bytes / 1e6:,.1f} MB"
-    )
-    print(f"target      {cpu.cpu}{' (this machine)' if cpu.is_host else ''}, batch {args.batch_size}, {args.precision}")
-    dump = lower.Dump(args.dump_ir)
-    chosen = None
-    if args.tuning_log_file == "none":
-        print("schedules   none: TVM's default code generation")
-        lowered = lower.lower_plain(model, args.batch_size, cpu, dump)
-    else:
-        log_path = Path(args.tuning_log_file)
-        if args.tune:
-            from dlrm_tvm.tuning import tune
-
-            tune(model, args.batch_size, cpu, log_path)
-        log = tuning_log.read_log(log_path, must_exist=log_path != DEFAULT_LOG)
-        chosen = selection.Selection(log, cpu.cpu, args.batch_size)
-        lowered = lower.lower_tuned(model, args.batch_size, chosen.network(), chosen.dense, cpu, dump)
-        print(f"schedules   {len(chosen.tuned)} kernels tuned, {len(chosen.untuned)} by rule ({log_path})")
-        if chosen.borrowed:
-            print(
-                f"            tuned on {', '.join(sorted(chosen.borrowed))}, not on {cpu.cpu}: --tune may find better ones"
-            )
+    print_card(model, cpu, args)
+    lowered, chosen = lower(model, cpu, args)
     library, verification = building.build_library(
         model, lowered, chosen, cpu, batch=args.batch_size, name=args.output_name, directory=PREBUILT
     )
-    if verification is None:
-        print(f"verified    no: this CPU cannot run code for {cpu.cpu}. Run accuracy.py on a machine that can.")
-    else:
-        print(
-            f"verified    {verification.items} random items, largest error {verification.max_abs_error:.2g} against the NumPy reference"
-        )
-    print(f"wrote       {library} with its manifest and parameters")
-    print(json.dumps({
-        "library": str(library), "batch_size": args.batch_size, "precision": args.precision, "target_cpu": cpu.cpu,
-        "tuned_kernels": len(chosen.tuned) if chosen else 0, "untuned_kernels": len(chosen.untuned) if chosen else 1,
+    print_result(library, verification, cpu)
+    report = {
+        "library": str(library),
+        "batch_size": args.batch_size,
+        "precision": args.precision,
+        "target_cpu": cpu.cpu,
+        "tuned_kernels": len(chosen.tuned) if chosen else 0,
+        "untuned_kernels": len(chosen.untuned) if chosen else len(model.layers),
         "max_abs_error": verification.max_abs_error if verification else None,
         "compile_s": round(time.perf_counter() - start, 2),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-    }))  # fmt: skip
+    }
+    print(json.dumps(report))
     return 0
+
+
+def lower(model: Dlrm, cpu: CpuTarget, args: argparse.Namespace) -> tuple[Lowered, Selection | None]:
+    """The model lowered with the schedules that the flags ask for, and which those are (None: none of ours)."""
+    from dlrm_tvm.lower import Dump, lower_plain, lower_tuned
+    from dlrm_tvm.selection import Selection
+    from dlrm_tvm.tuning_log import read_log
+
+    dump = Dump(args.dump_ir)
+    if args.tuning_log_file == "none":
+        print("schedules   none: TVM's default code generation")
+        return lower_plain(model, args.batch_size, cpu, dump), None
+    path = Path(args.tuning_log_file)
+    if args.tune:
+        from dlrm_tvm.tuning import tune
+
+        tune(model, args.batch_size, cpu, path)
+    chosen = Selection(read_log(path, must_exist=path != DEFAULT_LOG), cpu.cpu, args.batch_size)
+    lowered = lower_tuned(model, args.batch_size, chosen.network(), chosen.dense, cpu, dump)
+    print(f"schedules   {len(chosen.tuned)} kernels tuned, {len(chosen.untuned)} by rule ({path})")
+    if chosen.borrowed:
+        print(
+            f"            tuned on {', '.join(sorted(chosen.borrowed))}, not on {cpu.cpu}: --tune may find better ones"
+        )
+    return lowered, chosen
+
+
+def print_card(model: Dlrm, cpu: CpuTarget, args: argparse.Namespace) -> None:
+    sizes = f"MLPs {model.mlp_bytes / 1e6:.1f} MB, tables {model.table_bytes / 1e6:,.1f} MB"
+    work = f"{model.macs_per_item:,} multiply-adds per item"
+    print(f"model       {model.name}: {len(model.tables)} tables of dimension {model.dim}, {work}, {sizes}")
+    print(f"target      {cpu.cpu}{' (this machine)' if cpu.is_host else ''}, batch {args.batch_size}, {args.precision}")
+
+
+def print_result(library: Path, verification: Verification | None, cpu: CpuTarget) -> None:
+    if verification is None:
+        print(f"verified    no: this CPU cannot run code for {cpu.cpu}. Run accuracy.py on a machine that can.")
+    else:
+        found = f"{verification.items} random items, largest error {verification.max_abs_error:.2g}"
+        print(f"verified    {found} against the NumPy reference")
+    print(f"wrote       {library} with its manifest and parameters")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import hashlib
 import json
 import mmap
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -188,10 +189,8 @@ def _map_parameters(library: Path, manifest: Manifest) -> tuple[np.ndarray, ...]
         # Private, because TVM takes no read-only memory; pages that nobody writes stay the file's own, shared by all.
         mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        with suppress(OSError):  # a kernel without huge pages
             mapped.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # a kernel without huge pages
     whole = np.frombuffer(mapped, dtype=np.uint8)
     return tuple(
         whole[entry.offset : entry.offset + entry.nbytes].view(entry.dtype).reshape(entry.shape)

@@ -126,7 +126,7 @@ def _save(
         parameters=entries,
         peak_flops_per_round=lowered.peak_flops_per_round,
         tuned_kernels=tuple(selection.tuned) if selection else (),
-        untuned_kernels=tuple(selection.untuned) if selection else ("all",),
+        untuned_kernels=tuple(selection.untuned) if selection else ("default code generation",),
         tvm_version=tvm.__version__,
         command=shlex.join(sys.argv),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -123,9 +123,10 @@ class Executor:
             shape, wanted = list(dense.shape), self._dense_shape[0]
             raise UserError(f"dense is {dense.dtype} {shape}, float32 [n, {wanted}] was wanted.")
         if indices.shape != (len(dense), *self._indices_shape) or indices.dtype.kind not in "iu":
-            shape, wanted = list(indices.shape), self._indices_shape[0]
+            found, wanted = list(indices.shape), self._indices_shape[0]
+            shape = f"[{len(dense)}, {wanted}]"
             raise UserError(
-                f"indices are {indices.dtype} {shape}, integers [{len(dense)}, {wanted}] were wanted: one per item and table."
+                f"indices are {indices.dtype} {found}, integers {shape} were wanted: one per item and table."
             )
         return dense, indices
 

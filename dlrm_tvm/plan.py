@@ -15,7 +15,17 @@ from .kernels.vectors import LANES, padded
 from .model import Dense, Dlrm
 from .schedules import NetworkSchedule
 
-ScheduleOf = Callable[[str, int, int], DenseSchedule]  # activation, inputs, outputs
+
+@dataclass(frozen=True)
+class LayerShape:
+    """A layer as its kernel sees it; inputs: columns of tiles, for the first top layer more than the model has."""
+
+    activation: str
+    inputs: int
+    outputs: int
+
+
+ScheduleOf = Callable[[LayerShape], DenseSchedule]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +41,7 @@ def plan_network(model: Dlrm, batch: int, schedule: NetworkSchedule, dense_sched
     packer = Packer()
 
     def pack(layer: Dense, columns: np.ndarray) -> PackedDense:
-        chosen = dense_schedule(layer.activation, len(columns), layer.outputs)
+        chosen = dense_schedule(LayerShape(layer.activation, len(columns), layer.outputs))
         weight_at = packer.add(pack_weight(layer.weight, chosen.nr, columns))
         return PackedDense(
             len(columns), layer.outputs, layer.activation, weight_at, packer.add(pack_bias(layer)), chosen
@@ -62,6 +72,14 @@ def plan_network(model: Dlrm, batch: int, schedule: NetworkSchedule, dense_sched
         skip_zeros=batch == 1,
     )
     return PlannedNetwork(plan, mlp)
+
+
+def layer_shapes(model: Dlrm) -> list[LayerShape]:
+    """Of all layers that dense kernels run: every one but the last, which is a dot product."""
+    columns, _ = top_columns(model)
+    widths = [layer.inputs for layer in model.bottom] + [len(columns), *(layer.inputs for layer in model.top[1:])]
+    shapes = [LayerShape(layer.activation, k, layer.outputs) for layer, k in zip(model.layers, widths)]
+    return shapes[:-1]
 
 
 def _pack_final(packer: Packer, layer: Dense, columns: np.ndarray) -> PackedDense:

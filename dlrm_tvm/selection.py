@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from .kernels.dense import REGISTERS, DenseSchedule
 from .kernels.gather import RowFetch
 from .kernels.vectors import LANES
+from .plan import LayerShape
 from .schedules import (
     NETWORK_KERNEL,
     NetworkSchedule,
@@ -39,10 +40,10 @@ class Selection:
         self._mr = schedule.mr
         return schedule
 
-    def dense(self, activation: str, inputs: int, outputs: int) -> DenseSchedule:
+    def dense(self, layer: LayerShape) -> DenseSchedule:
         """The schedule of one layer; call network() first."""
-        record = self._find(dense_kernel(activation), dense_shape(self._mr, inputs, outputs))
-        return default_dense(self._mr, outputs) if record is None else dense_from(record.schedule)
+        record = self._find(dense_kernel(layer.activation), dense_shape(self._mr, layer.inputs, layer.outputs))
+        return default_dense(self._mr, layer.outputs) if record is None else dense_from(record.schedule)
 
     def _find(self, kernel: str, shape: str) -> Record | None:
         record = self.log.find(kernel, shape, self.cpu)
@@ -69,6 +70,10 @@ def network_numbers(schedule: NetworkSchedule) -> dict[str, int]:
         "fetch_every": schedule.fetch.every,
         "fetch_locality": schedule.fetch.locality,
     }
+
+
+def dense_numbers(schedule: DenseSchedule) -> dict[str, int]:
+    return {"nr": schedule.nr, "unroll": schedule.unroll}
 
 
 def dense_from(numbers: dict[str, int]) -> DenseSchedule:

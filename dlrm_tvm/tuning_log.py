@@ -53,8 +53,12 @@ def read_log(path: Path, *, must_exist: bool) -> TuningLog:
         if must_exist:
             raise UserError(f"{path}: no such tuning log. Make one with --tune, or use --tuning-log-file none.")
         return TuningLog(path, ())
+    try:
+        lines = path.read_text().splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file; a tuning log is. Give --tuning-log-file another path.") from None
     records = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:

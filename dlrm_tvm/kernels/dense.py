@@ -71,13 +71,11 @@ def dense_layer(layer: PackedDense, weights, mr: int, source: Callable, write: C
     """All outputs of `tiles` tiles of `mr` items.
 
     source(tile, row, block, lane): x as a scalar expression; write(tile, row, block, value): stores 16 outputs.
-    hook stands in the first tile's loops only.
     """
     places = 0
     for first, count, nr in layer.column_tiles:
-        with T.serial(count) as n:
-            with T.serial(tiles) as tile:
-                _register_tile(layer, weights, mr, source, write, tile, first, n, nr, _shifted(hook, layer, places, n))
+        with T.serial(count) as n, T.serial(tiles) as tile:
+            _register_tile(layer, weights, mr, source, write, tile, first, n, nr, _shifted(hook, layer, places, n))
         if hook is not None:
             places += count * hook_places(layer, hook.every)
 

@@ -3,8 +3,8 @@
 Plain definition:   e_t[i, :] = tables[starts[t] + indices[i, t] * dim : + dim]
 
 The rows are never copied: the interaction reads them where they lie. What this kernel does is (a) check each index
-against its table and turn it into a 64-bit element offset, once; (b) touch the rows of the next tile of items while
-this one is computed: 26 random rows per item miss every cache and the TLB, and out-of-order execution alone covers
+against its table and turn it into a 64-bit element offset, once; (b) fetch the rows of a tile of items while its
+bottom MLP is computed: 26 random rows per item miss every cache and the TLB, and out-of-order execution alone covers
 a small part of a 150 ns miss.
 """
 
@@ -22,8 +22,9 @@ LARGEST_FLOAT = 3.4028234663852886e38
 
 @dataclass(frozen=True)
 class RowFetch:
-    """How the next tile's rows are fetched: one line of each row in a burst, whose page walks overlap, then the other
-    lines bit by bit. Isolated first touches stall the multiply-adds around them for a page walk each.
+    """How a tile's rows are fetched before its interaction: one line of each row in a burst before the bottom MLP,
+    whose page walks overlap, then the other lines bit by bit in the bottom MLP's k loops. Isolated first touches
+    stall the multiply-adds around them for a page walk each.
 
     every: k blocks of 16 between two places where rows are fetched, 0 for no fetching at all;
     locality: as llvm.prefetch has it, 3 is L1, 2 is L2.
@@ -35,7 +36,7 @@ class RowFetch:
 
 @dataclass(frozen=True)
 class Rows:
-    """The element offsets of the rows of two tiles' items: [2][mr][num_tables] int64; `half` alternates."""
+    """The element offsets of the rows of one tile's items: [mr][num_tables] int64."""
 
     offsets: Any
     tables: Any
@@ -47,24 +48,22 @@ class Rows:
     def per_tile(self) -> int:
         return self.mr * self.num_tables
 
-    def at(self, half, row, table):
-        return self.offsets[half * self.per_tile + row * self.num_tables + table]
+    def at(self, row, table):
+        return self.offsets[row * self.num_tables + table]
 
-    def touch(self, half, fetch: RowFetch) -> None:
-        """The first line of all rows of a tile."""
+    def touch(self, fetch: RowFetch) -> None:
+        """The first line of all rows of the tile."""
         with T.serial(self.per_tile) as number:
-            prefetch(self.tables, self.offsets[half * self.per_tile + number], fetch.locality)
+            prefetch(self.tables, self.offsets[number], fetch.locality)
 
-    def fetch_rest(self, half, number, fetch: RowFetch) -> None:
+    def fetch_rest(self, number, fetch: RowFetch) -> None:
         """All other lines of the row with this number (0 .. per_tile - 1; larger ones fetch the last again)."""
-        at = T.bind(self.offsets[half * self.per_tile + T.min(number, self.per_tile - 1)])
+        at = T.bind(self.offsets[T.min(number, self.per_tile - 1)])
         for line in range(1, self.dim // LANES):
             prefetch(self.tables, at + line * LANES, fetch.locality)
 
 
-def locate_rows(
-    rows: Rows, half, first_item, batch: int, dense, num_dense: int, indices, table_info, poison, poison_at
-):
+def locate_rows(rows: Rows, first_item, batch: int, dense, num_dense: int, indices, table_info, poison, poison_at):
     """Offsets of one tile's rows, and poison[poison_at + item of the tile] = NaN where an input is wrong, else 0.
 
     An index outside its table is replaced by 0, so that nothing outside the tables is ever read; the item's
@@ -80,7 +79,7 @@ def locate_rows(
             inside = T.bind(T.bitwise_and(index >= T.int64(0), index < table_info[1, table]))
             T.buffer_store(wrong, wrong[0] + T.Select(inside, T.int64(0), T.int64(1)), [0])
             offset = table_info[0, table] + T.Select(inside, index, T.int64(0)) * T.int64(rows.dim)
-            T.buffer_store(rows.offsets, offset, [half * rows.per_tile + row * rows.num_tables + table])
+            T.buffer_store(rows.offsets, offset, [row * rows.num_tables + table])
         with T.serial(num_dense) as k:
             finite = T.abs(dense[item, k]) <= T.float32(LARGEST_FLOAT)
             T.buffer_store(wrong, wrong[0] + T.Select(finite, T.int64(0), T.int64(1)), [0])

@@ -32,7 +32,7 @@ def live_inputs(count: int, source: Callable, live) -> object:
     T.buffer_store(number, 0, [0])
     with T.serial(count) as k:
         T.buffer_store(live, k, [number[0]])
-        T.buffer_store(number, number[0] + T.Select(source(k) != T.float32(0), 1, 0), [0])
+        T.buffer_store(number, number[0] + T.Select(source(k) == T.float32(0), 0, 1), [0])
     return T.bind(number[0])
 
 

@@ -6,10 +6,10 @@
     for task in parallel(threads):
         for block of the task's tiles:                # a few tiles of mr items
             for tile in block:
-                locate the next tile's rows, touch them
-                bottom MLP of this tile, fetching the rest of those rows meanwhile
-                interaction of this tile, straight from the tables, into the top MLP's input
-            top MLP over the block, layer by layer; during its last layer the next block's first rows are fetched
+                locate the tile's rows, touch them
+                bottom MLP of the tile, fetching the rest of those rows meanwhile
+                interaction of the tile, straight from the tables, into the top MLP's input
+            top MLP over the block, layer by layer
             pred = sigmoid(last layer)
 
 Rows outside a table or dense values that are not finite give NaN for their item (see gather.py).
@@ -79,7 +79,7 @@ class _Task:
         self.top_at = at[1:3]
         self.bottom_at = [at[3], at[3] + bottom_size]
         self.poison = T.alloc_buffer((most * mr,), "float32", scope="global")
-        offsets = T.alloc_buffer((2 * mr * plan.num_tables,), "int64", scope="global")
+        offsets = T.alloc_buffer((mr * plan.num_tables,), "int64", scope="global")
         if plan.skip_zeros:
             self.live = T.alloc_buffer(
                 (1 + max(layer.inputs for layer in plan.bottom + plan.top),), "int32", scope="global"
@@ -88,62 +88,56 @@ class _Task:
 
     def run(self) -> None:
         plan = self.plan
-        self.start(0)
         blocks = T.bind(T.ceildiv(self.tiles, plan.block_tiles))
         with T.serial(blocks) as block:
             begin = T.bind(block * plan.block_tiles)
-            end = T.bind(T.min(begin + plan.block_tiles, self.tiles))
-            with T.serial(end - begin) as tile:
-                half = T.bind(T.bitwise_and(begin + tile, 1))
-                more = T.bind(begin + tile + 1 < self.tiles)
-                with T.If(more), T.Then():
-                    self.start(begin + tile + 1)
-                self.bottom(begin + tile, tile, self.fetching(plan.bottom, 1 - half, more))
+            tiles = T.bind(T.min(plan.block_tiles, self.tiles - begin))
+            with T.serial(tiles) as tile:
+                self.locate(begin + tile, tile)
+                self.bottom(begin + tile, tile, self.fetching())
                 if plan.grouping is None:
-                    self.concatenate(tile, half)
+                    self.concatenate(tile)
                 else:
-                    self.interact(tile, half)
-            self.top(begin, end - begin)
+                    self.interact(tile)
+            self.top(begin, tiles)
 
-    def start(self, tile) -> None:
-        """Locate the rows of a tile, counted from the task's first one, and touch them."""
+    def locate(self, tile, to) -> None:
+        """Offsets of the rows of the task's `tile`, which is tile `to` of the block; touch the rows."""
         plan, args = self.plan, self.args
-        half = T.bind(T.bitwise_and(tile, 1))
-        locate_rows(
-            self.rows,
-            half,
-            (self.first_tile + tile) * plan.mr,
-            plan.batch,
-            args["dense"],
-            plan.num_dense,
-            args["indices"],
-            args["table_info"],
-            self.poison,
-            tile % plan.block_tiles * plan.mr,
-        )
+        first_item = T.bind((self.first_tile + tile) * plan.mr)
+        inputs = (args["dense"], plan.num_dense, args["indices"], args["table_info"])
+        locate_rows(self.rows, first_item, plan.batch, *inputs, self.poison, to * plan.mr)
         if plan.fetch.every:
-            self.rows.touch(half, plan.fetch)
+            self.rows.touch(plan.fetch)
+            if not any(self.fetch_places()):
+                with T.serial(self.rows.per_tile) as number:
+                    self.rows.fetch_rest(number, plan.fetch)
 
-    def fetching(self, layers, half, condition) -> list:
-        """Per layer the hook that fetches its share of a half's rows; None for each where there is no place for it."""
-        fetch = self.plan.fetch
-        places = [0]
-        for layer in layers:
-            columns = sum(count for _, count, _ in layer.column_tiles)
-            places.append(places[-1] + (columns * hook_places(layer, fetch.every) if fetch.every else 0))
-        if places[-1] == 0:
-            return [None] * len(layers)
-        share = -(-self.rows.per_tile // places[-1])
+    def fetch_places(self) -> list[int]:
+        """How many places for fetching each bottom layer has; the last layer's time is for the rows to arrive."""
+        plan = self.plan
+        if not plan.fetch.every or plan.skip_zeros:
+            return [0] * len(plan.bottom)
+        return [
+            sum(count for _, count, _ in layer.column_tiles) * hook_places(layer, plan.fetch.every)
+            for layer in plan.bottom[:-1]
+        ] + [0]
+
+    def fetching(self) -> list:
+        """Per bottom layer the hook that fetches its share of the tile's rows, None where it has none."""
+        fetch, places = self.plan.fetch, self.fetch_places()
+        if not any(places):
+            return [None] * len(places)
+        share = -(-self.rows.per_tile // sum(places))
 
         def hook(first: int) -> Hook:
             def emit(place) -> None:
-                with T.If(condition), T.Then():
-                    for number in range(share):
-                        self.rows.fetch_rest(half, (place + first) * share + number, fetch)
+                for number in range(share):
+                    self.rows.fetch_rest((place + first) * share + number, fetch)
 
             return Hook(emit, fetch.every)
 
-        return [hook(first) for first in places[:-1]]
+        return [hook(sum(places[:at])) if count else None for at, count in enumerate(places)]
 
     def bottom(self, tile, to, hooks: list) -> None:
         """Bottom MLP of the task's `tile`, into tile `to` of the block."""
@@ -170,12 +164,12 @@ class _Task:
         else:
             dense_layer(layer, mlp, plan.mr, source, write, tiles, hook)
 
-    def interact(self, tile, half) -> None:
+    def interact(self, tile) -> None:
         plan = self.plan
         with T.serial(plan.mr) as item:
 
             def row(i):
-                at = T.bind(self.rows.at(half, item, i - 1))
+                at = T.bind(self.rows.at(item, i - 1))
                 return lambda chunk: load(self.args["tables"], at + chunk * LANES)
 
             def first_row():
@@ -186,11 +180,11 @@ class _Task:
 
             dot_interaction(plan.grouping, plan.dim, row, first_row, write)
 
-    def concatenate(self, tile, half) -> None:
+    def concatenate(self, tile) -> None:
         plan = self.plan
         chunks = plan.dim // LANES
         with T.serial(plan.mr) as item, T.serial(plan.num_tables) as table:
-            at = T.bind(self.rows.at(half, item, table))
+            at = T.bind(self.rows.at(item, table))
             for chunk in range(chunks):
                 block = (table + 1) * chunks + chunk
                 store(self.scratch, self.top_in.index(tile, item, block), load(self.args["tables"], at + chunk * LANES))
@@ -206,7 +200,7 @@ class _Task:
             self.final(begin + tile, tile, source)
 
     def final(self, of, tile, source: Tiles) -> None:
-        """One output per item of the task's tile `of`: 16 partial sums per item in lanes, then a horizontal sum; no column is padding."""
+        """The layer of one output, for the task's tile `of`: 16 partial sums per item, then a sum over lanes."""
         plan, mlp = self.plan, self.args["mlp"]
         layer = plan.final
         blocks = padded(layer.inputs) // LANES

@@ -1,0 +1,140 @@
+"""Search schedules on this machine: `compile.py --tune`.
+
+    1. for each mr worth trying, each dense layer alone: outputs per register tile x k steps per loop body
+    2. the whole network with the best layers: mr, then tiles per block, then how rows are fetched
+
+Not MetaSchedule: what varies here is how a kernel is emitted, not a trace over one, and its builder and runner start
+processes for every trial (3 s instead of 0.5 s). Nor TVM's `time_evaluator`: on a shared machine only a time beside the
+peak measured in the same millisecond can be compared (trials.py). The network is timed in place, because what counts
+there - weights and rows coming from far - does not show in a kernel alone.
+
+Every trial is kept in LOG.trials at once; a search that was interrupted goes on from there. When a kernel is done, its
+best schedule is appended to the log; when all are, the trials file is removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import tvm
+from tqdm import tqdm
+
+from .errors import UserError
+from .kernels.dense import REGISTERS, DenseSchedule
+from .kernels.gather import RowFetch
+from .kernels.vectors import LANES, padded
+from .model import Dlrm
+from .plan import LayerShape, layer_shapes
+from .schedules import (
+    NETWORK_KERNEL,
+    PRECISION,
+    NetworkSchedule,
+    default_dense,
+    dense_kernel,
+    dense_shape,
+    network_shape,
+    tile_heights,
+)
+from .selection import dense_from, dense_numbers, network_from, network_numbers
+from .target import CpuTarget
+from .trials import DenseTrial, NetworkTrial, Peak, Timing
+from .tuning_log import Record, append, read_log
+
+_HEIGHTS_TRIED = 3
+_BLOCKS = (1, 2, 4)
+_FETCHES = ((1, 2), (4, 2), (8, 2), (4, 3), (0, 2))
+
+
+class Search:
+    """One search: measures what has not been measured before, remembers the best, writes as it goes."""
+
+    def __init__(self, cpu: CpuTarget, log: Path, progress: tqdm) -> None:
+        self._cpu, self._log, self._progress = cpu.cpu, log, progress
+        self.trials = log.with_name(log.name + ".trials")
+        known = read_log(self.trials, must_exist=False).records
+        mine = [record for record in known if (record.cpu, record.tvm) == (self._cpu, tvm.__version__)]
+        self._known = {(r.kernel, r.shape, tuple(sorted(r.schedule.items()))): r for r in mine}
+
+    def best(self, kernel: str, shape: str, candidates: list[dict[str, int]], time: Callable) -> Record:
+        """The fastest of the candidates; time(schedule numbers) -> Timing is called for those not known yet."""
+        records = []
+        for numbers in candidates:
+            self._progress.set_postfix_str(f"{kernel} {shape}")
+            key = (kernel, shape, tuple(sorted(numbers.items())))
+            if key not in self._known:
+                timing: Timing = time(numbers)
+                self._known[key] = Record(
+                    kernel, shape, PRECISION, self._cpu, numbers, round(timing.time_us, 3),
+                    round(timing.share_of_peak, 4), tvm.__version__, date.today().isoformat(),
+                )  # fmt: skip
+                append(self.trials, self._known[key])
+            records.append(self._known[key])
+            self._progress.update()
+        return max(records, key=lambda record: record.share_of_peak)
+
+    def keep(self, record: Record) -> None:
+        append(self._log, record)
+
+
+def tune(model: Dlrm, batch: int, cpu: CpuTarget, log: Path) -> None:
+    """Find schedules for this model's layers at this batch size and append them to the log.
+
+    Raises UserError when the target is not this machine, or has no AVX-512. Ctrl-C loses nothing that was measured.
+    """
+    if not cpu.is_host:
+        raise UserError(f"--tune measures on this machine, which is not a {cpu.cpu}. Leave out --target-cpu.")
+    if not cpu.has("avx512f"):
+        raise UserError(f"--tune: {cpu.cpu} has no AVX-512, which the tuned kernels are made of.")
+    heights = tile_heights(batch)[:_HEIGHTS_TRIED]
+    layers = list(dict.fromkeys(layer_shapes(model)))
+    total = sum(len(dense_candidates(mr, layer)) for mr in heights for layer in layers)
+    total += len(heights) + (len(_BLOCKS) if batch > heights[0] else 1) + len(_FETCHES)
+    with tqdm(total=total, desc="tuning", unit="trial") as progress:
+        search = Search(cpu, log, progress)
+        _search(search, model, batch, cpu, heights, layers)
+    search.trials.unlink(missing_ok=True)
+
+
+def _search(
+    search: Search, model: Dlrm, batch: int, cpu: CpuTarget, heights: list[int], layers: list[LayerShape]
+) -> None:
+    chosen, peak = {}, Peak(cpu)
+    for mr in heights:
+        for layer in layers:
+            shape = dense_shape(mr, layer.inputs, layer.outputs)
+            trial = DenseTrial(layer, mr, cpu, peak)
+            numbers = [dense_numbers(schedule) for schedule in dense_candidates(mr, layer)]
+            best = search.best(dense_kernel(layer.activation), shape, numbers, lambda n, t=trial: t.time(dense_from(n)))
+            chosen[mr, layer] = best
+    network = NetworkTrial(model, batch, cpu, peak, lambda mr, layer: dense_from(chosen[mr, layer].schedule))
+    best = None
+    for candidates in network_stages(batch, heights):
+        numbers = [network_numbers(schedule) for schedule in candidates(best)]
+        record = search.best(NETWORK_KERNEL, network_shape(batch), numbers, lambda n: network.time(network_from(n)))
+        best = network_from(record.schedule)
+    search.keep(record)
+    for (mr, _), dense_record in chosen.items():
+        if mr == best.mr:
+            search.keep(dense_record)
+
+
+def network_stages(batch: int, heights: list[int]) -> Iterator[Callable]:
+    """Each stage: the best so far -> candidates that vary one thing; the best so far is among them."""
+    start = RowFetch(*_FETCHES[1])
+    yield lambda _: [NetworkSchedule(mr, 1, start) for mr in heights]
+    yield lambda best: [replace(best, block_tiles=blocks) for blocks in _BLOCKS if blocks == 1 or batch > heights[0]]
+    yield lambda best: [replace(best, fetch=RowFetch(*fetch)) for fetch in _FETCHES]
+
+
+def dense_candidates(mr: int, layer: LayerShape) -> list[DenseSchedule]:
+    """Register tiles that fit, of at least 8 accumulators where the layer is wide enough, the rule's choice first."""
+    widths = {min(padded(layer.outputs), nr) for nr in (16, 32, 48, 64, 128, 256)}
+    fitting = [nr for nr in sorted(widths) if DenseSchedule(nr, 1).registers(mr) <= REGISTERS or mr == 1]
+    enough = [nr for nr in fitting if mr * nr // LANES >= 8] or fitting[-1:]
+    unrolls = (1,) if mr == 1 else (1, 2, 4)
+    candidates = [DenseSchedule(nr, unroll) for nr in enough for unroll in unrolls]
+    rule = default_dense(mr, layer.outputs)
+    return [rule, *(candidate for candidate in candidates if candidate != rule)]

@@ -1,0 +1,34 @@
+"""TIR functions around single kernels, for tests: emit, compile, call."""
+
+from __future__ import annotations
+
+import numpy as np
+import tvm
+import tvm_ffi
+from models import aligned
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from dlrm_tvm import target
+
+
+def kernel(name: str, sizes: dict[str, tuple[int, str]], body):
+    """A TIR function of flat buffers; body(buffers by name) emits what it does."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        T.func_attr({"tirx.noalias": True})
+        body({buffer: T.arg(buffer, T.buffer((size,), dtype)) for buffer, (size, dtype) in sizes.items()})
+    return builder.get()
+
+
+def compiled(functions: list):
+    """One module of all the functions, each under its own name."""
+    module = tvm.IRModule({function.attrs["global_symbol"]: function for function in functions})
+    return tvm.compile(module, target=target.cpu_target(None).tvm_target)
+
+
+def call(function, *arrays: np.ndarray) -> list[np.ndarray]:
+    """The arrays after the call."""
+    copies = [aligned(array) for array in arrays]
+    function(*(tvm_ffi.from_dlpack(copy) for copy in copies))
+    return copies

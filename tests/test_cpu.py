@@ -1,0 +1,68 @@
+"""CPU flags: read from pasted /proc/cpuinfo, required by libraries, refused in one line where they lack."""
+
+from __future__ import annotations
+
+import pytest
+
+from dlrm_tvm.cpu import FLAG_OF_FEATURE, check_host_runs, host_flags, host_model, required_flags
+from dlrm_tvm.errors import UserError
+
+XEON = """\
+processor\t: 0
+vendor_id\t: GenuineIntel
+model\t\t: 143
+model name\t: Intel(R) Xeon(R) Platinum 8480+
+flags\t\t: fpu vme pni ssse3 fma avx f16c avx2 avx512f avx512_vnni avx512_bf16 amx_tile
+vmx flags\t: vnmi preemption_timer
+bugs\t\t: spectre_v1
+
+processor\t: 1
+model name\t: another
+flags\t\t: fpu
+"""
+ARM = "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd sve\n"
+
+
+@pytest.fixture
+def cpuinfo(tmp_path):
+    def write(text: str):
+        path = tmp_path / "cpuinfo"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_flags_and_name_are_those_of_the_first_processor(cpuinfo):
+    flags = host_flags(cpuinfo(XEON))
+    assert {"fpu", "pni", "avx512_vnni", "amx_tile"} <= flags
+    assert len(flags) == 12
+    assert host_model(cpuinfo(XEON)) == "Intel(R) Xeon(R) Platinum 8480+"
+
+
+def test_another_architecture_has_no_flags_and_no_name(cpuinfo):
+    assert host_flags(cpuinfo(ARM)) == frozenset()
+    assert host_model(cpuinfo(ARM)) == "unknown"
+
+
+def test_required_flags_are_cpuinfo_names_in_order_and_tuning_features_need_none():
+    features = ["sse3", "avx512vnni", "avx512bf16", "fast-gather", "prefer-256-bit", "64bit", "amx-int8", "lzcnt"]
+    assert required_flags(features) == ("abm", "amx_int8", "avx512_bf16", "avx512_vnni", "pni")
+
+
+def test_no_two_features_share_a_flag():
+    assert len(set(FLAG_OF_FEATURE.values())) == len(FLAG_OF_FEATURE)
+
+
+def test_a_cpu_that_has_every_needed_flag_may_run_the_library():
+    check_host_runs("m.so", ("avx2", "fma"), frozenset({"fma", "avx2", "sse"}))
+    check_host_runs("m.so", (), frozenset())
+
+
+def test_missing_flags_are_all_named_in_one_line():
+    with pytest.raises(UserError) as error:
+        check_host_runs("m.so", ("fma", "avx512_vnni", "amx_tile"), frozenset({"fma"}))
+    assert str(error.value) == (
+        "m.so needs amx_tile, avx512_vnni, which this CPU lacks. "
+        "Compile it on this machine, or with --target-cpu set to this machine's CPU."
+    )

@@ -1,0 +1,225 @@
+"""Whole networks: every shape and schedule gives the paper's numbers, on any number of threads, on bad input too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from graphs import onnxruntime_predictions, random_items, write_dlrm
+from models import assert_close, library_in_memory, numpy_predictions, random_batch, random_dlrm
+
+from dlrm_tvm import lower, reference, target
+from dlrm_tvm.kernels.dense import DenseSchedule
+from dlrm_tvm.kernels.gather import RowFetch
+from dlrm_tvm.model import Dlrm
+from dlrm_tvm.onnx_reader import read_dlrm
+from dlrm_tvm.plan import LayerShape
+from dlrm_tvm.schedules import NetworkSchedule, default_dense, default_network
+
+NO_DUMP = lower.Dump(None)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model's shape and the schedule it is compiled with; nr None: the rule's schedules."""
+
+    batch: int
+    tables: int
+    dim: int
+    bottom: tuple[int, ...]
+    top: tuple[int, ...]
+    interaction: str
+    mr: int
+    block_tiles: int
+    every: int
+    nr: int | None
+    unroll: int = 1
+    sigmoid_layer: int = -1
+    bottom_activation: str = "relu"
+    last_activation: str = "none"
+    num_dense: int = 13
+
+    def model(self) -> Dlrm:
+        return random_dlrm(
+            num_dense=self.num_dense,
+            table_rows=[1 + (7 * t) % 11 for t in range(self.tables)],
+            dim=self.dim,
+            bottom=self.bottom,
+            top=self.top,
+            interaction=self.interaction,
+            sigmoid_layer=self.sigmoid_layer,
+            bottom_activation=self.bottom_activation,
+            last_activation=self.last_activation,
+            seed=self.batch,
+        )
+
+    def __str__(self) -> str:
+        schedule = f"mr{self.mr}-blk{self.block_tiles}-f{self.every}-nr{self.nr}-u{self.unroll}"
+        return f"b{self.batch}-t{self.tables}-d{self.dim}-{self.interaction}-{schedule}"
+
+
+# Chosen so that every value of every column meets most values of every other, at batch = mr - 1, mr, mr + 1 and around
+# whole blocks; the full product would take hours.
+TUNED = [
+    #    batch T  dim  bottom        top          interaction mr bt every nr unroll
+    Case(1, 26, 16, (20,), (40, 17), "dot", 1, 1, 1, 64),
+    Case(1, 3, 128, (), (), "cat", 1, 1, 0, None),
+    Case(1, 1, 1, (33,), (16,), "dot_self", 1, 1, 2, 16, sigmoid_layer=0),
+    Case(1, 2, 20, (16, 5), (1, 50), "dot", 1, 4, 0, 256, bottom_activation="sigmoid"),
+    Case(2, 3, 4, (), (100,), "dot", 2, 1, 1, None),
+    Case(3, 2, 20, (47, 16), (31, 33), "dot_self", 2, 1, 8, 32, 2),
+    Case(7, 40, 16, (64,), (20,), "dot", 7, 2, 2, 32, 4),
+    Case(10, 26, 128, (48, 40), (64, 15), "dot", 10, 1, 1, 32),
+    Case(10, 3, 1, (), (), "dot", 3, 2, 0, 16, 2),
+    Case(11, 26, 20, (33,), (16, 16), "cat", 10, 2, 8, 32, sigmoid_layer=1),
+    Case(11, 1, 128, (17,), (49,), "dot_self", 5, 3, 1, 48),
+    Case(15, 3, 16, (128, 64), (48, 1), "cat", 16, 1, 2, 16, 4),
+    Case(16, 40, 4, (100,), (31,), "cat", 8, 4, 0, 48, 2, bottom_activation="sigmoid"),
+    Case(16, 2, 128, (256,), (32, 32, 32), "dot", 16, 2, 8, 64, 1, sigmoid_layer=1),
+    Case(17, 26, 4, (15, 1), (100, 40), "dot_self", 16, 1, 1, 16),
+    Case(17, 3, 20, (480,), (47,), "dot", 8, 2, 2, 64, 4, sigmoid_layer=0, last_activation="relu"),
+    Case(20, 1, 16, (31,), (17,), "dot", 10, 2, 0, None, sigmoid_layer=0, bottom_activation="none"),
+    Case(21, 26, 16, (40, 24), (50, 30), "dot", 10, 2, 1, 32, 2),
+    Case(21, 2, 1, (), (33,), "cat", 7, 3, 8, 32, bottom_activation="sigmoid"),
+    Case(33, 3, 128, (64,), (), "dot_self", 8, 2, 2, None, num_dense=1),
+    Case(33, 26, 20, (13,), (96, 47), "dot", 11, 100, 1, 16, 4, num_dense=40),
+    Case(33, 40, 128, (20,), (20,), "dot_self", 4, 3, 0, 64),
+]
+
+PLAIN = [
+    Case(1, 26, 16, (20,), (17,), "dot", 0, 0, 0, None),
+    Case(7, 3, 20, (47, 16), (31,), "dot_self", 0, 0, 0, None, sigmoid_layer=0, last_activation="relu"),
+    Case(21, 2, 128, (), (), "cat", 0, 0, 0, None, bottom_activation="sigmoid"),
+    Case(33, 1, 1, (33,), (16, 16), "dot", 0, 0, 0, None, num_dense=1),
+]
+
+
+def compiled_tuned(model: Dlrm, case: Case):
+    def dense_schedule(layer: LayerShape) -> DenseSchedule:
+        return DenseSchedule(case.nr, case.unroll) if case.nr else default_dense(case.mr, layer.outputs)
+
+    schedule = NetworkSchedule(case.mr, case.block_tiles, RowFetch(every=case.every, locality=2))
+    lowered = lower.lower_tuned(model, case.batch, schedule, dense_schedule, target.cpu_target(None), NO_DUMP)
+    return library_in_memory(lowered)
+
+
+@pytest.fixture(scope="module", params=TUNED, ids=str)
+def tuned(request, require_avx512):
+    """One network of our kernels: its model, batch size, and the function f(dense, indices, threads)."""
+    model = request.param.model()
+    return model, request.param.batch, compiled_tuned(model, request.param)
+
+
+@pytest.fixture(scope="module", params=PLAIN, ids=str)
+def plain(request):
+    """The same from TVM's default code generation."""
+    model, batch = request.param.model(), request.param.batch
+    return model, batch, library_in_memory(lower.lower_plain(model, batch, target.cpu_target(None), NO_DUMP))
+
+
+def check_formulas(model: Dlrm, batch: int, run) -> None:
+    for seed in (1, 2):
+        dense, indices = random_batch(model, batch, seed)
+        assert_close(run(dense, indices), numpy_predictions(model, dense, indices))
+
+
+def check_zero_inputs(model: Dlrm, batch: int, run) -> None:
+    """Zeros of either sign are skipped by one kernel and multiplied by the others."""
+    dense, indices = random_batch(model, batch)
+    for value in (0.0, -0.0):
+        dense[:, ::2] = value
+        assert_close(run(dense, indices), numpy_predictions(model, dense, indices))
+
+
+def check_bad_items(model: Dlrm, batch: int, run) -> None:
+    """An item with bad input becomes NaN; every other one keeps its bits."""
+    dense, indices = random_batch(model, batch)
+    clean = run(dense, indices)
+    last_table = len(model.tables) - 1
+    bad_indices = [
+        (0, 0, -1),
+        (batch - 1, last_table, model.tables[-1].num_rows),
+        (batch // 2, 0, 1 << 40),
+        (0, last_table, -(1 << 40)),
+        (batch - 1, 0, np.iinfo(np.int64).min),
+        (batch // 2, last_table, np.iinfo(np.int64).max),
+    ]
+    for item, table, index in bad_indices:
+        changed = indices.copy()
+        changed[item, table] = index
+        assert_only_nan(run(dense, changed), clean, item)
+    for item, column, value in ((0, 0, np.nan), (batch - 1, model.num_dense - 1, np.inf), (batch // 2, 0, -np.inf)):
+        changed = dense.copy()
+        changed[item, column] = value
+        assert_only_nan(run(changed, indices), clean, item)
+
+
+def assert_only_nan(got: np.ndarray, clean: np.ndarray, item: int) -> None:
+    wanted = clean.copy()
+    wanted[item] = np.nan
+    np.testing.assert_array_equal(got, wanted)
+
+
+def test_tuned_network_gives_the_papers_numbers(tuned):
+    check_formulas(*tuned)
+
+
+def test_tuned_network_takes_dense_inputs_that_are_zero(tuned):
+    check_zero_inputs(*tuned)
+
+
+def test_tuned_network_gives_the_same_bits_on_two_and_three_threads(tuned):
+    model, batch, run = tuned
+    dense, indices = random_batch(model, batch)
+    one = run(dense, indices, threads=1)
+    for threads in (2, 3):
+        np.testing.assert_array_equal(run(dense, indices, threads=threads), one)
+
+
+def test_tuned_network_gives_nan_for_a_bad_item_and_leaves_the_others_alone(tuned):
+    check_bad_items(*tuned)
+
+
+def test_plain_network_gives_the_papers_numbers(plain):
+    check_formulas(*plain)
+    check_zero_inputs(*plain)
+
+
+def test_plain_network_gives_nan_for_a_bad_item_and_leaves_the_others_alone(plain):
+    check_bad_items(*plain)
+
+
+@pytest.mark.parametrize("case", [TUNED[3], TUNED[5], TUNED[9]], ids=str)
+def test_numpy_reference_that_libraries_are_verified_against_gives_the_papers_numbers(case):
+    model = case.model()
+    dense, indices = random_batch(model, case.batch)
+    wanted = numpy_predictions(model, dense, indices)
+    np.testing.assert_allclose(reference.predict(model, dense, indices), wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("interaction", ["dot", "dot_self", "cat"])
+def test_networks_read_from_onnx_agree_with_onnx_runtime(tmp_path, require_avx512, interaction):
+    pytest.importorskip("onnxruntime")
+    rows, batch = (9, 4, 30, 1, 6), 12
+    path = write_dlrm(
+        tmp_path / "m.onnx", table_rows=rows, dim=24, bottom=(50,), top=(70, 30), interaction=interaction, seed=3
+    )
+    dense, indices = random_items(batch, table_rows=rows)
+    wanted = onnxruntime_predictions(path, dense, indices)
+    assert np.ptp(wanted) > 0.1
+    cpu, model = target.cpu_target(None), read_dlrm(path)
+    network = default_network(batch)
+    tuned = lower.lower_tuned(
+        model, batch, network, lambda layer: default_dense(network.mr, layer.outputs), cpu, NO_DUMP
+    )
+    for lowered in (tuned, lower.lower_plain(model, batch, cpu, NO_DUMP)):
+        assert_close(library_in_memory(lowered)(dense, indices), wanted)
+
+
+def test_tuned_kernels_are_refused_for_a_cpu_without_avx512():
+    case = replace(TUNED[4], batch=2)
+    with pytest.raises(ValueError, match=r"haswell has no AVX-512.*--tuning-log-file none"):
+        lower.lower_tuned(
+            case.model(), 2, default_network(2), lambda *_: DenseSchedule(16, 1), target.cpu_target("haswell"), NO_DUMP
+        )
