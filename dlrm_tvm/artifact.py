@@ -16,6 +16,7 @@ import mmap
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -248,15 +249,21 @@ def write_parameters(path: Path, build: str, sources: list[ParameterSource], ent
     header = json.dumps({"format": "dlrm_tvm parameters", "version": FORMAT_VERSION, "build": build}).encode()
     with path.open("wb", buffering=0) as file:
         digest.update(header)
-        file.write(header.ljust(HEADER_BYTES, b"\0"))
+        _write_whole(file, memoryview(header.ljust(HEADER_BYTES, b"\0")))
         for source, entry in zip(sources, entries):
             file.seek(entry.offset)
             for block in _whole_blocks(source.chunks()):
                 digest.update(block)
-                file.write(block)
+                _write_whole(file, block)
             if file.tell() != entry.offset + entry.nbytes:
                 raise AssertionError(f"parameter {entry.name}: its parts do not fill its shape")
     return digest.hexdigest()
+
+
+def _write_whole(file: FileIO, block: memoryview) -> None:
+    """An unbuffered file writes as much as the disk takes, and raises OSError only when that is nothing."""
+    while block:
+        block = block[file.write(block) :]
 
 
 def _whole_blocks(chunks: Iterator[np.ndarray]) -> Iterator[memoryview]:

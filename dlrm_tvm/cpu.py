@@ -25,6 +25,7 @@ FLAG_OF_FEATURE = {
     "avx512bf16": "avx512_bf16", "avx512fp16": "avx512_fp16", "avx512vp2intersect": "avx512_vp2intersect",
     "amx-tile": "amx_tile", "amx-int8": "amx_int8", "amx-bf16": "amx_bf16", "amx-fp16": "amx_fp16",
     "movdiri": "movdiri", "movdir64b": "movdir64b", "prfchw": "3dnowprefetch", "fsgsbase": "fsgsbase",
+    "egpr": "apx", "ndd": "apx", "nf": "apx", "ccmp": "apx", "push2pop2": "apx", "ppx": "apx", "zu": "apx",
 }  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def host_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 def required_flags(llvm_features: Iterable[str]) -> tuple[str, ...]:
     """The flags that a machine needs to run code which LLVM made for these features."""
-    return tuple(sorted(FLAG_OF_FEATURE[feature] for feature in llvm_features if feature in FLAG_OF_FEATURE))
+    return tuple(sorted({FLAG_OF_FEATURE[feature] for feature in llvm_features if feature in FLAG_OF_FEATURE}))
 
 
 def check_host_runs(library: str, needed: Iterable[str], flags: frozenset[str] | None = None) -> None:

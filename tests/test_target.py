@@ -14,6 +14,7 @@ NEEDS = {
     "znver4": {"avx512f", "avx512_vnni", "avx512_bf16", "avx512_vbmi2", "gfni", "vaes", "sse4a"},
     "sapphirerapids": {"avx512f", "avx512_fp16", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16", "avx_vnni"},
     "skylake-avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "fma"},
+    "diamondrapids": {"avx512f", "apx", "amx_fp16"},
     "haswell": {"avx2", "fma", "bmi2", "abm", "f16c"},
 }
 

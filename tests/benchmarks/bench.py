@@ -143,7 +143,7 @@ def compile_library(batch: int, args: argparse.Namespace) -> Path:
     command = [sys.executable, "compile.py", *(f"--{name}={value}" for name, value in options.items())]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"compile.py failed: {done.stderr.strip()}")
+        raise UserError(f"compile.py failed (status {done.returncode}): {done.stderr.strip()}")
     result = json.loads(done.stdout.splitlines()[-1])
     kernels = f"{result['tuned_kernels']} kernels tuned, {result['untuned_kernels']} by rule"
     print(f"  compiled    batch {batch}: {kernels}, {result['compile_s']:.1f} s", flush=True)

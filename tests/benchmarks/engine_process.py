@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ class EngineProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**kept, **_ONE_THREAD, "TVM_USE_RUNTIME_LIB": "1", "PYTHONPATH": path},
+            start_new_session=True,  # Ctrl-C is the benchmark's to handle
         )
         self._assignment = {
             "engine": engine,
@@ -46,7 +48,8 @@ class EngineProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # it died before it read its last command
+            self._process.stdin.close()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
@@ -82,6 +85,8 @@ class EngineProcess:
         if not line:
             raise UserError(f"{self.engine}: its process ended with status {self._process.wait()}; see above.")
         fields = json.loads(line)
+        if "error" in fields:
+            raise UserError(fields["error"])
         if "crash" in fields:
             raise RuntimeError(f"{self.engine} failed:\n{fields['crash']}")
         return fields, self._process.stdout.read(fields["payload_bytes"])

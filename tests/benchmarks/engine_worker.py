@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from engines import OPEN, Engine, engine_version
 
+from dlrm_tvm.errors import UserError
 from dlrm_tvm.placement import verify_confined
 from dlrm_tvm.worker import Control, die_with_parent
 
@@ -59,6 +60,8 @@ def main() -> None:
         gc.disable()
         control.reply(version=version)
         serve(control, assignment, opened)
+    except UserError as error:
+        control.reply(error=str(error))
     except Exception:
         control.reply(crash=traceback.format_exc())
 

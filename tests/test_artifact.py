@@ -1,0 +1,224 @@
+"""Libraries on disk: what is written is mapped back as it was, and nothing is opened that does not belong."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import build_plain, random_dlrm
+
+from dlrm_tvm import artifact, cpu, errors
+from dlrm_tvm.artifact import HUGE_PAGE, Manifest, Parameter, ParameterSource, describe, open_artifact
+from dlrm_tvm.errors import UserError
+
+SUFFIXES = (".so", ".json", ".params")
+MODEL = random_dlrm(table_rows=(11, 1, 300), dim=20, top=(24, 9), interaction="dot_self")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    return build_plain(MODEL, 4, tmp_path_factory.mktemp("first"))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> Path:
+    """Another build of the same model: equal sizes, other files."""
+    return build_plain(MODEL, 4, tmp_path_factory.mktemp("second"))
+
+
+@pytest.fixture
+def library(built, tmp_path) -> Path:
+    """A copy to be spoilt."""
+    for suffix in SUFFIXES:
+        shutil.copy(built.with_suffix(suffix), tmp_path)
+    return tmp_path / built.name
+
+
+def refusal(library: Path) -> str:
+    """The one line with which opening is refused."""
+    with pytest.raises(UserError) as error:
+        open_artifact(library)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def edit(library: Path, change) -> None:
+    path = library.with_suffix(".json")
+    fields = json.loads(path.read_text())
+    change(fields)
+    path.write_text(json.dumps(fields))
+
+
+def base_of(array: np.ndarray) -> object:
+    """What owns the memory of an array that is a view of a view."""
+    owner: object = array
+    while isinstance(owner, np.ndarray) and owner.base is not None:
+        owner = owner.base
+    return owner.obj if isinstance(owner, memoryview) else owner
+
+
+def test_manifest_is_read_back_as_it_was_written(built):
+    text = built.with_suffix(".json").read_text()
+    manifest = Manifest.from_json(text)
+    assert manifest.to_json() == text
+    assert manifest.model == describe(MODEL)
+    assert manifest.batch_size == 4
+    assert manifest.parameter_bytes == built.with_suffix(".params").stat().st_size
+
+
+def test_model_card_describes_the_model(built):
+    card = open_artifact(built).manifest.model
+    assert (card.num_dense, card.num_tables, card.dim, card.interaction) == (13, 3, 20, "dot_self")
+    assert (card.bottom, card.top) == ((13, 20, 20), (30, 24, 9, 1))
+    assert card.table_rows == (11, 1, 300)
+    assert card.macs_per_item == 13 * 20 + 20 * 20 + 10 * 20 + 30 * 24 + 24 * 9 + 9
+    assert card.table_bytes == 312 * 20 * 4
+    assert card.fingerprint == MODEL.fingerprint
+
+
+def test_parameters_are_views_of_one_memory_map_at_aligned_addresses(built):
+    opened = open_artifact(built)
+    assert len(opened.parameters) == 3
+    owners = [base_of(array) for array in opened.parameters]
+    assert all(isinstance(owner, mmap.mmap) for owner in owners)
+    assert len({id(owner) for owner in owners}) == 1
+    for array, entry in zip(opened.parameters, opened.manifest.parameters):
+        assert array.ctypes.data % 64 == 0
+        assert (array.shape, array.dtype, array.nbytes) == (entry.shape, entry.dtype, entry.nbytes)
+
+
+def test_tables_lie_one_after_another_in_whole_vectors(built):
+    tables, info, _ = open_artifact(built).parameters
+    rows = tables.reshape(-1, 32)
+    np.testing.assert_array_equal(rows[:, :20], np.concatenate([table.rows for table in MODEL.tables]))
+    np.testing.assert_array_equal(rows[:, 20:], 0)
+    np.testing.assert_array_equal(info, [[0, 11 * 32, 12 * 32], [11, 1, 300]])
+
+
+def test_writing_to_an_opened_parameter_leaves_the_file_alone(library):
+    before = library.with_suffix(".params").read_bytes()
+    open_artifact(library).parameters[0][:] = 7
+    assert library.with_suffix(".params").read_bytes() == before
+
+
+def test_large_parameters_begin_on_huge_pages_and_small_ones_on_cache_lines():
+    sources = [
+        ParameterSource(name, "float32", (size,), ())
+        for name, size in (("small", 3), ("large", HUGE_PAGE // 4), ("odd", 5), ("last", HUGE_PAGE))
+    ]
+    entries, size = artifact.lay_out(sources)
+    assert [entry.offset for entry in entries] == [4096, HUGE_PAGE, 2 * HUGE_PAGE, 3 * HUGE_PAGE]
+    assert size == 3 * HUGE_PAGE + 4 * HUGE_PAGE
+    entries, _ = artifact.lay_out([sources[0], sources[2]])
+    assert [entry.offset for entry in entries] == [4096, 4096 + 64]
+
+
+def test_parameters_of_several_parts_and_chunks_are_written_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifact, "_CHUNK_BYTES", 1000)
+    rng = np.random.default_rng(0)
+    parts = tuple(rng.random((rows, 20), np.float32) for rows in (1, 70, 33))
+    numbers = rng.integers(0, 9, (2, 300_000))
+    sources = [
+        ParameterSource("tables", "float32", (104 * 32,), parts, row_columns=32),
+        ParameterSource("numbers", "int64", numbers.shape, (numbers[::-1][::-1],)),
+    ]
+    entries, size = artifact.lay_out(sources)
+    digest = artifact.write_parameters(tmp_path / "p", "build", sources, entries)
+    content = (tmp_path / "p").read_bytes()
+    assert (len(content), len(digest)) == (size, 64)
+    assert json.loads(content[:4096].rstrip(b"\0"))["build"] == "build"
+    tables = np.frombuffer(content, np.float32, 104 * 32, entries[0].offset).reshape(-1, 32)
+    np.testing.assert_array_equal(tables[:, :20], np.concatenate(parts))
+    np.testing.assert_array_equal(tables[:, 20:], 0)
+    np.testing.assert_array_equal(
+        np.frombuffer(content, np.int64, numbers.size, entries[1].offset), numbers.reshape(-1)
+    )
+
+
+def test_size_of_a_parameter_beyond_four_gibibytes_does_not_overflow():
+    entry = Parameter("tables", "float32", (39_979_771 * 128,), 4096)
+    assert entry.nbytes == 39_979_771 * 128 * 4 > 1 << 34
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_missing_file_is_named(library, suffix):
+    library.with_suffix(suffix).unlink()
+    message = refusal(library)
+    assert str(library.with_suffix(suffix)) in message
+    assert "no such file" in message
+
+
+def test_parameters_of_another_build_are_refused(library, other):
+    shutil.copy(other.with_suffix(".params"), library.with_suffix(".params"))
+    assert "was written by another build" in refusal(library)
+
+
+def test_a_library_that_was_changed_is_refused(library):
+    with library.open("ab") as file:
+        file.write(b"\0")
+    assert "is not the library that small_b4.json describes" in refusal(library)
+
+
+def test_a_manifest_of_another_build_is_refused(library, other):
+    shutil.copy(other.with_suffix(".json"), library.with_suffix(".json"))
+    assert "Compile again" in refusal(library)
+
+
+@pytest.mark.parametrize("change", [-1, -5000, 1])
+def test_parameters_of_another_size_are_refused(library, change):
+    path = library.with_suffix(".params")
+    content = path.read_bytes()
+    path.write_bytes(content[:change] if change < 0 else content + b"\0")
+    assert f"has {len(content) + change} bytes, {len(content)} were wanted" in refusal(library)
+
+
+def test_parameters_whose_header_is_overwritten_are_refused(library):
+    with library.with_suffix(".params").open("r+b") as file:
+        file.write(b"\xff" * 100)
+    assert "does not belong to small_b4.so" in refusal(library)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"format_version": 1}', "\x7fELF", '{"format_version"'])
+def test_what_is_not_a_manifest_is_refused(library, text):
+    library.with_suffix(".json").write_text(text)
+    assert "is not a manifest of this version" in refusal(library)
+
+
+def test_a_manifest_of_another_version_is_refused_with_both_versions(library):
+    edit(library, lambda fields: fields.update(format_version=2))
+    assert "format version 2, this program reads 1" in refusal(library)
+
+
+@pytest.mark.parametrize("change", [{"model": None}, {"parameters": 3}, {"surplus": 1}])
+def test_a_manifest_with_other_fields_is_refused(library, change):
+    edit(library, lambda fields: fields.update(change))
+    assert "is not a manifest of this version" in refusal(library)
+
+
+def test_a_library_for_another_cpu_is_refused_before_anything_of_it_is_loaded(library):
+    edit(library, lambda fields: fields["cpu_features"].append("avx1024_dream"))
+    library.write_bytes(b"not even a library")
+    assert "small_b4.so needs avx1024_dream, which this CPU lacks" in refusal(library)
+
+
+def test_a_cpu_that_lacks_an_instruction_is_refused(built, monkeypatch):
+    flags = cpu.host_flags()
+    monkeypatch.setattr(cpu, "host_flags", lambda: flags - {"fma", "sse2"})
+    assert "small_b4.so needs fma, sse2, which this CPU lacks" in refusal(built)
+
+
+def test_every_refusal_is_a_value_error():
+    assert issubclass(errors.UserError, ValueError)
+
+
+def test_a_fingerprint_tells_models_apart():
+    cards = [describe(random_dlrm(seed=seed)) for seed in (0, 0, 1)]
+    assert cards[0] == cards[1]
+    assert cards[0].fingerprint != cards[2].fingerprint
+    changed = replace(MODEL, interaction=replace(MODEL.interaction))
+    assert describe(changed) == describe(MODEL)
