@@ -59,6 +59,9 @@ def check_finite(model: Dlrm) -> None:
 def staging_directory(destination: Path):
     """A directory beside the destination, on its file system, that vanishes whatever happens."""
     destination.mkdir(parents=True, exist_ok=True)
+    for left in destination.glob(".building-*"):  # by a process that was killed outright
+        if not Path(f"/proc/{left.name.split('-')[1]}").exists():
+            shutil.rmtree(left, ignore_errors=True)
     staging = destination / f".building-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     staging.mkdir()
     try:

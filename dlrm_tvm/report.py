@@ -210,7 +210,7 @@ def _streamed_lines(report: RunReport) -> list[str]:
         return []
     limit_gbps = sum(report.stream_gbps)
     gbps = report.streamed_fraction * limit_gbps
-    text = f"{gbps:,.1f} of {limit_gbps:,.1f} GB/s that these cores read them with"
+    text = f"{gbps:,.1f} of {limit_gbps:,.1f} GB/s that these cores read them with, skipped ones (zero inputs) counted"
     return [_line("weights streamed", f"{report.streamed_fraction:.3f}: {text}")]
 
 

@@ -19,6 +19,8 @@ from .schedules import (
 )
 from .tuning_log import Record, TuningLog
 
+_WIDEST = 512  # outputs of a register tile; beyond, a line of a log would ask for endless code
+
 
 @dataclass
 class Selection:
@@ -90,4 +92,4 @@ def _usable(record: Record, batch: int) -> bool:
         return fits and numbers["fetch_every"] >= 0 and 0 <= numbers["fetch_locality"] <= 3
     if not {"nr", "unroll"} <= numbers.keys():
         return False
-    return numbers["nr"] >= LANES and numbers["nr"] % LANES == 0 and numbers["unroll"] in (1, 2, 4, 8, 16)
+    return numbers["nr"] in range(LANES, _WIDEST + 1, LANES) and numbers["unroll"] in (1, 2, 4, 8, 16)

@@ -24,7 +24,8 @@ LARGEST_FLOAT = 3.4028234663852886e38
 class RowFetch:
     """How a tile's rows are fetched before its interaction: one line of each row in a burst before the bottom MLP,
     whose page walks overlap, then the other lines bit by bit in the bottom MLP's k loops. Isolated first touches
-    stall the multiply-adds around them for a page walk each.
+    stall the multiply-adds around them for a page walk each. During one item's interaction the next one's rows are
+    drawn on into L1.
 
     every: k blocks of 16 between two places where rows are fetched, 0 for no fetching at all;
     locality: as llvm.prefetch has it, 3 is L1, 2 is L2.
@@ -61,6 +62,18 @@ class Rows:
         at = T.bind(self.offsets[T.min(number, self.per_tile - 1)])
         for line in range(1, self.dim // LANES):
             prefetch(self.tables, at + line * LANES, fetch.locality)
+
+    def fetch_next_item(self, item, group, groups: int) -> None:
+        """The share of one group of pairs in fetching the next item's rows (the last item's again) into L1.
+
+        Whole rows per group, so a few of the last ones may be left out; they are in L2 already.
+        """
+        share = max(1, self.num_tables // groups)
+        for number in range(share):
+            table = T.min(group * share + number, self.num_tables - 1)
+            at = T.bind(self.at(T.min(item + 1, self.mr - 1), table))
+            for line in range(self.dim // LANES):
+                prefetch(self.tables, at + line * LANES, 3)
 
 
 def locate_rows(rows: Rows, first_item, batch: int, dense, num_dense: int, indices, table_info, poison, poison_at):

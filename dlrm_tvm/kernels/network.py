@@ -177,15 +177,8 @@ class _Task:
 
             def write(group, value) -> None:
                 store(self.scratch, self.top_in.index(tile, item, plan.dim // LANES + group), value)
-                mode = globals().get("L1NEXT", 0)
-                if mode:
-                    from .vectors import prefetch
-                    nxt = T.min(item + 1, plan.mr - 1)
-                    tabs = [group] if mode == 1 else [group, T.min(group + 22, 25)]
-                    for tab in tabs:
-                        at = T.bind(self.rows.at(nxt, tab))
-                        for line in range(8):
-                            prefetch(self.args["tables"], at + line * LANES, 3)
+                if plan.fetch.every:
+                    self.rows.fetch_next_item(item, group, plan.grouping.num_groups)
 
             dot_interaction(plan.grouping, plan.dim, row, first_row, write)
 
