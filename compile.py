@@ -55,11 +55,14 @@ def check(args: argparse.Namespace) -> None:
     """What can be known to be wrong before the slow part."""
     if args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: at least 1 was wanted.")
+    if args.batch_size > 1_000_000:
+        raise UserError(f"--batch-size {args.batch_size}: at most 1000000 was wanted.")
     if args.demo_table_rows < 1:
         raise UserError(f"--demo-table-rows {args.demo_table_rows}: at least 1 was wanted.")
     if args.precision != "fp32":
         raise UserError(f"--precision {args.precision} is not supported yet. Use --precision fp32.")
-    if Path(args.output_name).name != args.output_name or not args.output_name:
+    plain = Path(args.output_name).name == args.output_name and not args.output_name.startswith(".")
+    if not plain or not 1 <= len(args.output_name) <= 100:
         raise UserError(f"--output-name {args.output_name}: a plain name was wanted, without a directory.")
     if args.tune and args.tuning_log_file == "none":
         raise UserError("--tune needs a log to append to. Give --tuning-log-file a path.")

@@ -4,7 +4,8 @@
                    those of 2 MiB and more from a multiple of 2 MiB, so that the kernel can map huge pages
 
 The three belong together by `build`, a random name that the manifest and the parameters carry, and by the library's
-own hash in the manifest. Opening reads the manifest and the header, checks them and the CPU, and maps the rest.
+own hash in the manifest. Opening reads the manifest and the header, checks them and the CPU, and maps the rest; the
+parameters' checksum is for whoever copies them (sha256 over header JSON and parameters, gaps left out), not read here.
 Knows nothing of TVM.
 """
 
@@ -30,6 +31,7 @@ FORMAT_VERSION = 1
 HEADER_BYTES = 4096
 ALIGNMENT = 64
 HUGE_PAGE = 2 << 20
+_MAP_NORESERVE = 0x4000  # Linux; Python's mmap module has the name from 3.13 on
 _CHUNK_BYTES = 16 << 20
 
 
@@ -188,7 +190,9 @@ def _map_parameters(library: Path, manifest: Manifest) -> tuple[np.ndarray, ...]
                 f"{path} does not belong to {library.name}: it was written by another build. Compile again."
             )
         # Private, because TVM takes no read-only memory; pages that nobody writes stay the file's own, shared by all.
-        mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        # Without reserving swap for them, or a file larger than memory could not be mapped.
+        flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
+        mapped = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without huge pages
             mapped.madvise(mmap.MADV_HUGEPAGE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
+from threading import get_ident, local
 from time import perf_counter
 from typing import Any
 
@@ -21,6 +22,7 @@ from .artifact import ALIGNMENT, Artifact
 from .errors import UserError
 from .placement import place_threads
 
+_POOL = local()
 _PEAK_SINK = 1024 * 16  # floats; see kernels/peak.py
 
 
@@ -39,10 +41,14 @@ class Executor:
     """
 
     def __init__(self, artifact: Artifact, *, threads: int = 1, cores: Sequence[int] | None = None) -> None:
+        if threads < 1:
+            raise UserError(f"{threads} threads: at least 1 was wanted.")
         self.artifact = artifact
         self.threads = threads
+        self._owner = get_ident()
         self.batch_size = artifact.manifest.batch_size
         self._card = artifact.manifest.model
+        _claim_pool(threads)
         place_threads(threads, cores)
         self._module = load_module(str(artifact.library))
         self._main = VirtualMachine(self._module, cpu())["main"]
@@ -56,8 +62,11 @@ class Executor:
         """dense [n, num_dense] float32, indices [n, num_tables] integers -> predictions [n] float32, for any n.
 
         Raises UserError (a ValueError) on wrong shapes or dtypes, a dense value that is not finite, or an index
-        outside its table; the message names the item, and the table and value. `offsets` is reserved for bags.
+        outside its table (the message names the item, and the table and value), and when called from another thread
+        than the one that made this executor. `offsets` is reserved for bags.
         """
+        if get_ident() != self._owner:
+            raise UserError("a model belongs to the thread that loaded it: load it in each thread; weights are shared.")
         if offsets is not None:
             raise UserError("bags of several indices are not supported yet; pass one index per table and no offsets.")
         dense, indices = self._checked(dense, indices)
@@ -142,6 +151,14 @@ class Executor:
                 raise UserError(
                     f"item {item}: dense value {bad[0]} is {dense[item, bad[0]]}, finite values were wanted."
                 )
+
+
+def _claim_pool(threads: int) -> None:
+    """TVM has one pool per calling thread, whose size all of its executors share. Raises UserError on another size."""
+    size = getattr(_POOL, "size", threads)
+    if size != threads:
+        raise UserError(f"this thread's models use {size} threads: load with threads={size}, or in another thread.")
+    _POOL.size = threads
 
 
 def _aligned(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:

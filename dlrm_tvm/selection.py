@@ -19,6 +19,7 @@ from .schedules import (
 )
 from .tuning_log import Record, TuningLog
 
+_LARGEST_BLOCK = 4096  # items; scratch is allocated for a whole block
 _WIDEST = 512  # outputs of a register tile; beyond, a line of a log would ask for endless code
 
 
@@ -88,7 +89,8 @@ def _usable(record: Record, batch: int) -> bool:
     if record.kernel == NETWORK_KERNEL:
         if not {"mr", "block_tiles", "fetch_every", "fetch_locality"} <= numbers.keys():
             return False
-        fits = 1 <= numbers["mr"] <= min(batch, REGISTERS - 2) and numbers["block_tiles"] >= 1
+        mr, tiles = numbers["mr"], numbers["block_tiles"]
+        fits = 1 <= mr <= min(batch, REGISTERS - 2) and tiles >= 1 and mr * tiles <= _LARGEST_BLOCK
         return fits and numbers["fetch_every"] >= 0 and 0 <= numbers["fetch_locality"] <= 3
     if not {"nr", "unroll"} <= numbers.keys():
         return False

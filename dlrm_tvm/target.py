@@ -11,6 +11,9 @@ from tvm.target import codegen
 from .cpu import FLAG_OF_FEATURE, host_flags, required_flags
 from .errors import UserError
 
+# How LLVM's names of instruction sets begin; those that cpu.py has no flag for are switched off.
+_INSTRUCTION_SETS = ("amx-", "avx", "cmpccxadd", "movrs", "raoint", "sha", "sm3", "sm4", "sse")
+
 
 @dataclass(frozen=True, eq=False)
 class CpuTarget:
@@ -38,7 +41,7 @@ def cpu_target(name: str | None) -> CpuTarget:
         near = difflib.get_close_matches(cpu, known, n=3, cutoff=0.5) or ["znver4", "sapphirerapids", "icelake-server"]
         raise UserError(f"--target-cpu {cpu} is not a CPU that LLVM knows. Try {', '.join(near)}.")
     options = {"kind": "llvm", "mcpu": cpu, "num-cores": 1}
-    hidden = _hidden_features(tvm.target.Target(options)) if cpu == host else []
+    hidden = _hidden_features(tvm.target.Target(options), on_host=cpu == host)
     if hidden:
         options["mattr"] = [f"-{feature}" for feature in hidden]
     target = tvm.target.Target(options)
@@ -46,9 +49,9 @@ def cpu_target(name: str | None) -> CpuTarget:
     return CpuTarget(cpu, target, required_flags(features), cpu == host)
 
 
-def _hidden_features(target: tvm.target.Target) -> list[str]:
-    flags = host_flags()
-    features = (str(feature) for feature in codegen.llvm_get_cpu_features(target))
-    return sorted(
-        feature for feature in features if feature in FLAG_OF_FEATURE and FLAG_OF_FEATURE[feature] not in flags
-    )
+def _hidden_features(target: tvm.target.Target, *, on_host: bool) -> list[str]:
+    """What LLVM must not use: instructions that no flag of ours stands for, and on this host those it does not show."""
+    features = sorted(str(feature) for feature in codegen.llvm_get_cpu_features(target))
+    unknown = [f for f in features if f.startswith(_INSTRUCTION_SETS) and f not in FLAG_OF_FEATURE]
+    flags = host_flags() if on_host else frozenset(FLAG_OF_FEATURE.values())
+    return unknown + [f for f in features if f in FLAG_OF_FEATURE and FLAG_OF_FEATURE[f] not in flags]

@@ -29,7 +29,7 @@ from .schedules import NetworkSchedule
 from .target import CpuTarget
 
 _DENSE_SECONDS = 0.25
-_NETWORK_SECONDS = 1.5
+_NETWORK_SECONDS = 3.0
 _ROUNDS = 5
 _TABLE_ROWS = 50_000  # of each table at most: together far more than any cache or TLB holds
 _ITEMS = 12_000  # different items to rotate over: 160 MB of rows

@@ -94,6 +94,12 @@ def tune(model: Dlrm, batch: int, cpu: CpuTarget, log: Path) -> None:
         raise UserError(f"--tune measures on this machine, which is not a {cpu.cpu}. Leave out --target-cpu.")
     if not cpu.has("avx512f"):
         raise UserError(f"--tune: {cpu.cpu} has no AVX-512, which the tuned kernels are made of.")
+    try:
+        log.open("a").close()
+    except OSError as error:
+        raise UserError(
+            f"{log}: {error.strerror}; a file to append to was wanted. Give --tuning-log-file another."
+        ) from None
     heights = tile_heights(batch)[:_HEIGHTS_TRIED]
     layers = list(dict.fromkeys(layer_shapes(model)))
     total = sum(len(dense_candidates(mr, layer)) for mr in heights for layer in layers)

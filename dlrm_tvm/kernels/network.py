@@ -177,7 +177,7 @@ class _Task:
 
             def write(group, value) -> None:
                 store(self.scratch, self.top_in.index(tile, item, plan.dim // LANES + group), value)
-                if plan.fetch.every:
+                if plan.fetch.every and plan.mr > 1:
                     self.rows.fetch_next_item(item, group, plan.grouping.num_groups)
 
             dot_interaction(plan.grouping, plan.dim, row, first_row, write)
@@ -251,7 +251,7 @@ def network(plan: NetworkPlan):
             "mlp": T.arg("mlp", T.buffer((plan.mlp_elements,), "float32")),
             "pred": T.arg("pred", T.buffer((plan.batch,), "float32")),
         }
-        threads = T.bind(T.min(T.call_packed("runtime.NumThreads"), plan.tiles))
+        threads = T.bind(T.max(1, T.min(T.call_packed("runtime.NumThreads"), plan.tiles)))
         with T.parallel(threads) as thread:
             first = T.bind(thread * plan.tiles // threads)
             tiles = T.bind((thread + 1) * plan.tiles // threads - first)

@@ -32,7 +32,7 @@ def peak_fma():
         rounds = T.arg("rounds", T.int32())
         factors = T.arg("factors", T.buffer((2,), "float32"))
         sink = T.arg("sink", T.buffer((MAX_THREADS * LANES,), "float32"))
-        threads = T.bind(T.call_packed("runtime.NumThreads"))
+        threads = T.bind(T.max(1, T.call_packed("runtime.NumThreads")))
         with T.parallel(threads) as thread:
             acc = T.alloc_buffer((CHAINS * LANES,), "float32", scope="local")
             x, y = T.bind(broadcast(factors[0])), T.bind(broadcast(factors[1]))
