@@ -10,6 +10,7 @@ files), when every prediction is finite. Exit status 0 or 1.
 from __future__ import annotations
 
 import argparse
+import os
 import json
 import math
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from dlrm_tvm.errors import UserError, run_script
 from dlrm_tvm.metrics import auc, compare, log_loss
 from dlrm_tvm.reference_data import ReferenceData, open_reference
 
-_DEFAULT_MODEL = Path(__file__).resolve().parent / "__prebuilt" / "dlrm_avx512_b100.so"
+_DEFAULT_MODEL = Path(os.path.relpath(Path(__file__).parent / "__prebuilt" / "dlrm_avx512_b100.so"))
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def main() -> int:
     manifest = model.artifact.manifest
     data = open_reference(args.ref_data, manifest.model, max_items=args.max_items)
     print(f"model  {args.model}: {manifest.model.name}, {manifest.precision}, batch {manifest.batch_size}")
-    print(f"data   {args.ref_data}: {data.kind}, {data.num_items:,} items")
+    print(f"data   {os.path.relpath(args.ref_data)}: {data.kind}, {data.num_items:,} items")
     summary = summarize(score(model, data), rtol=args.rtol, atol=args.atol)
     print_table(summary, rtol=args.rtol, atol=args.atol)
     print(summary.to_json())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import time
 from pathlib import Path
@@ -89,7 +90,7 @@ def main() -> int:
     )
     print_result(library, verification, cpu)
     report = {
-        "library": str(library),
+        "library": os.path.relpath(library),
         "batch_size": args.batch_size,
         "precision": args.precision,
         "target_cpu": cpu.cpu,
@@ -120,7 +121,7 @@ def lower(model: Dlrm, cpu: CpuTarget, args: argparse.Namespace) -> tuple[Lowere
         tune(model, args.batch_size, cpu, path)
     chosen = Selection(read_log(path, must_exist=path != DEFAULT_LOG), cpu.cpu, args.batch_size)
     lowered = lower_tuned(model, args.batch_size, chosen.network(), chosen.dense, cpu, dump)
-    print(f"schedules   {len(chosen.tuned)} kernels tuned, {len(chosen.untuned)} by rule ({path})")
+    print(f"schedules   {len(chosen.tuned)} kernels tuned, {len(chosen.untuned)} by rule ({os.path.relpath(path)})")
     if chosen.borrowed:
         print(
             f"            tuned on {', '.join(sorted(chosen.borrowed))}, not on {cpu.cpu}: --tune may find better ones"
@@ -141,7 +142,7 @@ def print_result(library: Path, verification: Verification | None, cpu: CpuTarge
     else:
         found = f"{verification.items} random items, largest error {verification.max_abs_error:.2g}"
         print(f"verified    {found} against the NumPy reference")
-    print(f"wrote       {library} with its manifest and parameters")
+    print(f"wrote       {os.path.relpath(library)} with its manifest and parameters")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from dlrm_tvm import disturbances
 from dlrm_tvm.artifact import Artifact, open_artifact
 from dlrm_tvm.cores import choose_cores
 from dlrm_tvm.environment import describe_environment
-from dlrm_tvm.errors import run_script
+from dlrm_tvm.errors import UserError, run_script
 from dlrm_tvm.instances import Instances
 from dlrm_tvm.memory import memory_use
 from dlrm_tvm.reference_data import open_reference
@@ -30,6 +30,7 @@ from dlrm_tvm.worker import Assignment
 DEFAULT_MODEL = Path(os.path.relpath(Path(__file__).parent / "__prebuilt" / "dlrm_avx512_b100.so"))
 PEAK_SECONDS = 1.0
 STREAM_SECONDS = 0.3
+MAX_SECONDS = 86_400
 STREAMED_UP_TO_BATCH = 1  # above, weights are used more than once, and arithmetic is the limit
 
 
@@ -38,14 +39,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, metavar="SO", help="default: %(default)s")
     parser.add_argument("--num-instances", type=count, metavar="N", help="default: as many as there are cores for")
     parser.add_argument("--num-threads", type=count, default=1, metavar="T", help="of each instance; default 1")
-    parser.add_argument("--duration", type=seconds, default=10.0, metavar="S", help="timed window; default 10 s")
-    parser.add_argument("--warmup", type=seconds, default=2.0, metavar="S", help="before it; default 2 s")
+    parser.add_argument("--duration", type=float, default=10.0, metavar="S", help="timed window; default 10 s")
+    parser.add_argument("--warmup", type=float, default=2.0, metavar="S", help="before it; default 2 s")
     parser.add_argument("--cores", metavar="LIST", help="use these, in this order, such as 0-3,8,10-11")
     parser.add_argument("--hyper-threading", action="store_true", help="use all hardware threads of a core, not one")
     parser.add_argument("--ref-data", type=Path, metavar="FILE", help="take inputs from it; default: random rows")
     args = parser.parse_args()
+    check_seconds("--duration", args.duration)
+    check_seconds("--warmup", args.warmup)
     if args.duration == 0:
-        parser.error("argument --duration: must be more than 0")
+        raise UserError("--duration 0: more than 0 seconds were wanted.")
     return args
 
 
@@ -56,11 +59,9 @@ def count(text: str) -> int:
     return value
 
 
-def seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds")
-    return value
+def check_seconds(option: str, value: float) -> None:
+    if not 0 <= value <= MAX_SECONDS:  # a NaN is neither
+        raise UserError(f"{option} {value:g}: 0 to {MAX_SECONDS} seconds (a day) were wanted.")
 
 
 def main() -> int:

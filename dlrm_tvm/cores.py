@@ -115,5 +115,10 @@ def _too_many(instances: int, threads: int, available: int, place: str, unit: st
     one = "instance" if instances == 1 else "instances"
     each = "thread" if threads == 1 else "threads"
     fit = available // threads
-    remedy = f"--num-instances {fit}" if fit else f"--num-threads {available}"
+    if fit:
+        remedy = f"--num-instances {fit}"
+    elif available >= instances:
+        remedy = f"--num-threads {available // instances}"
+    else:
+        remedy = f"--num-instances {available} --num-threads 1"
     return f"{instances} {one} × {threads} {each} need {instances * threads} {unit}; {place}. Try {remedy}."

@@ -30,6 +30,7 @@ from .worker_process import WORKER_COMMAND, WorkerProcess
 _BARRIER_LEAD_S = 0.02  # from announcing a time to that time, plus this per worker:
 _BARRIER_LEAD_PER_WORKER_S = 0.001
 _MARGIN_S = 0.05  # everyone runs on past the window, so that nobody's last batches have the machine to themselves
+_LISTEN_S = 3600  # at most at a time: epoll takes no more than 24 days; callers listen again
 _SILENCE_S = 60  # longer than its phase lasts without an answer: it hangs
 
 _EXIT_WAIT_S = 2.0
@@ -147,7 +148,7 @@ class Instances:
         with selectors.DefaultSelector() as selector:
             for source in (*self._workers, *wake):
                 selector.register(source, selectors.EVENT_READ)
-            ready = [key.fileobj for key, _ in selector.select(timeout_s)]
+            ready = [key.fileobj for key, _ in selector.select(timeout_s and min(timeout_s, _LISTEN_S))]
         for worker in ready:
             if isinstance(worker, WorkerProcess) and (message := worker.receive()) is not None:
                 self._messages[worker] = message

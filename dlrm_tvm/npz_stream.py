@@ -8,10 +8,14 @@ Knows the container, not what the arrays mean.
 from __future__ import annotations
 
 import math
+import struct
+import tokenize
 import zipfile
 import zlib
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from errno import EINVAL
 from pathlib import Path
 from typing import IO
 
@@ -19,7 +23,14 @@ import numpy as np
 
 from .errors import UserError
 
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError)
+try:
+    from lzma import LZMAError
+except ImportError:  # a Python without it: zipfile refuses such members (RuntimeError)
+    LZMAError = zlib.error
+
+# RuntimeError: an encrypted member; NotImplementedError, which is one too: an unknown compression.
+_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, LZMAError, struct.error, EOFError, RuntimeError)
+_BROKEN_HEADER = (ValueError, SyntaxError, tokenize.TokenError)  # NumPy parses it as Python
 
 
 @dataclass(frozen=True)
@@ -47,19 +58,22 @@ def is_npz(path: Path) -> bool:
 
 def read_headers(path: Path) -> dict[str, NpyHeader]:
     """Every array of the npz by key, without its values. Raises UserError for a damaged or pickled file."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith(".npy")]
-            headers = {}
-            for name in names:
-                with archive.open(name) as member:
-                    headers[name.removesuffix(".npy")] = _read_header(member)
-    except _BROKEN as error:
-        raise _damaged(path, error) from error
+    with _damage_named(path), zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".npy")]
+        headers = {}
+        for name in names:
+            with archive.open(name) as member:
+                headers[name.removesuffix(".npy")] = _read_header(member)
     for key, header in headers.items():
         if header.dtype.hasobject:
             raise UserError(f"{path}: {key} holds pickled objects; want plain numbers (numpy.savez of such arrays).")
     return headers
+
+
+def read_arrays(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
+    """These members, whole. Raises UserError where they are damaged."""
+    with _damage_named(path), np.load(path) as arrays:
+        return {key: arrays[key] for key in keys}
 
 
 class NpzStream:
@@ -75,10 +89,12 @@ class NpzStream:
         self._position = 0
 
     def __enter__(self) -> NpzStream:
-        archive = self._open.enter_context(zipfile.ZipFile(self._path))
-        for key in self._keys:
-            self._members[key] = self._open.enter_context(archive.open(f"{key}.npy"))
-            self._headers[key] = _read_header(self._members[key])
+        with _damage_named(self._path), ExitStack() as opened:
+            archive = opened.enter_context(zipfile.ZipFile(self._path))
+            for key in self._keys:
+                self._members[key] = opened.enter_context(archive.open(f"{key}.npy"))
+                self._headers[key] = _read_header(self._members[key])
+            self._open = opened.pop_all()  # what fails above is closed at once
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -86,10 +102,8 @@ class NpzStream:
 
     def next_rows(self, count: int) -> dict[str, np.ndarray]:
         """The next `count` rows of every member, in the member's own dtype. UserError where the file ends early."""
-        try:
+        with _damage_named(self._path):
             rows = {key: self._read(key, count) for key in self._keys}
-        except _BROKEN as error:
-            raise _damaged(self._path, error) from error
         self._position += count
         return rows
 
@@ -116,5 +130,16 @@ def _read_header(member: IO[bytes]) -> NpyHeader:
     return NpyHeader(shape, dtype, fortran_order)
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: damaged or truncated ({error}); want a complete npz. Copy or make it again.")
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """What zipfile, its decompressors and NumPy raise over bad content becomes one UserError line."""
+    try:
+        yield
+    except (*_BROKEN_ZIP, *_BROKEN_HEADER, OSError) as error:
+        # Bad content is an OSError without a number from bz2, EINVAL from seeking where a damaged zip points to.
+        if isinstance(error, OSError) and error.errno not in (None, EINVAL):
+            raise
+        found = " ".join(str(error).split())  # NumPy's own texts have several lines
+        raise UserError(
+            f"{path}: damaged, truncated or encrypted ({found}); want a complete npz. Copy or make it again."
+        ) from error

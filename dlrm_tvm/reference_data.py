@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from .errors import UserError
-from .npz_stream import NpyHeader, NpzStream, is_npz, read_headers
+from .npz_stream import NpyHeader, NpzStream, is_npz, read_arrays, read_headers
 
 if TYPE_CHECKING:
     from .artifact import ModelCard
@@ -166,18 +166,19 @@ def _open_graph_inputs(path: Path, headers: dict[str, NpyHeader], card: ModelCar
     stacked = len(names.indices) == 1 and len(headers[names.indices[0]].shape) == 2
     shape = (num_tables, num_items) if stacked else (num_items,)
     for name in names.indices:
-        if headers[name].shape[-1:] != shape[-1:]:
+        if headers[name].shape and headers[name].shape[-1:] != shape[-1:]:
             raise _bags(path, f"{name} has {headers[name].shape[-1:]} indices per table for {num_items} items")
         _require(path, name, headers, shape, kinds="iu")
     _require(path, "pred", headers, (num_items,), kinds="f")
 
     def read(limit: int) -> Iterator[Chunk]:
-        with np.load(path) as arrays:
-            offsets = arrays[names.offsets] if names.offsets in headers else np.arange(num_items)
-            if offsets.shape[-1] != num_items or (offsets != np.arange(num_items)).any():
-                raise _bags(path, f"{names.offsets} are not 0, 1, 2, ..")
-            columns = arrays[names.indices[0]] if stacked else np.stack([arrays[name] for name in names.indices])
-            dense, pred = arrays[names.dense].astype(np.float32), arrays["pred"].reshape(-1).astype(np.float32)
+        offsets_key = [names.offsets] if names.offsets in headers else []
+        arrays = read_arrays(path, (names.dense, *names.indices, *offsets_key, "pred"))
+        offsets = arrays[names.offsets] if offsets_key else np.arange(num_items)
+        if offsets.shape[-1:] != (num_items,) or (offsets != np.arange(num_items)).any():
+            raise _bags(path, f"{names.offsets} are not 0, 1, 2, ..")
+        columns = arrays[names.indices[0]] if stacked else np.stack([arrays[name] for name in names.indices])
+        dense, pred = arrays[names.dense].astype(np.float32), arrays["pred"].reshape(-1).astype(np.float32)
         indices = np.ascontiguousarray(columns.T, dtype=np.int64)
         for start in range(0, limit, CHUNK_ITEMS):
             part = slice(start, min(start + CHUNK_ITEMS, limit))
@@ -188,7 +189,8 @@ def _open_graph_inputs(path: Path, headers: dict[str, NpyHeader], card: ModelCar
 
 def log_counts(counts: np.ndarray) -> np.ndarray:
     """MLPerf's dense features: log(1 + x) in float32, negative counts taken as 0 (see the module's docstring)."""
-    return np.log(np.maximum(counts, 0).astype(np.float32) + np.float32(1))
+    with np.errstate(over="ignore"):  # beyond float32: infinite, which is refused later
+        return np.log(np.maximum(counts, 0).astype(np.float32) + np.float32(1))
 
 
 def _as_indices(path: Path, categories: np.ndarray, start: int) -> np.ndarray:
@@ -230,8 +232,7 @@ def _check_values(path: Path, card: ModelCard, chunk: Chunk, start: int) -> None
 def _check_fingerprint(path: Path, headers: dict[str, NpyHeader], card: ModelCard) -> None:
     if _FINGERPRINT_KEY not in headers:
         return
-    with np.load(path) as arrays:
-        recorded = str(arrays[_FINGERPRINT_KEY])
+    recorded = str(read_arrays(path, [_FINGERPRINT_KEY])[_FINGERPRINT_KEY])
     if recorded != card.fingerprint:
         raise UserError(
             f"{path}: its outputs were recorded for another model (fingerprint {recorded[:12]}); the library holds "

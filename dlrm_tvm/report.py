@@ -79,6 +79,10 @@ class RunReport:
         return sum(use.private_bytes for use in self.memory)
 
     @property
+    def shared_bytes(self) -> int:
+        return sum(use.shared_bytes for use in self.memory)
+
+    @property
     def streamed_fraction(self) -> float | None:
         """Bytes of MLP weights that the calls read, over what these cores can read of them in that time."""
         if not self.stream_gbps:
@@ -155,7 +159,7 @@ def results_json(report: RunReport) -> dict[str, object]:
         "streamed_fraction": report.streamed_fraction,
         "pss_mb": report.pss_bytes / 1e6,
         "private_mb": report.private_bytes / 1e6,
-        "shared_mb": (report.pss_bytes - report.private_bytes) / 1e6,
+        "shared_mb": report.shared_bytes / 1e6,
         "weights_mb": (card.mlp_bytes + card.table_bytes) / 1e6,
         "per_instance": [_instance_json(report, instance) for instance in range(len(report.cores))],
         "interrupted": report.interrupted,
@@ -220,9 +224,10 @@ def _peaks(report: RunReport) -> str:
 
 
 def _memory(report: RunReport) -> str:
-    private_mb = report.private_bytes / 1e6
-    shared_mb = report.pss_bytes / 1e6 - private_mb
-    return f"{report.pss_bytes / 1e6:,.0f} MB PSS together: {shared_mb:,.0f} shared, {private_mb:,.0f} private"
+    pss_mb, shared_mb, private_mb = (
+        size / 1e6 for size in (report.pss_bytes, report.shared_bytes, report.private_bytes)
+    )
+    return f"{pss_mb:,.0f} MB PSS together: {shared_mb:,.0f} shared, {private_mb:,.0f} private"
 
 
 def _weights(card: ModelCard) -> str:

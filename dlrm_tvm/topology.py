@@ -15,6 +15,8 @@ from pathlib import Path
 
 from .errors import UserError
 
+MAX_CPU = 65_535  # far above what Linux can be built for (8192 on x86)
+
 
 @dataclass(frozen=True)
 class HardwareThread:
@@ -79,10 +81,18 @@ def parse_cpu_list(text: str) -> list[int]:
     cpus: list[int] = []
     for part in text.strip().split(",") if text.strip() else []:
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+        low, high = _cpu_id(first), _cpu_id(last if dash else first)
+        if low is None or high is None or high < low:
             raise ValueError(f"{part.strip()!r} is neither a core id nor a range of them")
-        cpus += range(int(first), int(last if dash else first) + 1)
+        if high > MAX_CPU:  # before a range of them fills the memory
+            raise ValueError(f"{part.strip()!r} goes beyond {MAX_CPU}, the highest core id taken")
+        cpus += range(low, high + 1)
     return cpus
+
+
+def _cpu_id(text: str) -> int | None:
+    """None: not a plain decimal number, which Arabic digits and thousands of digits are not either."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 100 else None
 
 
 def format_cpu_list(cpus: Iterable[int]) -> str:

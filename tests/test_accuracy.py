@@ -117,6 +117,20 @@ def test_data_of_another_model_is_refused(monkeypatch, capsys):
         run_main(monkeypatch, capsys, library=library)
 
 
+def test_damaged_inputs_of_the_graph_are_one_line(monkeypatch, capsys, tmp_path):
+    library = FakeLibrary()
+    names = library.artifact.manifest.model.graph_inputs
+    rng = np.random.default_rng(2)
+    columns = np.zeros((26, 40), np.int64)
+    indices = {names.indices[0]: columns} if len(names.indices) == 1 else dict(zip(names.indices, columns))
+    dense = rng.random((40, 13), dtype=np.float32)
+    path = tmp_path / "bad.npz"
+    np.savez(path, **{names.dense: dense}, **indices, pred=np.zeros(40, np.float32))
+    path.write_bytes(path.read_bytes().replace(dense.tobytes(), bytes(dense.nbytes)))
+    with pytest.raises(UserError, match=r"bad\.npz: damaged.*Bad CRC"):
+        run_main(monkeypatch, capsys, "--ref-data", str(path), library=library)
+
+
 def run_script(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     script = Path(accuracy.__file__)
     command = [sys.executable, str(script), *map(str, arguments)]

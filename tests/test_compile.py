@@ -174,7 +174,7 @@ def test_code_for_a_cpu_with_other_instructions_is_written_but_not_claimed_to_be
         (["--tune", "--tuning-log-file", "none"], "--tune needs a log to append to."),
         (["--target-cpu", "znver44"], "--target-cpu znver44 is not a CPU that LLVM knows. Try znver4"),
         (["--onnx-model", "nowhere.onnx"], "nowhere.onnx: no such file"),
-        (["--onnx-model", "."], ""),
+        (["--onnx-model", "."], ".: not a file; an ONNX model was wanted. Name the .onnx file inside it."),
     ],
 )
 def test_a_bad_flag_is_one_line(refusal, arguments, message):

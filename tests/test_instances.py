@@ -220,6 +220,13 @@ def test_silent_worker_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_alive(pids[0])
 
 
+def test_waiting_for_a_month_does_not_overflow_the_kernels_timeout() -> None:
+    with fakes(1) as instances:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        run = instances.measure(duration_s=1e8, warmup_s=0)
+    assert run.interrupted
+
+
 def test_interrupt_hands_over_what_was_measured() -> None:
     with fakes(2) as instances:
         threading.Timer(0.8, os.kill, (os.getpid(), signal.SIGINT)).start()

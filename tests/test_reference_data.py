@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -272,8 +273,88 @@ def test_bags_of_several_indices_are_refused(tmp_path, items, changes):
 def test_a_truncated_npz_is_refused(tmp_path, items, kept_bytes):
     path = save(tmp_path, mlperf_arrays(items))
     path.write_bytes(path.read_bytes()[:kept_bytes])
-    with pytest.raises(UserError, match=r"damaged or truncated|want an npz"):
+    with pytest.raises(UserError, match=r"damaged, truncated or|want an npz"):
         read_all(open_reference(path, Card()))
+
+
+def repack(path: Path, method: int) -> Path:
+    """The same members, packed another way."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def assert_refused_as_damaged(path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"data\.npz: damaged, truncated or encrypted \(.*\); want a complete npz"
+    ) as raised:
+        read_all(open_reference(path, Card()))
+    assert "\n" not in str(raised.value)
+
+
+METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("arrays_of", [mlperf_arrays, criteo_arrays, graph_arrays])
+def test_damage_anywhere_is_one_line_or_harmless(tmp_path, items, arrays_of, method):
+    """Ten bytes zeroed at places all over the file; dates and sizes that nobody reads may be among them."""
+    content = repack(save(tmp_path, arrays_of(items)), method).read_bytes()
+    check_items(open_reference(tmp_path / "data.npz", Card()), items)
+    refused = 0
+    for at in np.linspace(0, len(content) - 10, 150).astype(int):
+        (tmp_path / "data.npz").write_bytes(content[:at] + bytes(10) + content[at + 10 :])
+        try:
+            read_all(open_reference(tmp_path / "data.npz", Card()))
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 75
+
+
+@pytest.mark.parametrize("arrays_of", [mlperf_arrays, graph_arrays])
+def test_an_encrypted_npz_is_refused(tmp_path, items, arrays_of):
+    path = save(tmp_path, arrays_of(items))
+    content = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = -1
+        while (at := content.find(signature, at + 1)) >= 0:
+            content[at + flags] |= 1
+    path.write_bytes(content)
+    assert_refused_as_damaged(path)
+
+
+def test_a_count_beyond_float32_is_one_line(tmp_path, items):
+    arrays = criteo_arrays(items)
+    arrays["X_int"][5, 6] = 1e300
+    with pytest.raises(UserError, match="dense value 6 of item 5 is inf"):
+        read_all(open_reference(save(tmp_path, arrays), Card()))
+
+
+@pytest.mark.parametrize("arrays_of", [mlperf_arrays, graph_arrays])
+def test_a_file_that_breaks_after_it_was_opened_is_refused(tmp_path, items, arrays_of):
+    path = save(tmp_path, arrays_of(items))
+    data = open_reference(path, Card())
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(UserError, match="damaged, truncated or encrypted"):
+        read_all(data)
+
+
+def test_a_damaged_fingerprint_is_refused(tmp_path, items):
+    path = repack(save(tmp_path, mlperf_arrays(items, model_fingerprint=np.array("a" * 64))), zipfile.ZIP_STORED)
+    path.write_bytes(path.read_bytes().replace(b"a\0\0\0" * 64, b"b\0\0\0" * 64))
+    assert_refused_as_damaged(path)
+
+
+@pytest.mark.parametrize(
+    "key, message", [("offsets", "bags are not supported"), ("indices", r"indices has shape \[\]")]
+)
+def test_a_graph_input_without_dimensions_is_refused(tmp_path, items, key, message):
+    with pytest.raises(UserError, match=message):
+        read_all(open_reference(save(tmp_path, graph_arrays(items, **{key: np.int64(0)})), Card()))
 
 
 def test_flipped_bytes_inside_an_npz_are_refused(tmp_path, items):

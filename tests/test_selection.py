@@ -14,6 +14,7 @@ from dlrm_tvm.selection import Selection, network_from, network_numbers
 from dlrm_tvm.tuning_log import Record, TuningLog
 
 LAYER = LayerShape("relu", 512, 256)
+RULE_MR = default_network(100).mr
 GOOD_NETWORK = {"mr": 6, "block_tiles": 3, "fetch_every": 2, "fetch_locality": 3}
 
 
@@ -21,7 +22,7 @@ def network_record(numbers: dict[str, int], *, cpu: str = "znver4", batch: int =
     return Record("network_fp32", network_shape(batch), "fp32", cpu, numbers, 1.0, 0.9, "0.27.0", "2026-11-23")
 
 
-def dense_record(numbers: dict[str, int], *, mr: int = 10, cpu: str = "znver4") -> Record:
+def dense_record(numbers: dict[str, int], *, mr: int = RULE_MR, cpu: str = "znver4") -> Record:
     shape = dense_shape(mr, 512, 256)
     return Record("dense_fp32_relu", shape, "fp32", cpu, numbers, 1.0, 0.9, "0.27.0", "2026-11-23")
 
@@ -112,10 +113,10 @@ def test_network_numbers_that_no_kernel_can_be_made_of_count_as_untuned(change):
     ],
 )
 def test_dense_numbers_that_no_kernel_can_be_made_of_count_as_untuned(numbers):
-    chosen = selection(dense_record(numbers))
-    mr = chosen.network().mr
-    assert mr == 10, "the record must be found"
-    assert chosen.dense(LAYER) == default_dense(mr, 256)
+    chosen, good = selection(dense_record(numbers)), selection(dense_record({"nr": 48, "unroll": 2}))
+    assert chosen.network().mr == good.network().mr == RULE_MR
+    assert good.dense(LAYER) == DenseSchedule(48, 2), "the record must be found"
+    assert chosen.dense(LAYER) == default_dense(RULE_MR, 256)
     assert chosen.tuned == []
 
 

@@ -91,6 +91,21 @@ def test_too_many_instances_names_what_fits(machine: Topology) -> None:
         choose_cores(machine, instances=None, threads=65)
 
 
+@pytest.mark.parametrize(
+    "instances, threads, options",
+    [(3, 65, {"threads": 21}), (64, 65, {"threads": 1}), (65, 65, {"instances": 64, "threads": 1})],
+)
+def test_what_is_suggested_when_no_instance_fits_does_fit(
+    machine: Topology, instances: int, threads: int, options: dict[str, int]
+) -> None:
+    with pytest.raises(UserError) as error:
+        choose_cores(machine, instances=instances, threads=threads)
+    suggested = " ".join(f"--num-{name} {value}" for name, value in options.items())
+    assert str(error.value).endswith(f"64 are usable here. Try {suggested}.")
+    fitting = {"instances": instances, "threads": threads, **options}
+    assert len(choose_cores(machine, **fitting)) == fitting["instances"]
+
+
 def test_affinity_mask_limits_the_choice(two_sockets: Path) -> None:
     topology = read_topology(two_sockets, affinity=[5, 6, 69, 100])
     assert choose_cores(topology, instances=None, threads=1) == ((5,), (6,), (100,))
@@ -147,6 +162,12 @@ def test_core_list_overrides_in_the_order_given(machine: Topology) -> None:
         ("3,67", "3 and 67 are hardware threads of one core. Name one of them, or add --hyper-threading."),
         ("5-2", "'5-2' is neither a core id nor a range"),
         ("a", "'a' is neither a core id nor a range"),
+        ("\u0661", "'\u0661' is neither a core id nor a range"),
+        ("0-\u00b2", "is neither a core id nor a range"),
+        ("9" * 5000, "is neither a core id nor a range"),
+        ("0-99999999999", "'0-99999999999' goes beyond 65535"),
+        ("65536", "'65536' goes beyond 65535"),
+        ("65535", "Core 65535 of --cores is unknown"),
         ("", "--cores names no core"),
         ("1", "2 instances × 1 thread need 2 cores; --cores names 1. Try --num-instances 1."),
     ],
