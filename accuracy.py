@@ -10,9 +10,9 @@ files), when every prediction is finite. Exit status 0 or 1.
 from __future__ import annotations
 
 import argparse
-import os
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
