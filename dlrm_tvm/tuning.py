@@ -8,8 +8,8 @@ processes for every trial (3 s instead of 0.5 s). Nor TVM's `time_evaluator`: on
 peak measured in the same millisecond can be compared (trials.py). The network is timed in place, because what counts
 there - weights and rows coming from far - does not show in a kernel alone.
 
-Every trial is kept in LOG.trials at once; a search that was interrupted goes on from there. When a kernel is done, its
-best schedule is appended to the log; when all are, the trials file is removed.
+Every trial is kept in LOG.MODEL.trials at once; a search that was interrupted goes on from there. When all are done,
+each kernel's best schedule is appended to the log and the trials file is removed.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ _FETCHES = ((4, 2), (1, 2), (8, 2), (4, 3), (0, 2))
 class Search:
     """One search: measures what has not been measured before, remembers the best, writes as it goes."""
 
-    def __init__(self, cpu: CpuTarget, log: Path, progress: tqdm) -> None:
+    def __init__(self, cpu: CpuTarget, log: Path, progress: tqdm, model: str = "") -> None:
+        """model: what tells models apart in the trials' name; timings of one say nothing about another."""
         self._cpu, self._log, self._progress = cpu.cpu, log, progress
-        self.trials = log.with_name(log.name + ".trials")
+        self.trials = log.with_name(f"{log.name}.{model}.trials" if model else f"{log.name}.trials")
         known = read_log(self.trials, must_exist=False).records
         mine = [record for record in known if (record.cpu, record.tvm) == (self._cpu, tvm.__version__)]
         self._known = {(r.kernel, r.shape, tuple(sorted(r.schedule.items()))): r for r in mine}
@@ -95,6 +96,7 @@ def tune(model: Dlrm, batch: int, cpu: CpuTarget, log: Path) -> None:
     if not cpu.has("avx512f"):
         raise UserError(f"--tune: {cpu.cpu} has no AVX-512, which the tuned kernels are made of.")
     try:
+        log.parent.mkdir(parents=True, exist_ok=True)
         log.open("a").close()
     except OSError as error:
         raise UserError(
@@ -105,7 +107,7 @@ def tune(model: Dlrm, batch: int, cpu: CpuTarget, log: Path) -> None:
     total = sum(len(dense_candidates(mr, layer)) for mr in heights for layer in layers)
     total += len(heights) + (len(_BLOCKS) if batch > heights[0] else 1) + len(_FETCHES)
     with tqdm(total=total, desc="tuning", unit="trial") as progress:
-        search = Search(cpu, log, progress)
+        search = Search(cpu, log, progress, model.fingerprint[:8])
         _search(search, model, batch, cpu, heights, layers)
     search.trials.unlink(missing_ok=True)
 
