@@ -86,7 +86,7 @@ def main() -> int:
         report = measure(instances, args, artifact, cores, environment, busiest)
     print(results_text(report))
     print(json.dumps(results_json(report)), flush=True)
-    return 130 if report.interrupted else 0
+    return 1 if report.interrupted else 0
 
 
 def assignments(args: argparse.Namespace, topology: Topology, cores: tuple[tuple[int, ...], ...]) -> list[Assignment]:

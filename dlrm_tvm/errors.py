@@ -31,6 +31,6 @@ def run_script(main: Callable[[], int]) -> None:
         status = 1
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
-        status = 130
+        status = 1
     sys.stdout.flush()
     sys.exit(status)

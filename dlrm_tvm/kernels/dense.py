@@ -3,9 +3,9 @@
 Plain definition, for item i and output n:   y[i, n] = act(b[n] + sum_k x[i, k] * W[n, k])
 
 Blocked form: `mr` items x `nr` outputs are accumulated in registers over the whole of K, so every partial sum is
-written once. Registers: mr * nr/16 accumulators + nr/16 weights + 1 broadcast of the 32 that AVX-512 has; 10 x 32
-takes 20 + 2 + 1 and loads 12 times for 20 multiply-adds. Weights lie as [N/nr][K][nr]: one stream per column of
-tiles, read again for each tile of the block while it is in L2.
+written once. Registers: mr * nr/16 accumulators + nr/16 weights + 1 broadcast of the 32 that AVX-512 has; 5 x 64
+takes 20 + 4 + 1 and loads 9 times for 20 multiply-adds, 10 x 32 takes 20 + 2 + 1 and loads 12 times. Weights lie as
+[N/nr][K][nr]: one stream from front to back per tile, or per block of tiles where those share it while it is in L2.
 
     for n in N/nr:  for tile in tiles:  for k in K:  acc[mr][nr] += x[tile, :, k] * W[n, k, :]
 
