@@ -83,7 +83,7 @@ def demo_dlrm(table_rows: int = DEMO_TABLE_ROWS, *, directory: Path = DEMO_DIREC
         tables=tuple(Table(tensor.name, arrays[tensor.name]) for tensor in demo_tensors(table_rows) if tensor.is_table),
         interaction=Interaction("dot"),
         top=mlp("top", ["relu"] * (len(TOP) - 2) + ["sigmoid"]),
-        graph_inputs=GraphInputs(dense="dense_x", indices=("indices",), offsets=None, output="pred"),
+        graph_inputs=GraphInputs(dense="dense_x", indices=("indices",), offsets=(), output="pred"),
     )
 
 

@@ -18,6 +18,7 @@ from itertools import pairwise
 import numpy as np
 
 ACTIVATIONS = ("none", "relu", "sigmoid")
+POOLINGS = ("sum", "mean")
 INTERACTIONS = ("dot", "cat")
 
 _FINGERPRINT_ROWS = 64
@@ -45,10 +46,17 @@ class Dense:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """One embedding table: rows [number of rows, dim] float32 (often a memory map), `name` as its source calls it."""
+    """One embedding table and how a bag of its rows becomes one vector (torch.nn.EmbeddingBag).
+
+    name: as its source calls it; rows: [number of rows, dim] float32, often a memory map.
+    pooling: "sum" or "mean" of the bag's rows; an empty bag gives zeros either way.
+    row_weights: [number of rows] float32 by which each row is multiplied first (dlrm's weighted pooling), None for 1.
+    """
 
     name: str
     rows: np.ndarray
+    pooling: str = "sum"
+    row_weights: np.ndarray | None = None
 
     @property
     def num_rows(self) -> int:
@@ -82,18 +90,22 @@ class Interaction:
 class GraphInputs:
     """The names under which the ONNX graph takes its inputs, so that data saved under those names can be read.
 
-    indices: one name (stacked, [T, items]) or T names ([items] each). offsets: None where the graph has none.
+    indices: one name (stacked, [T, items]) or T names ([items] each). offsets: none where the graph has none, else one
+    name (stacked, [T, items]) or T names ([items] each).
     """
 
     dense: str
     indices: tuple[str, ...]
-    offsets: str | None
+    offsets: tuple[str, ...]
     output: str
 
 
 @dataclass(frozen=True, eq=False)
 class Dlrm:
-    """A whole model. Raises ValueError when its parts do not fit together."""
+    """A whole model. Raises ValueError when its parts do not fit together.
+
+    clamp: (least, greatest) value of a prediction, where the model cuts them off (dlrm's --loss-threshold).
+    """
 
     name: str
     bottom: tuple[Dense, ...]
@@ -101,6 +113,7 @@ class Dlrm:
     interaction: Interaction
     top: tuple[Dense, ...]
     graph_inputs: GraphInputs
+    clamp: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if not (self.bottom and self.tables and self.top):
@@ -119,10 +132,17 @@ class Dlrm:
         for table in self.tables:
             if table.dim != self.dim:
                 raise ValueError(f"table {table.name} has dimension {table.dim}, the bottom MLP ends in {self.dim}")
+            if table.pooling not in POOLINGS:
+                raise ValueError(f"table {table.name} pools by {table.pooling!r}, not by one of {', '.join(POOLINGS)}")
+            if table.row_weights is not None and table.row_weights.shape != (table.num_rows,):
+                shape = table.row_weights.shape
+                raise ValueError(f"table {table.name} has weights of shape {shape} for {table.num_rows} rows")
         if self.top[0].inputs != self.top_inputs:
             raise ValueError(f"the interaction gives {self.top_inputs} values, the top MLP takes {self.top[0].inputs}")
         if self.top[-1].outputs != 1:
             raise ValueError(f"the top MLP ends in {self.top[-1].outputs} values, not in one prediction")
+        if self.clamp is not None and not self.clamp[0] <= self.clamp[1]:
+            raise ValueError(f"predictions are clamped to {self.clamp[0]:g}..{self.clamp[1]:g}, which is empty")
 
     @property
     def num_dense(self) -> int:
@@ -181,6 +201,9 @@ class Dlrm:
         """
         digest = hashlib.sha256()
         digest.update(repr((self.interaction, [layer.activation for layer in self.layers])).encode())
+        # Added to the digest only where a model has them, so that recordings for older models stay valid.
+        if self.clamp is not None:
+            digest.update(repr(self.clamp).encode())
         for layer in self.layers:
             for array in (layer.weight, layer.bias):
                 digest.update(repr(array.shape).encode())
@@ -189,4 +212,8 @@ class Dlrm:
             digest.update(repr(table.rows.shape).encode())
             sample = np.unique(np.linspace(0, table.num_rows - 1, _FINGERPRINT_ROWS).astype(np.int64))
             digest.update(np.ascontiguousarray(table.rows[sample], dtype="<f4").tobytes())
+            if table.pooling != "sum":
+                digest.update(table.pooling.encode())
+            if table.row_weights is not None:
+                digest.update(np.ascontiguousarray(table.row_weights[sample], dtype="<f4").tobytes())
         return digest.hexdigest()

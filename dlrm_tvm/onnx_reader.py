@@ -90,7 +90,7 @@ class _Recognition:
         return GraphInputs(
             dense=self.roles.dense.name,
             indices=tuple(source.name for source in self.roles.indices),
-            offsets=None if offsets is None else offsets.name,
+            offsets=() if offsets is None else (offsets.name,),
             output=self.graph.output,
         )
 

@@ -172,11 +172,11 @@ def _open_graph_inputs(path: Path, headers: dict[str, NpyHeader], card: ModelCar
     _require(path, "pred", headers, (num_items,), kinds="f")
 
     def read(limit: int) -> Iterator[Chunk]:
-        offsets_key = [names.offsets] if names.offsets in headers else []
+        offsets_key = [name for name in names.offsets if name in headers]
         arrays = read_arrays(path, (names.dense, *names.indices, *offsets_key, "pred"))
-        offsets = arrays[names.offsets] if offsets_key else np.arange(num_items)
+        offsets = arrays[offsets_key[0]] if offsets_key else np.arange(num_items)
         if offsets.shape[-1:] != (num_items,) or (offsets != np.arange(num_items)).any():
-            raise _bags(path, f"{names.offsets} are not 0, 1, 2, ..")
+            raise _bags(path, f"{names.offsets[0]} are not 0, 1, 2, ..")
         columns = arrays[names.indices[0]] if stacked else np.stack([arrays[name] for name in names.indices])
         dense, pred = arrays[names.dense].astype(np.float32), arrays["pred"].reshape(-1).astype(np.float32)
         indices = np.ascontiguousarray(columns.T, dtype=np.int64)

@@ -53,7 +53,7 @@ def random_dlrm(
         ),
         interaction=Interaction(interaction.removesuffix("_self"), with_self),
         top=_layers([joined, *top, 1], activations, rng),
-        graph_inputs=GraphInputs("dense_x", ("indices",), None, "pred"),
+        graph_inputs=GraphInputs("dense_x", ("indices",), (), "pred"),
     )
 
 

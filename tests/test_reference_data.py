@@ -17,7 +17,7 @@ from dlrm_tvm.reference_data import log_counts, open_reference, read_inputs
 
 TABLE_ROWS = tuple(range(100, 126))
 NUM_ITEMS = 250
-_GRAPH_INPUTS = GraphInputs("dense_x", ("indices",), "offsets", "pred")
+_GRAPH_INPUTS = GraphInputs("dense_x", ("indices",), ("offsets",), "pred")
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def test_graph_inputs_are_read_stacked_and_as_one_array_per_table(tmp_path, item
     names = tuple(f"indices_{t}" for t in range(26))
     columns = {name: items["categories"][:, t] for t, name in enumerate(names)}
     path = save(tmp_path, graph_arrays(items, indices=None, offsets=None, **columns))
-    card = Card(graph_inputs=GraphInputs("dense_x", names, None, "pred"))
+    card = Card(graph_inputs=GraphInputs("dense_x", names, (), "pred"))
     check_items(open_reference(path, card), items)
 
 
@@ -408,6 +408,6 @@ def test_data_of_the_real_exports_is_read(name):
     if not path.exists():
         pytest.skip("the real exports are not here")
     indices = ("indices",) if name == "t171_stacked" else tuple(f"indices_{t}" for t in range(26))
-    card = Card(table_rows=(1000,) * 26, graph_inputs=GraphInputs("dense_x", indices, "offsets", "pred"))
+    card = Card(table_rows=(1000,) * 26, graph_inputs=GraphInputs("dense_x", indices, ("offsets",), "pred"))
     dense, rows, outputs, labels = read_all(open_reference(path, card))
     assert (dense.shape, rows.shape, outputs.shape, labels) == ((4, 13), (4, 26), (4,), None)
