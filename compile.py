@@ -119,7 +119,7 @@ def lower(model: Dlrm, cpu: CpuTarget, args: argparse.Namespace) -> tuple[Lowere
         from dlrm_tvm.tuning import tune
 
         tune(model, args.batch_size, cpu, path)
-    chosen = Selection(read_log(path, must_exist=path != DEFAULT_LOG), cpu.cpu, args.batch_size)
+    chosen = Selection(read_log(path, must_exist=path != DEFAULT_LOG), cpu.cpu, args.batch_size, cpu.registers)
     lowered = lower_tuned(model, args.batch_size, chosen.network(), chosen.dense, cpu, dump)
     print(f"schedules   {len(chosen.tuned)} kernels tuned, {len(chosen.untuned)} by rule ({os.path.relpath(path)})")
     if chosen.borrowed:

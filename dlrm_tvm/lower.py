@@ -20,7 +20,7 @@ from tvm import relax
 from .artifact import ParameterSource
 from .errors import UserError
 from .kernels.network import NetworkPlan, network
-from .kernels.peak import FLOPS_PER_ROUND, peak_fma, stream_read
+from .kernels.peak import flops_per_round, peak_fma, stream_read
 from .model import Dlrm
 from .plain import plain_network
 from .plan import mlp_source, plan_network, table_sources
@@ -37,7 +37,7 @@ class Lowered:
 
     executable: relax.VMExecutable
     sources: tuple[ParameterSource, ...]
-    peak_flops_per_round: int = FLOPS_PER_ROUND
+    peak_flops_per_round: int
 
 
 @dataclass(frozen=True)
@@ -56,24 +56,24 @@ class Dump:
 def lower_tuned(
     model: Dlrm, batch: int, schedule: NetworkSchedule, dense_schedule, target: CpuTarget, dump: Dump
 ) -> Lowered:
-    """Our kernels. Raises UserError where the target lacks AVX-512."""
-    if not target.has("avx512f"):
+    """Our kernels. Raises UserError where the target has neither AVX-512 nor AVX2 with FMA."""
+    if not target.registers:
         raise UserError(
-            f"{target.cpu} has no AVX-512, which the tuned kernels are made of. "
+            f"{target.cpu} has neither AVX-512 nor AVX2 with FMA, which the tuned kernels are made of. "
             "Compile with --tuning-log-file none, or --target-cpu of a CPU that has it."
         )
     planned = plan_network(model, batch, schedule, dense_schedule)
     dump.write("1_plan.txt", lambda: f"{planned.plan}\n")
     function = network(planned.plan)
     dump.write("2_tir.py", lambda: function.script())
-    module = _with_peak(_relax_main(planned.plan, function), planned.mlp.size)
+    module = _relax_main(planned.plan, function)
     return _build(module, planned.mlp, model, target, dump)
 
 
 def lower_plain(model: Dlrm, batch: int, target: CpuTarget, dump: Dump) -> Lowered:
     """TVM's default code generation, no schedules of ours."""
     module, mlp = plain_network(model, batch)
-    return _build(_with_peak(module, mlp.size), mlp, model, target, dump)
+    return _build(module, mlp, model, target, dump)
 
 
 def _relax_main(plan: NetworkPlan, function) -> tvm.IRModule:
@@ -95,16 +95,16 @@ def _relax_main(plan: NetworkPlan, function) -> tvm.IRModule:
     return builder.get()
 
 
-def _with_peak(module: tvm.IRModule, mlp_elements: int) -> tvm.IRModule:
+def _add_peak(module: tvm.IRModule, mlp_elements: int, registers: int) -> None:
     """The loops that measure the hardware travel with the library, so that measuring needs no compiler."""
-    for function in (peak_fma(), stream_read(mlp_elements)):
+    for function in (peak_fma(registers), stream_read(mlp_elements, registers)):
         name = function.attrs["global_symbol"]
         module[name] = function
-    return module
 
 
 def _build(module: tvm.IRModule, mlp: np.ndarray, model: Dlrm, target: CpuTarget, dump: Dump) -> Lowered:
+    _add_peak(module, mlp.size, target.registers)
     dump.write("3_relax.py", lambda: module.script())
     executable = relax.build(module, target=target.tvm_target)
     dump.write("4_assembly.s", lambda: executable.mod.imports[0].inspect_source("asm"))
-    return Lowered(executable, (*table_sources(model), mlp_source(mlp)))
+    return Lowered(executable, (*table_sources(model), mlp_source(mlp)), flops_per_round(target.registers))

@@ -23,7 +23,9 @@ GEMV_OUTPUTS = 256  # 16 accumulators
 # What a tile of so many items costs per item beside one of 5, whole network on Zen 4. More than 10 items leave too
 # few registers for two vectors of outputs and their weights; 5 x 64 outputs read less per multiply-add than 10 x 32.
 _TILE_COST = {5: 1.0, 10: 1.015, 4: 1.01, 8: 1.02, 6: 1.02, 9: 1.03, 7: 1.03}
+_TILE_COST_AVX2 = {6: 1.0, 5: 1.05, 4: 1.12}  # one vector of outputs is all that 8 registers leave room for
 _SMALL_BATCH = 14  # up to here a batch is one tile
+_SMALL_BATCH_AVX2 = 6
 
 
 @dataclass(frozen=True)
@@ -35,23 +37,24 @@ class NetworkSchedule:
     fetch: RowFetch
 
 
-def default_network(batch: int) -> NetworkSchedule:
+def default_network(batch: int, registers: int = REGISTERS) -> NetworkSchedule:
     """One tile a block: weights then stream from the last-level cache front to back, which prefetchers do best."""
-    return NetworkSchedule(tile_heights(batch)[0], 1, RowFetch(every=4, locality=2))
+    return NetworkSchedule(tile_heights(batch, registers)[0], 1, RowFetch(every=4, locality=2))
 
 
-def tile_heights(batch: int) -> list[int]:
+def tile_heights(batch: int, registers: int = REGISTERS) -> list[int]:
     """Sensible mr for a batch, the one expected to be fastest first: little padding, few loads per multiply-add."""
-    if batch <= _SMALL_BATCH:
+    costs, small = (_TILE_COST, _SMALL_BATCH) if registers == REGISTERS else (_TILE_COST_AVX2, _SMALL_BATCH_AVX2)
+    if batch <= small:
         return [batch]
-    return sorted(_TILE_COST, key=lambda mr: -(-batch // mr) * mr * _TILE_COST[mr])
+    return sorted(costs, key=lambda mr: -(-batch // mr) * mr * costs[mr])
 
 
-def default_dense(mr: int, outputs: int) -> DenseSchedule:
+def default_dense(mr: int, outputs: int, registers: int = REGISTERS) -> DenseSchedule:
     """As many whole vectors of outputs as registers allow, up to 8, of those that divide the layer's width."""
     if mr == 1:
-        return DenseSchedule(min(GEMV_OUTPUTS, padded(outputs)), 1)
-    most = max(1, min(8, (REGISTERS - 1) // (mr + 1)))
+        return DenseSchedule(min(GEMV_OUTPUTS * registers // REGISTERS, padded(outputs)), 1)
+    most = max(1, min(8, (registers - 1) // (mr + 1)))
     vectors = padded(outputs) // LANES
     best = max((v for v in range(1, most + 1) if vectors % v == 0), default=1)
     return DenseSchedule(best * LANES, 1)

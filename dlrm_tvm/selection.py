@@ -25,11 +25,15 @@ _WIDEST = 512  # outputs of a register tile; beyond, a line of a log would ask f
 
 @dataclass
 class Selection:
-    """Chooses schedules and remembers how: `tuned` and `untuned` name kernels, `borrowed` the CPUs of records."""
+    """Chooses schedules and remembers how: `tuned` and `untuned` name kernels, `borrowed` the CPUs of records.
+
+    registers: how many vectors of 16 the CPU's registers hold.
+    """
 
     log: TuningLog
     cpu: str
     batch: int
+    registers: int = REGISTERS
     tuned: list[str] = field(default_factory=list)
     untuned: list[str] = field(default_factory=list)
     borrowed: set[str] = field(default_factory=set)
@@ -37,8 +41,9 @@ class Selection:
     def network(self) -> NetworkSchedule:
         record = self._find(NETWORK_KERNEL, network_shape(self.batch))
         if record is None:
-            self._mr = default_network(self.batch).mr
-            return default_network(self.batch)
+            schedule = default_network(self.batch, self.registers)
+            self._mr = schedule.mr
+            return schedule
         schedule = network_from(record.schedule)
         self._mr = schedule.mr
         return schedule
@@ -46,12 +51,12 @@ class Selection:
     def dense(self, layer: LayerShape) -> DenseSchedule:
         """The schedule of one layer; call network() first."""
         record = self._find(dense_kernel(layer.activation), dense_shape(self._mr, layer.inputs, layer.outputs))
-        return default_dense(self._mr, layer.outputs) if record is None else dense_from(record.schedule)
+        return default_dense(self._mr, layer.outputs, self.registers) if record is None else dense_from(record.schedule)
 
     def _find(self, kernel: str, shape: str) -> Record | None:
         record = self.log.find(kernel, shape, self.cpu)
         name = f"{kernel} {shape}"
-        if record is not None and not _usable(record, self.batch):
+        if record is not None and not (_usable(record, self.batch) and self._may_borrow(record)):
             record = None
         names = self.untuned if record is None else self.tuned
         if name not in names:
@@ -59,6 +64,10 @@ class Selection:
         if record is not None and record.cpu != self.cpu:
             self.borrowed.add(record.cpu)
         return record
+
+    def _may_borrow(self, record: Record) -> bool:
+        """What was tuned for AVX-512 would spill on a CPU with a quarter of its registers."""
+        return record.cpu == self.cpu or self.registers == REGISTERS
 
 
 def network_from(numbers: dict[str, int]) -> NetworkSchedule:

@@ -10,6 +10,7 @@ from tvm.target import codegen
 
 from .cpu import FLAG_OF_FEATURE, host_flags, required_flags
 from .errors import UserError
+from .kernels.dense import REGISTERS, REGISTERS_AVX2
 
 # How LLVM's names of instruction sets begin; those that cpu.py has no flag for are switched off.
 _INSTRUCTION_SETS = ("amx-", "avx", "cmpccxadd", "movrs", "raoint", "sha", "sm3", "sm4", "sse")
@@ -26,6 +27,13 @@ class CpuTarget:
 
     def has(self, flag: str) -> bool:
         return flag in self.flags
+
+    @property
+    def registers(self) -> int:
+        """How many vectors of 16 float32 its registers hold; 0 where it lacks what our kernels are made of."""
+        if self.has("avx512f"):
+            return REGISTERS
+        return REGISTERS_AVX2 if self.has("avx2") and self.has("fma") else 0
 
 
 def cpu_target(name: str | None) -> CpuTarget:

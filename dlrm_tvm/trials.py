@@ -18,7 +18,7 @@ from tvm.tirx.script.builder import ir as T
 
 from .kernels.dense import DenseSchedule, PackedDense, dense_layer
 from .kernels.gemv import gemv_layer
-from .kernels.peak import FLOPS_PER_ROUND, MAX_THREADS, peak_fma
+from .kernels.peak import MAX_THREADS, flops_per_round, peak_fma
 from .kernels.tiles import Tiles
 from .kernels.vectors import LANES, padded, store
 from .lower import Dump, lower_tuned
@@ -46,14 +46,16 @@ class Peak:
 
     def __init__(self, cpu: CpuTarget) -> None:
         place_threads(1)
-        self._loop = tvm.compile(tvm.IRModule({"peak_fma": peak_fma()}), target=cpu.tvm_target)["peak_fma"]
+        loop = peak_fma(cpu.registers)
+        self._flops_per_round = flops_per_round(cpu.registers)
+        self._loop = tvm.compile(tvm.IRModule({"peak_fma": loop}), target=cpu.tvm_target)["peak_fma"]
         self._factors, self._sink = _tensor((2,), np.float32), _tensor((MAX_THREADS * LANES,), np.float32)
         np.from_dlpack(self._factors)[:] = (0.999, 1e-6)
 
     def gflops(self, rounds: int = 7000) -> float:
         start = perf_counter()
         self._loop(rounds, self._factors, self._sink)
-        return rounds * FLOPS_PER_ROUND / (perf_counter() - start) / 1e9
+        return rounds * self._flops_per_round / (perf_counter() - start) / 1e9
 
 
 class DenseTrial:

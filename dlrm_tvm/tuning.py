@@ -89,12 +89,14 @@ class Search:
 def tune(model: Dlrm, batch: int, cpu: CpuTarget, log: Path) -> None:
     """Find schedules for this model's layers at this batch size and append them to the log.
 
-    Raises UserError when the target is not this machine, or has no AVX-512. Ctrl-C loses nothing that was measured.
+    Raises UserError when the target is not this machine, or lacks AVX2 and FMA. Ctrl-C loses nothing that was measured.
     """
     if not cpu.is_host:
         raise UserError(f"--tune measures on this machine, which is not a {cpu.cpu}. Leave out --target-cpu.")
-    if not cpu.has("avx512f"):
-        raise UserError(f"--tune: {cpu.cpu} has no AVX-512, which the tuned kernels are made of.")
+    if not cpu.registers:
+        raise UserError(
+            f"--tune: {cpu.cpu} has neither AVX-512 nor AVX2 with FMA, which the tuned kernels are made of."
+        )
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.open("a").close()
@@ -102,9 +104,9 @@ def tune(model: Dlrm, batch: int, cpu: CpuTarget, log: Path) -> None:
         raise UserError(
             f"{log}: {error.strerror}; a file to append to was wanted. Give --tuning-log-file another."
         ) from None
-    heights = tile_heights(batch)[:_HEIGHTS_TRIED]
+    heights = tile_heights(batch, cpu.registers)[:_HEIGHTS_TRIED]
     layers = list(dict.fromkeys(layer_shapes(model)))
-    total = sum(len(dense_candidates(mr, layer)) for mr in heights for layer in layers)
+    total = sum(len(dense_candidates(mr, layer, cpu.registers)) for mr in heights for layer in layers)
     total += len(heights) + (len(_BLOCKS) if batch > heights[0] else 1) + len(_FETCHES)
     with tqdm(total=total, desc="tuning", unit="trial") as progress:
         search = Search(cpu, log, progress, model.fingerprint[:8])
@@ -120,7 +122,7 @@ def _search(
         for layer in layers:
             shape = dense_shape(mr, layer.inputs, layer.outputs)
             trial = DenseTrial(layer, mr, cpu, peak, model.mlp_bytes)
-            numbers = [dense_numbers(schedule) for schedule in dense_candidates(mr, layer)]
+            numbers = [dense_numbers(schedule) for schedule in dense_candidates(mr, layer, cpu.registers)]
             best = search.best(dense_kernel(layer.activation), shape, numbers, lambda n, t=trial: t.time(dense_from(n)))
             chosen[mr, layer] = best
     network = NetworkTrial(model, batch, cpu, peak, lambda mr, layer: dense_from(chosen[mr, layer].schedule))
@@ -143,12 +145,12 @@ def network_stages(batch: int, heights: list[int]) -> Iterator[Callable]:
     yield lambda best: [replace(best, fetch=RowFetch(*fetch)) for fetch in _FETCHES]
 
 
-def dense_candidates(mr: int, layer: LayerShape) -> list[DenseSchedule]:
+def dense_candidates(mr: int, layer: LayerShape, registers: int = REGISTERS) -> list[DenseSchedule]:
     """Register tiles that fit, of enough accumulators where the layer is wide enough, the rule's choice first."""
     widths = {min(padded(layer.outputs), nr) for nr in (16, 32, 48, 64, 80, 96, 128, 256)}
-    fitting = [nr for nr in sorted(widths) if mr == 1 or DenseSchedule(nr, 1).registers(mr) <= REGISTERS]
+    fitting = [nr for nr in sorted(widths) if mr == 1 or DenseSchedule(nr, 1).registers(mr) <= registers]
     enough = [nr for nr in fitting if mr * nr // LANES >= _ACCUMULATORS] or fitting[-1:]
     unrolls = (1,) if mr == 1 else (1, 2)
-    rule = default_dense(mr, layer.outputs)
+    rule = default_dense(mr, layer.outputs, registers)
     candidates = [DenseSchedule(nr, unroll) for nr in enough for unroll in unrolls]
     return [rule, *(candidate for candidate in candidates if candidate != rule)]

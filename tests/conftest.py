@@ -16,15 +16,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
-def require_avx512() -> None:
-    """Skips what runs compiled kernels on a CPU without AVX-512."""
-    flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    if flags is None or "avx512f" not in flags.group(1).split():
-        pytest.skip("this CPU has no avx512f")
+def require_fma() -> None:
+    """Skips what runs our kernels on a CPU with neither AVX-512 nor AVX2 and FMA."""
+    found = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    flags = set(found.group(1).split()) if found else set()
+    if "avx512f" not in flags and not {"avx2", "fma"} <= flags:
+        pytest.skip("this CPU has neither avx512f nor avx2 and fma")
 
 
 @pytest.fixture(scope="session")
-def demo_library(require_avx512: None) -> Iterator[Path]:
+def demo_library(require_fma: None) -> Iterator[Path]:
     """The demo model compiled for batches of 100 by compile.py itself, under a name of its own."""
     name = f"pytest_{os.getpid()}"  # two test runs at once, or a user's library, must not meet
     command = [sys.executable, str(ROOT / "compile.py"), "--output-name", name]

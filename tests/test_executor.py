@@ -161,7 +161,7 @@ def test_two_threads_predict_the_same(library, model):
     np.testing.assert_array_equal(pred, model(dense, indices))
 
 
-def test_peak_and_bandwidth_are_measured_in_about_the_time_given(model, require_avx512):
+def test_peak_and_bandwidth_are_measured_in_about_the_time_given(model, require_fma):
     assert 1 < model.peak_gflops(0.02) < 10_000
     assert 0.1 < model.stream_gbps(0.02) < 10_000
 

@@ -44,7 +44,7 @@ def interaction_function(count: int, dim: int, with_self: bool):
 
 
 @pytest.fixture(scope="module")
-def interactions(require_avx512):
+def interactions(require_fma):
     return compiled([interaction_function(*case) for case in INTERACTIONS])
 
 

@@ -148,7 +148,7 @@ def gemv_function(case: Layer):
 
 
 @pytest.fixture(scope="module")
-def layers(require_avx512):
+def layers(require_fma):
     return compiled([*map(dense_function, DENSE), *map(gemv_function, GEMV)])
 
 

@@ -8,29 +8,38 @@ import tvm_ffi
 from bare_kernels import call, compiled
 from models import aligned, on_threads
 
-from dlrm_tvm.kernels.peak import CHAINS, FLOPS_PER_ROUND, MAX_THREADS, STEPS, peak_fma, stream_read
+from dlrm_tvm.kernels.dense import REGISTERS, REGISTERS_AVX2
+from dlrm_tvm.kernels.peak import MAX_THREADS, STEPS, flops_per_round, peak_fma, stream_read
 from dlrm_tvm.kernels.vectors import LANES
 
 STREAM = 256 * 3
 
 
+CHAINS = {REGISTERS: 16, REGISTERS_AVX2: 6}
+
+
+@pytest.fixture(scope="module", params=CHAINS)
+def registers(request, require_fma):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def peak_loops(require_avx512):
-    return compiled([peak_fma(), stream_read(STREAM)])
+def peak_loops(registers):
+    return compiled([peak_fma(registers), stream_read(STREAM, registers)])
 
 
 @pytest.mark.parametrize("rounds, threads", [(0, 1), (1, 1), (3, 2)])
-def test_peak_loop_runs_every_chain_as_often_as_it_is_credited_for(peak_loops, rounds, threads):
+def test_peak_loop_runs_every_chain_as_often_as_it_is_credited_for(peak_loops, registers, rounds, threads):
     sink = aligned(np.full(MAX_THREADS * LANES, -1, np.float32))
     factors = aligned(np.array([0.999, 0.01], np.float32))
     arguments = (rounds, tvm_ffi.from_dlpack(factors), tvm_ffi.from_dlpack(sink))
     on_threads(threads, lambda: peak_loops["peak_fma"](*arguments))
-    chains = np.arange(1.0, CHAINS + 1)
+    chains = np.arange(1.0, CHAINS[registers] + 1)
     for _ in range(rounds * STEPS):
         chains = chains * np.float64(factors[0]) + np.float64(factors[1])
     np.testing.assert_allclose(sink[: threads * LANES], chains.sum(), rtol=1e-6)
     np.testing.assert_array_equal(sink[threads * LANES :], -1)
-    assert FLOPS_PER_ROUND == 2 * CHAINS * STEPS * LANES
+    assert flops_per_round(registers) == 2 * CHAINS[registers] * STEPS * LANES
 
 
 def test_stream_loop_reads_every_element(peak_loops):

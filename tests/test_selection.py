@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dlrm_tvm.kernels.dense import REGISTERS, DenseSchedule
+from dlrm_tvm.kernels.dense import REGISTERS, REGISTERS_AVX2, DenseSchedule
 from dlrm_tvm.kernels.gather import RowFetch
 from dlrm_tvm.plan import LayerShape
 from dlrm_tvm.schedules import NetworkSchedule, default_dense, default_network, dense_shape, network_shape
@@ -51,6 +51,15 @@ def test_dense_schedules_are_those_of_the_chosen_tile_height():
     chosen.network()
     assert chosen.dense(LAYER) == default_dense(6, 256)
     assert len(chosen.untuned) == 1
+
+
+def test_records_of_other_cpus_are_not_borrowed_where_registers_are_few():
+    records = (network_record(GOOD_NETWORK), dense_record({"nr": 64, "unroll": 1}))
+    chosen = Selection(TuningLog(Path("log"), records), "znver3", 100, REGISTERS_AVX2)
+    assert chosen.network() == default_network(100, REGISTERS_AVX2)
+    schedule = chosen.dense(LAYER)
+    assert schedule.registers(chosen.network().mr) <= REGISTERS_AVX2
+    assert (chosen.tuned, chosen.borrowed) == ([], set())
 
 
 def test_records_of_another_batch_or_activation_are_not_taken():

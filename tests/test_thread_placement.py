@@ -108,7 +108,7 @@ def test_binding_switched_off_in_the_environment_is_overruled() -> None:
 
 
 @TWO_CORES
-def test_running_a_parallel_loop_moves_nothing(require_avx512: None) -> None:
+def test_running_a_parallel_loop_moves_nothing(require_fma: None) -> None:
     threads = threads_after(CORES[:2], after=COMPILE_LOOP + RUN_LOOP, OPENBLAS_NUM_THREADS="1")
     assert threads == {"main": str(CORES[0]), "others": [str(CORES[1])]}
 

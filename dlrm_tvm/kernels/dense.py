@@ -21,7 +21,8 @@ from tvm.tirx.script.builder import ir as T
 
 from .vectors import LANES, broadcast, fma, load, maximum, padded, store, zeros
 
-REGISTERS = 32
+REGISTERS = 32  # of 16 float32 in AVX-512
+REGISTERS_AVX2 = 8  # its 16 of 8 float32, taken in pairs
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class DenseSchedule:
     unroll: int
 
     def registers(self, mr: int) -> int:
-        """How many vector registers a tile of mr items takes; more than REGISTERS would spill."""
+        """How many vector registers a tile of mr items takes; more than the CPU has would spill."""
         return (mr + 1) * (self.nr // LANES) + 1
 
 
