@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dlrm_tvm.lower import Lowered
     from dlrm_tvm.model import Dlrm
     from dlrm_tvm.selection import Selection
+    from dlrm_tvm.table_layout import TableLayout
     from dlrm_tvm.target import CpuTarget
 
 ROOT = Path(__file__).resolve().parent
@@ -46,6 +47,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--output-name", default="dlrm_avx512", help="NAME of __prebuilt/NAME_bN.so; default %(default)s"
+    )
+    parser.add_argument(
+        "--copy-tables",
+        action="store_true",
+        help="copy the tables beside the library, so that the ONNX model can be deleted; default: use them in place",
     )
     parser.add_argument("--target-cpu", help="LLVM -mcpu, such as sapphirerapids; default: this host")
     parser.add_argument("--dump-ir", type=Path, metavar="DIR", help="write the IR after each phase, and the assembly")
@@ -77,14 +83,21 @@ def main() -> int:
     from dlrm_tvm import building
     from dlrm_tvm.demo import demo_model_path
     from dlrm_tvm.onnx_reader import read_dlrm
+    from dlrm_tvm.table_files import expect_single_rows
+    from dlrm_tvm.table_layout import lay_out_tables
     from dlrm_tvm.target import cpu_target
 
     building.check_compiler()
     cpu = cpu_target(args.target_cpu)
     model = read_dlrm(args.onnx_model or demo_model_path(args.demo_table_rows))
     building.check_finite(model)
+    for table in model.tables:
+        expect_single_rows(table.rows)
+    tables = lay_out_tables(model, copy=args.copy_tables)
+    building.check_room(PREBUILT, tables)
     print_card(model, cpu, args)
-    lowered, chosen = lower(model, cpu, args)
+    print_tables(tables)
+    lowered, chosen = lower(model, cpu, args, tables)
     library, verification = building.build_library(
         model, lowered, chosen, cpu, batch=args.batch_size, name=args.output_name, directory=PREBUILT
     )
@@ -104,7 +117,9 @@ def main() -> int:
     return 0
 
 
-def lower(model: Dlrm, cpu: CpuTarget, args: argparse.Namespace) -> tuple[Lowered, Selection | None]:
+def lower(
+    model: Dlrm, cpu: CpuTarget, args: argparse.Namespace, tables: TableLayout
+) -> tuple[Lowered, Selection | None]:
     """The model lowered with the schedules that the flags ask for, and which those are (None: none of ours)."""
     from dlrm_tvm.lower import Dump, lower_plain, lower_tuned
     from dlrm_tvm.selection import Selection
@@ -113,14 +128,14 @@ def lower(model: Dlrm, cpu: CpuTarget, args: argparse.Namespace) -> tuple[Lowere
     dump = Dump(args.dump_ir)
     if args.tuning_log_file == "none":
         print("schedules   none: TVM's default code generation")
-        return lower_plain(model, args.batch_size, cpu, dump), None
+        return lower_plain(model, args.batch_size, cpu, dump, tables), None
     path = Path(args.tuning_log_file)
     if args.tune:
         from dlrm_tvm.tuning import tune
 
         tune(model, args.batch_size, cpu, path)
     chosen = Selection(read_log(path, must_exist=path != DEFAULT_LOG), cpu.cpu, args.batch_size, cpu.registers)
-    lowered = lower_tuned(model, args.batch_size, chosen.network(), chosen.dense, cpu, dump)
+    lowered = lower_tuned(model, args.batch_size, chosen.network(), chosen.dense, cpu, dump, tables)
     print(f"schedules   {len(chosen.tuned)} kernels tuned, {len(chosen.untuned)} by rule ({os.path.relpath(path)})")
     if chosen.borrowed:
         print(
@@ -134,6 +149,20 @@ def print_card(model: Dlrm, cpu: CpuTarget, args: argparse.Namespace) -> None:
     work = f"{model.macs_per_item:,} multiply-adds per item"
     print(f"model       {model.name}: {len(model.tables)} tables of dimension {model.dim}, {work}, {sizes}")
     print(f"target      {cpu.cpu}{' (this machine)' if cpu.is_host else ''}, batch {args.batch_size}, {args.precision}")
+
+
+def print_tables(tables: TableLayout) -> None:
+    """Where the tables will be read from, and why not in place where they are not."""
+    for piece in tables.pieces:
+        print(
+            f"tables      {piece.nbytes / 1e6:,.1f} MB used in place in {os.path.relpath(piece.file)}: keep that file"
+        )
+    if tables.copied is not None:
+        print(f"tables      {tables.copied.nbytes / 1e6:,.1f} MB copied beside the library")
+    for name, reason in tables.reasons[:3]:
+        print(f"            {name} is copied: {reason}")
+    if len(tables.reasons) > 3:
+        print(f"            and {len(tables.reasons) - 3} more tables, for such reasons")
 
 
 def print_result(library: Path, verification: Verification | None, cpu: CpuTarget) -> None:

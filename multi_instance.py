@@ -22,9 +22,11 @@ from dlrm_tvm.environment import describe_environment
 from dlrm_tvm.errors import UserError, run_script
 from dlrm_tvm.instances import Instances
 from dlrm_tvm.memory import memory_use
+from dlrm_tvm.numa import POLICIES, NumaPlan, node_memory, plan_numa
 from dlrm_tvm.reference_data import open_reference
-from dlrm_tvm.report import RunReport, peak_line, results_json, results_text, static_card
+from dlrm_tvm.report import RunReport, line, peak_line, results_json, results_text, static_card
 from dlrm_tvm.topology import Topology, read_topology
+from dlrm_tvm.weight_copies import TableSetup, WeightCopies, prepared_weights
 from dlrm_tvm.worker import Assignment
 
 DEFAULT_MODEL = Path(os.path.relpath(Path(__file__).parent / "__prebuilt" / "dlrm_avx512_b100.so"))
@@ -44,6 +46,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--cores", metavar="LIST", help="use these, in this order, such as 0-3,8,10-11")
     parser.add_argument("--hyper-threading", action="store_true", help="use all hardware threads of a core, not one")
     parser.add_argument("--ref-data", type=Path, metavar="FILE", help="take inputs from it; default: random rows")
+    parser.add_argument("--preload", action="store_true", help="read the tables into memory first, in parallel")
+    parser.add_argument(
+        "--huge-pages",
+        action="store_true",
+        help="copy the tables into shared memory of huge pages, if the kernel has any",
+    )
+    parser.add_argument(
+        "--numa", choices=POLICIES, help="where tables lie on several nodes; default: the best that fits"
+    )
     args = parser.parse_args()
     check_seconds("--duration", args.duration)
     check_seconds("--warmup", args.warmup)
@@ -82,14 +93,29 @@ def main() -> int:
 
     inputs = f"items of {args.ref_data}" if args.ref_data else "random rows of whole tables, different in every batch"
     print(static_card(artifact.manifest, str(args.model), cores, inputs), flush=True)
-    with Instances(assignments(args, topology, cores)) as instances:
-        report = measure(instances, args, artifact, cores, environment, busiest)
+    table_bytes = artifact.manifest.table_range.nbytes
+    plan = plan_numa(topology, cores, table_bytes=table_bytes, node_bytes=node_memory(), wanted=args.numa)
+    with (
+        prepared_weights(artifact, plan, preload=args.preload, huge_pages=args.huge_pages, say=say) as weights,
+        Instances(assignments(args, topology, cores, plan, weights)) as instances,
+    ):
+        report = measure(instances, args, artifact, cores, environment, busiest, weights.setup)
     print(results_text(report))
     print(json.dumps(results_json(report)), flush=True)
     return 1 if report.interrupted else 0
 
 
-def assignments(args: argparse.Namespace, topology: Topology, cores: tuple[tuple[int, ...], ...]) -> list[Assignment]:
+def say(label: str, text: str) -> None:
+    print(line(label, text), flush=True)
+
+
+def assignments(
+    args: argparse.Namespace,
+    topology: Topology,
+    cores: tuple[tuple[int, ...], ...],
+    plan: NumaPlan,
+    weights: WeightCopies,
+) -> list[Assignment]:
     return [
         Assignment(
             library=str(args.model),
@@ -99,6 +125,9 @@ def assignments(args: argparse.Namespace, topology: Topology, cores: tuple[tuple
             ref_data=str(args.ref_data) if args.ref_data else None,
             l3_bytes=topology.l3_bytes,
             parent_pid=os.getpid(),
+            tables_fd=weights.of_instance(instance).tables,
+            parameters_fd=weights.of_instance(instance).parameters,
+            numa_node=None if plan.policy is None else plan.instance_nodes[instance],
         )
         for instance, each in enumerate(cores)
     ]
@@ -111,6 +140,7 @@ def measure(
     cores: tuple[tuple[int, ...], ...],
     environment: dict[str, object],
     busiest: tuple[int, float],
+    setup: TableSetup,
 ) -> RunReport:
     """Peak, window, memory, peak again, and the streaming rate where the batch is small enough for it to matter."""
     peak_before = instances.peak_gflops(PEAK_SECONDS)
@@ -126,6 +156,7 @@ def measure(
         except KeyboardInterrupt:
             interrupted = True  # the window itself is whole
     warnings = [
+        *setup.warnings(),
         *disturbances.load_warnings(busiest),
         *disturbances.window_warnings(run.before, run.after),
         *disturbances.spread_warnings(run.measurement.batches_per_s),
@@ -141,6 +172,7 @@ def measure(
         peak_after_gflops=peak_after,
         stream_gbps=stream,
         warnings=warnings,
+        tables=setup,
         environment=environment,
         interrupted=interrupted,
     )

@@ -1,12 +1,9 @@
-"""A compiled model on disk: NAME.so, NAME.json (manifest), NAME.params (weights and tables, to be memory-mapped).
-
-    NAME.params    4096 bytes of header (JSON: format, build), then each parameter from its own offset, 64-byte aligned;
-                   those of 2 MiB and more from a multiple of 2 MiB, so that the kernel can map huge pages
+"""A compiled model on disk: NAME.so, NAME.json (manifest), NAME.params (weights and copied tables), opened.
 
 The three belong together by `build`, a random name that the manifest and the parameters carry, and by the library's
-own hash in the manifest. Opening reads the manifest and the header, checks them and the CPU, and maps the rest; the
-parameters' checksum is for whoever copies them (sha256 over header JSON and parameters, gaps left out), not read here.
-Knows nothing of TVM.
+own hash in the manifest; tables used in place are known by their file's size and time, or by a sample of its bytes.
+Opening reads the manifest and the header, checks them and the CPU, and maps the rest; the parameters' checksum is for
+whoever copies them (sha256 over header JSON and parameters, gaps left out), not read here. Knows nothing of TVM.
 """
 
 from __future__ import annotations
@@ -14,146 +11,51 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from io import FileIO
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from .address_range import AddressRange
 from .cpu import check_host_runs
 from .errors import UserError
-from .model import Dlrm, GraphInputs
-
-FORMAT_VERSION = 1
-HEADER_BYTES = 4096
-ALIGNMENT = 64
-HUGE_PAGE = 2 << 20
-_MAP_NORESERVE = 0x4000  # Linux; Python's mmap module has the name from 3.13 on
-_CHUNK_BYTES = 16 << 20
+from .manifest import Manifest, Parameter, Piece
+from .memory import available_bytes
+from .parameters import HEADER_BYTES, HUGE_PAGE, TABLES
+from .table_files import sample_sha256
 
 
 @dataclass(frozen=True)
-class ModelCard:
-    """What a reader needs to know of the model without having it. Widths run from input to output."""
+class SharedCopies:
+    """Descriptors of shared memory that holds the weights already, to be mapped in place of the files; None: the file.
 
-    name: str
-    num_dense: int
-    table_names: tuple[str, ...]
-    table_rows: tuple[int, ...]
-    dim: int
-    bottom: tuple[int, ...]
-    top: tuple[int, ...]
-    interaction: str
-    macs_per_item: int
-    gather_bytes_per_item: int
-    mlp_bytes: int
-    table_bytes: int
-    fingerprint: str
-    graph_inputs: GraphInputs
+    tables: laid out as the range of tables is; parameters: as the parameter file from `rest_offset` on.
+    """
 
-    @property
-    def num_tables(self) -> int:
-        return len(self.table_rows)
-
-    @property
-    def flops_per_item(self) -> int:
-        return 2 * self.macs_per_item
-
-
-def describe(model: Dlrm) -> ModelCard:
-    interaction = model.interaction.kind + ("_self" if model.interaction.with_self else "")
-    return ModelCard(
-        name=model.name,
-        num_dense=model.num_dense,
-        table_names=tuple(table.name for table in model.tables),
-        table_rows=tuple(table.num_rows for table in model.tables),
-        dim=model.dim,
-        bottom=(model.num_dense, *(layer.outputs for layer in model.bottom)),
-        top=(model.top_inputs, *(layer.outputs for layer in model.top)),
-        interaction=interaction,
-        macs_per_item=model.macs_per_item,
-        gather_bytes_per_item=model.gather_bytes_per_item,
-        mlp_bytes=model.mlp_bytes,
-        table_bytes=model.table_bytes,
-        fingerprint=model.fingerprint,
-        graph_inputs=model.graph_inputs,
-    )
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One argument of the library's main function after the inputs: where it lies in the parameter file."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The JSON beside the library; everything that a reader of the library needs."""
-
-    format_version: int
-    build: str
-    model: ModelCard
-    batch_size: int
-    precision: str
-    target_cpu: str
-    cpu_features: tuple[str, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    library_sha256: str
-    parameter_file: str
-    parameter_bytes: int
-    parameter_sha256: str
-    parameters: tuple[Parameter, ...]
-    peak_flops_per_round: int
-    tuned_kernels: tuple[str, ...]
-    untuned_kernels: tuple[str, ...]
-    tvm_version: str
-    command: str
-    created: str
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1) + "\n"
-
-    @staticmethod
-    def from_json(text: str) -> Manifest:
-        """Raises ValueError, KeyError or TypeError on anything that is not a manifest of this version."""
-        fields = json.loads(text)
-        if fields["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format version {fields['format_version']}, this program reads {FORMAT_VERSION}")
-        card = _tuples(fields["model"])
-        card["graph_inputs"] = GraphInputs(**_tuples(card["graph_inputs"]))
-        fields["parameters"] = tuple(Parameter(**_tuples(entry)) for entry in fields["parameters"])
-        return Manifest(**_tuples(fields | {"model": ModelCard(**card)}))
-
-
-def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    tables: int | None = None
+    parameters: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Artifact:
-    """An opened library: parameters are memory maps of one file that all processes share."""
+    """An opened library. parameters: main's arguments after the inputs, read-only memory that all processes share:
+    tables (float32, one range over all files), table_info, mlp. tables: that range.
+    """
 
     library: Path
     manifest: Manifest
+    tables: AddressRange
     parameters: tuple[np.ndarray, ...]
 
 
-def open_artifact(library: str | Path) -> Artifact:
+def open_artifact(
+    library: str | Path, *, copies: SharedCopies = SharedCopies(), whole_tables: bool | None = None
+) -> Artifact:
     """Open NAME.so with its manifest and parameters, in milliseconds and copying nothing.
 
-    Raises UserError when a file is missing, they do not belong together, or this CPU lacks an instruction.
+    whole_tables: whether they are to be held in memory as a whole, in huge pages where the kernel has them, rather
+    than read row by row; None: if they fit. Raises UserError when a file is missing, they do not belong together, or
+    this CPU lacks an instruction.
     """
     library = Path(library)
     if not library.is_file():
@@ -164,7 +66,12 @@ def open_artifact(library: str | Path) -> Artifact:
         raise UserError(
             f"{library} is not the library that {library.with_suffix('.json').name} describes. Compile again."
         )
-    return Artifact(library, manifest, _map_parameters(library, manifest))
+    _check_parameters(library, manifest)
+    if whole_tables is None:
+        whole_tables = manifest.model.table_bytes <= available_bytes()
+    tables = _map_tables(library, manifest, copies.tables, whole_tables)
+    rest = _map_rest(library, manifest, copies.parameters)
+    return Artifact(library, manifest, tables, (tables.array.view(np.float32), *rest))
 
 
 def _read_manifest(library: Path) -> Manifest:
@@ -177,7 +84,34 @@ def _read_manifest(library: Path) -> Manifest:
         raise UserError(f"{path} is not a manifest of this version ({error}). Compile again.") from None
 
 
-def _map_parameters(library: Path, manifest: Manifest) -> tuple[np.ndarray, ...]:
+def rest_offset(manifest: Manifest) -> int:
+    """Where in the parameter file begins what is not tables, from its page on."""
+    return min(entry.offset for entry in _rest(manifest)) // HUGE_PAGE * HUGE_PAGE
+
+
+def _rest(manifest: Manifest) -> list[Parameter]:
+    return [entry for entry in manifest.parameters if entry.name != TABLES]
+
+
+def _map_rest(library: Path, manifest: Manifest, shared: int | None) -> list[np.ndarray]:
+    """What the parameter file holds besides tables: main's last arguments."""
+    first = rest_offset(manifest)
+    memory = AddressRange(manifest.parameter_bytes - first)
+    if shared is not None:
+        memory.map_file(shared, 0, memory.nbytes, at=0)
+    else:
+        with library.with_name(manifest.parameter_file).open("rb") as file:
+            memory.map_file(file.fileno(), first, memory.nbytes, at=0)
+    memory.advise(mmap.MADV_HUGEPAGE)
+    return [_view(memory.array, entry, first) for entry in _rest(manifest)]
+
+
+def _view(memory: np.ndarray, entry: Parameter, first: int) -> np.ndarray:
+    at = entry.offset - first
+    return memory[at : at + entry.nbytes].view(entry.dtype).reshape(entry.shape)
+
+
+def _check_parameters(library: Path, manifest: Manifest) -> None:
     path = library.with_name(manifest.parameter_file)
     if not path.is_file():
         raise UserError(f"{path}: no such file; {library.name} needs its parameters beside it. Compile again.")
@@ -189,18 +123,44 @@ def _map_parameters(library: Path, manifest: Manifest) -> tuple[np.ndarray, ...]
             raise UserError(
                 f"{path} does not belong to {library.name}: it was written by another build. Compile again."
             )
-        # Private, because TVM takes no read-only memory; pages that nobody writes stay the file's own, shared by all.
-        # Without reserving swap for them, or a file larger than memory could not be mapped.
-        flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
-        mapped = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without huge pages
-            mapped.madvise(mmap.MADV_HUGEPAGE)
-    whole = np.frombuffer(mapped, dtype=np.uint8)
-    return tuple(
-        whole[entry.offset : entry.offset + entry.nbytes].view(entry.dtype).reshape(entry.shape)
-        for entry in manifest.parameters
-    )
+
+
+def piece_path(library: Path, piece: Piece) -> Path:
+    return library.parent / piece.file  # an absolute path stays as it is
+
+
+def _map_tables(library: Path, manifest: Manifest, shared: int | None, whole: bool) -> AddressRange:
+    """The range of tables. Raises UserError for a file used in place that is gone or was changed."""
+    memory = AddressRange(manifest.table_range.nbytes)
+    if shared is not None:
+        memory.map_file(shared, 0, memory.nbytes, at=0)
+        memory.advise(mmap.MADV_HUGEPAGE)
+        return memory
+    # A huge page is read in whole at the first touch: right for what is to be in memory, ruin for what does not fit.
+    advice = mmap.MADV_HUGEPAGE if whole else mmap.MADV_RANDOM
+    for piece in manifest.table_range.pieces:
+        path = piece_path(library, piece)
+        if piece.is_in_place:
+            check_in_place(path, piece)
+        with path.open("rb") as file:
+            memory.map_file(file.fileno(), piece.offset, piece.nbytes, at=piece.at)
+        memory.advise(advice, at=piece.at, nbytes=piece.nbytes)
+    return memory
+
+
+def check_in_place(path: Path, piece: Piece) -> None:
+    """Raises UserError unless the file holds what it held when the library was compiled."""
+    remedy = "Put it back, or compile again (--copy-tables makes a library that does without it)."
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; the library reads its tables from it where they lie. {remedy}")
+    status = path.stat()
+    if status.st_size != piece.file_bytes:
+        raise UserError(f"{path} has {status.st_size} bytes, {piece.file_bytes} when it was compiled. {remedy}")
+    # Another time alone proves nothing: copying and unpacking set it anew.
+    if status.st_mtime_ns == piece.modified_ns:
+        return
+    if sample_sha256(path, piece.offset, piece.nbytes) != piece.sample_sha256:
+        raise UserError(f"{path} was changed since the library was compiled from it. {remedy}")
 
 
 def _build_of(header: bytes) -> str | None:
@@ -208,79 +168,3 @@ def _build_of(header: bytes) -> str | None:
         return json.loads(header.rstrip(b"\0"))["build"]
     except (ValueError, KeyError, TypeError):
         return None
-
-
-@dataclass(frozen=True, eq=False)
-class ParameterSource:
-    """A parameter to be written: its parts, each C-contiguous when copied, follow one another without a gap."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    parts: tuple[np.ndarray, ...]
-    row_columns: int | None = None  # 2-d parts are widened with zero columns to this many
-
-    def chunks(self) -> Iterator[np.ndarray]:
-        """The data piece by piece, so that tables of any size pass through little memory."""
-        for part in self.parts:
-            rows = part if self.row_columns is None else part.reshape(-1, part.shape[-1])
-            step = max(1, _CHUNK_BYTES // max(1, rows[:1].nbytes))
-            for at in range(0, len(rows), step):
-                chunk = np.ascontiguousarray(rows[at : at + step], dtype=self.dtype)
-                if self.row_columns is not None and chunk.shape[1] != self.row_columns:
-                    chunk = np.pad(chunk, ((0, 0), (0, self.row_columns - chunk.shape[1])))
-                yield chunk
-
-
-def lay_out(sources: list[ParameterSource]) -> tuple[tuple[Parameter, ...], int]:
-    """Offsets of the parameters and the size of their file."""
-    entries, end = [], HEADER_BYTES
-    for source in sources:
-        plain = Parameter(source.name, source.dtype, source.shape, 0)
-        alignment = HUGE_PAGE if plain.nbytes >= HUGE_PAGE else ALIGNMENT
-        offset = -(-end // alignment) * alignment
-        entries.append(Parameter(source.name, source.dtype, source.shape, offset))
-        end = offset + plain.nbytes
-    return tuple(entries), end
-
-
-def write_parameters(path: Path, build: str, sources: list[ParameterSource], entries: tuple[Parameter, ...]) -> str:
-    """Write the parameter file and return its sha256 (over header and parameters, gaps left out).
-
-    Written in pieces that fill whole huge pages where they can: the page cache then keeps them as such.
-    """
-    digest = hashlib.sha256()
-    header = json.dumps({"format": "dlrm_tvm parameters", "version": FORMAT_VERSION, "build": build}).encode()
-    with path.open("wb", buffering=0) as file:
-        digest.update(header)
-        _write_whole(file, memoryview(header.ljust(HEADER_BYTES, b"\0")))
-        for source, entry in zip(sources, entries):
-            file.seek(entry.offset)
-            for block in _whole_blocks(source.chunks()):
-                digest.update(block)
-                _write_whole(file, block)
-            if file.tell() != entry.offset + entry.nbytes:
-                raise AssertionError(f"parameter {entry.name}: its parts do not fill its shape")
-    return digest.hexdigest()
-
-
-def _write_whole(file: FileIO, block: memoryview) -> None:
-    """An unbuffered file writes as much as the disk takes, and raises OSError only when that is nothing."""
-    while block:
-        block = block[file.write(block) :]
-
-
-def _whole_blocks(chunks: Iterator[np.ndarray]) -> Iterator[memoryview]:
-    """The same bytes in pieces of a huge page's size, the last one as it comes."""
-    buffer, filled = bytearray(HUGE_PAGE), 0
-    for chunk in chunks:
-        data = memoryview(chunk.reshape(-1).view(np.uint8))
-        while data:
-            size = min(HUGE_PAGE - filled, len(data))
-            buffer[filled : filled + size] = data[:size]
-            filled, data = filled + size, data[size:]
-            if filled == HUGE_PAGE:
-                yield memoryview(buffer)
-                filled = 0
-    if filled:
-        yield memoryview(buffer)[:filled]

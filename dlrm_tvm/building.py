@@ -17,14 +17,18 @@ from pathlib import Path
 
 import numpy as np
 import tvm
+from tqdm import tqdm
 
 from . import reference
-from .artifact import FORMAT_VERSION, Artifact, Manifest, describe, lay_out, open_artifact, write_parameters
+from .artifact import Artifact, open_artifact
 from .cpu import host_flags
 from .errors import UserError
 from .lower import INPUTS, OUTPUTS, Lowered
+from .manifest import FORMAT_VERSION, Manifest, describe
 from .model import Dlrm
+from .parameters import TABLES, ParameterSource, lay_out, write_parameters
 from .selection import Selection
+from .table_layout import TableLayout
 from .target import CpuTarget
 
 COMPILERS = ("g++", "gcc", "clang++", "clang", "c++", "cc")
@@ -96,7 +100,7 @@ def build_library(
             remedy = " Free some space." if error.errno in (ENOSPC, EDQUOT, EFBIG) else ""
             raise UserError(f"{directory}: {error.strerror} while writing; nothing was left behind.{remedy}") from error
         runs_here = set(target.flags) <= host_flags()
-        verification = verify(open_artifact(staged), model) if runs_here else None
+        verification = verify(open_artifact(staged, whole_tables=False), model) if runs_here else None
         for suffix in (".params", ".json", ".so"):  # the library, which needs the others, comes last
             os.replace(staged.with_suffix(suffix), directory / staged.with_suffix(suffix).name)
     return directory / staged.name, verification
@@ -106,11 +110,14 @@ def _save(
     model: Dlrm, lowered: Lowered, selection: Selection | None, target: CpuTarget, path: Path, batch: int
 ) -> None:
     build = uuid.uuid4().hex
-    entries, size = lay_out(list(lowered.sources))
-    _check_room(path.parent, size + LINK_BYTES)
+    sources = [*lowered.tables.sources, lowered.mlp]
+    entries, size = lay_out(sources)
+    _check_free(path.parent.parent, size + LINK_BYTES)
     parameters = path.with_suffix(".params")
-    parameter_sha256 = write_parameters(parameters, build, list(lowered.sources), entries)
+    with _progress(sources) as bar:
+        parameter_sha256 = write_parameters(parameters, build, sources, entries, bar.update)
     _link(lowered, path)
+    copied_at = next((entry.offset for entry in entries if entry.name == TABLES), 0)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         build=build,
@@ -126,6 +133,7 @@ def _save(
         parameter_bytes=size,
         parameter_sha256=parameter_sha256,
         parameters=entries,
+        table_range=lowered.tables.table_range(parameters.name, copied_at),
         peak_flops_per_round=lowered.peak_flops_per_round,
         tuned_kernels=tuple(selection.tuned) if selection else (),
         untuned_kernels=tuple(selection.untuned) if selection else ("default code generation",),
@@ -136,15 +144,27 @@ def _save(
     path.with_suffix(".json").write_text(manifest.to_json())
 
 
-def _check_room(staging: Path, needed: int) -> None:
-    free = shutil.disk_usage(staging).free
+def _progress(sources: list[ParameterSource]) -> tqdm:
+    """Shown on a terminal, where copying tables takes longer than a moment."""
+    nbytes = sum(source.nbytes for source in sources)
+    return tqdm(total=nbytes, desc="copying tables", unit="B", unit_scale=True, delay=1, leave=False, disable=None)
+
+
+def check_room(directory: Path, tables: TableLayout) -> None:
+    """Raises UserError where the disk under `directory` cannot take the tables that will be copied there."""
+    directory.mkdir(parents=True, exist_ok=True)
+    _check_free(directory, LINK_BYTES + (0 if tables.copied is None else tables.copied.nbytes))
+
+
+def _check_free(directory: Path, needed: int) -> None:
+    free = shutil.disk_usage(directory).free
     if free < needed:
-        raise UserError(f"{staging.parent}: {free >> 20} MiB free, {-(-needed >> 20)} MiB needed. Free some space.")
+        raise UserError(f"{directory}: {free >> 20} MiB free, {-(-needed >> 20)} MiB needed. Free some space.")
 
 
 def _link(lowered: Lowered, path: Path) -> None:
     """Object files go beside the library, on a disk that was looked at: LLVM ends the process where one is full."""
-    _check_room(path.parent, LINK_BYTES)
+    _check_free(path.parent.parent, LINK_BYTES)
     try:
         lowered.executable.export_library(str(path), workspace_dir=str(path.parent))
     except RuntimeError as error:  # what TVM raises when the linker fails

@@ -18,8 +18,10 @@ import tvm_ffi
 from tvm.runtime import cpu, load_module
 from tvm.runtime.vm import VirtualMachine
 
-from .artifact import ALIGNMENT, Artifact
+from .address_range import writable_view
+from .artifact import Artifact
 from .errors import UserError
+from .parameters import ALIGNMENT
 from .placement import place_threads
 
 _POOL = local()
@@ -52,7 +54,7 @@ class Executor:
         place_threads(threads, cores)
         self._module = load_module(str(artifact.library))
         self._main = VirtualMachine(self._module, cpu())["main"]
-        self._parameters = tuple(tvm_ffi.from_dlpack(array) for array in artifact.parameters)
+        self._parameters = tuple(tvm_ffi.from_dlpack(writable_view(array)) for array in artifact.parameters)
         self._dense_shape = (self._card.num_dense,)
         self._indices_shape = (self._card.num_tables,)
         self._staging = self._new_batch()

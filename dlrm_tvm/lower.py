@@ -17,14 +17,15 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from .artifact import ParameterSource
 from .errors import UserError
 from .kernels.network import NetworkPlan, network
 from .kernels.peak import flops_per_round, peak_fma, stream_read
 from .model import Dlrm
+from .parameters import ParameterSource, array_source
 from .plain import plain_network
-from .plan import mlp_source, plan_network, table_sources
+from .plan import plan_network
 from .schedules import NetworkSchedule
+from .table_layout import TableLayout, lay_out_tables
 from .target import CpuTarget
 
 INPUTS = ("dense", "indices")
@@ -33,10 +34,11 @@ OUTPUTS = ("pred",)
 
 @dataclass(frozen=True, eq=False)
 class Lowered:
-    """executable: ready to be exported; sources: its parameters in the order of main's arguments."""
+    """executable: ready to be exported; tables: where its first parameter lies; mlp: its last one."""
 
     executable: relax.VMExecutable
-    sources: tuple[ParameterSource, ...]
+    tables: TableLayout
+    mlp: ParameterSource
     peak_flops_per_round: int
 
 
@@ -54,26 +56,37 @@ class Dump:
 
 
 def lower_tuned(
-    model: Dlrm, batch: int, schedule: NetworkSchedule, dense_schedule, target: CpuTarget, dump: Dump
+    model: Dlrm,
+    batch: int,
+    schedule: NetworkSchedule,
+    dense_schedule,
+    target: CpuTarget,
+    dump: Dump,
+    tables: TableLayout | None = None,
 ) -> Lowered:
-    """Our kernels. Raises UserError where the target has neither AVX-512 nor AVX2 with FMA."""
+    """Our kernels. tables: where the model's tables will lie; by default in place where they can.
+
+    Raises UserError where the target has neither AVX-512 nor AVX2 with FMA.
+    """
     if not target.registers:
         raise UserError(
             f"{target.cpu} has neither AVX-512 nor AVX2 with FMA, which the tuned kernels are made of. "
             "Compile with --tuning-log-file none, or --target-cpu of a CPU that has it."
         )
-    planned = plan_network(model, batch, schedule, dense_schedule)
+    tables = tables or lay_out_tables(model)
+    planned = plan_network(model, batch, schedule, dense_schedule, tables.elements)
     dump.write("1_plan.txt", lambda: f"{planned.plan}\n")
     function = network(planned.plan)
     dump.write("2_tir.py", lambda: function.script())
     module = _relax_main(planned.plan, function)
-    return _build(module, planned.mlp, model, target, dump)
+    return _build(module, planned.mlp, tables, target, dump)
 
 
-def lower_plain(model: Dlrm, batch: int, target: CpuTarget, dump: Dump) -> Lowered:
+def lower_plain(model: Dlrm, batch: int, target: CpuTarget, dump: Dump, tables: TableLayout | None = None) -> Lowered:
     """TVM's default code generation, no schedules of ours."""
-    module, mlp = plain_network(model, batch)
-    return _build(module, mlp, model, target, dump)
+    tables = tables or lay_out_tables(model)
+    module, mlp = plain_network(model, batch, tables.elements)
+    return _build(module, mlp, tables, target, dump)
 
 
 def _relax_main(plan: NetworkPlan, function) -> tvm.IRModule:
@@ -102,9 +115,9 @@ def _add_peak(module: tvm.IRModule, mlp_elements: int, registers: int) -> None:
         module[name] = function
 
 
-def _build(module: tvm.IRModule, mlp: np.ndarray, model: Dlrm, target: CpuTarget, dump: Dump) -> Lowered:
+def _build(module: tvm.IRModule, mlp: np.ndarray, tables: TableLayout, target: CpuTarget, dump: Dump) -> Lowered:
     _add_peak(module, mlp.size, target.registers)
     dump.write("3_relax.py", lambda: module.script())
     executable = relax.build(module, target=target.tvm_target)
     dump.write("4_assembly.s", lambda: executable.mod.imports[0].inspect_source("asm"))
-    return Lowered(executable, (*table_sources(model), mlp_source(mlp)), flops_per_round(target.registers))
+    return Lowered(executable, tables, array_source("mlp", mlp), flops_per_round(target.registers))

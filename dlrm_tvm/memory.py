@@ -1,10 +1,12 @@
-"""How much memory processes take, each shared page counted once: proportional set size (PSS)."""
+"""How much memory there is to be had, and how much processes take, each shared page counted once (PSS)."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from .topology import cgroup_folders
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,34 @@ class MemoryUse:
     @property
     def shared_bytes(self) -> int:
         return self.pss_bytes - self.private_bytes
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """What can be had without swapping, clean file pages included: the system's, or less where a cgroup limits it."""
+    system = 1024 * int(re.search(r"^MemAvailable:\s+(\d+)", (root / "proc/meminfo").read_text(), re.MULTILINE)[1])
+    limits = [_left_v2(folder) for folder in cgroup_folders(root, "")]
+    limits += [_left_v1(folder) for folder in cgroup_folders(root, "memory")]
+    return min([system, *(left for left in limits if left is not None)])
+
+
+def _left_v2(folder: Path) -> int | None:
+    """Of one cgroup's limit, what is not used, or used by clean file pages; None where it has no limit."""
+    return _left(folder / "memory.max", folder / "memory.current", folder / "memory.stat")
+
+
+def _left_v1(folder: Path) -> int | None:
+    return _left(folder / "memory.limit_in_bytes", folder / "memory.usage_in_bytes", folder / "memory.stat")
+
+
+def _left(limit: Path, usage: Path, stat: Path) -> int | None:
+    try:
+        most, used, counters = limit.read_text().strip(), int(usage.read_text()), stat.read_text()
+    except (OSError, ValueError):
+        return None
+    if not most.isdecimal():  # "max"
+        return None
+    cached = sum(int(size) for size in re.findall(r"^(?:in)?active_file (\d+)$", counters, re.MULTILINE))
+    return max(int(most) - used + cached, 0)
 
 
 def memory_use(pid: int) -> MemoryUse:

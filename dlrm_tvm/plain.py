@@ -16,13 +16,12 @@ from .kernels.vectors import padded
 from .model import Dense, Dlrm
 
 
-def plain_network(model: Dlrm, batch: int) -> tuple[tvm.IRModule, np.ndarray]:
+def plain_network(model: Dlrm, batch: int, table_elements: int) -> tuple[tvm.IRModule, np.ndarray]:
     """A module whose `main` has the network's signature, and the flat float32 array of weights it reads."""
     packer = Packer()
     places = [(packer.add(layer.weight.reshape(-1)), packer.add(layer.bias)) for layer in model.layers]
     mlp_array = packer.finish()
     tables, dim = len(model.tables), padded(model.dim)
-    elements = sum(table.num_rows for table in model.tables) * dim
 
     def variable(name: str, shape: tuple[int, ...], dtype: str) -> relax.Var:
         return relax.Var(name, relax.TensorType(shape, dtype))
@@ -30,7 +29,7 @@ def plain_network(model: Dlrm, batch: int) -> tuple[tvm.IRModule, np.ndarray]:
     builder = relax.BlockBuilder()
     dense = variable("dense", (batch, model.num_dense), "float32")
     indices = variable("indices", (batch, tables), "int64")
-    rows = variable("tables", (elements,), "float32")
+    rows = variable("tables", (table_elements,), "float32")
     info = variable("table_info", (2, tables), "int64")
     mlp = variable("mlp", mlp_array.shape, "float32")
     with builder.function("main", [dense, indices, rows, info, mlp]):

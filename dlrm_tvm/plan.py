@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .artifact import ParameterSource
 from .kernels.dense import DenseSchedule, PackedDense
 from .kernels.network import NetworkPlan
 from .kernels.packing import Packer, pack_bias, pack_weight, top_columns
@@ -36,7 +35,9 @@ class PlannedNetwork:
     mlp: np.ndarray
 
 
-def plan_network(model: Dlrm, batch: int, schedule: NetworkSchedule, dense_schedule: ScheduleOf) -> PlannedNetwork:
+def plan_network(
+    model: Dlrm, batch: int, schedule: NetworkSchedule, dense_schedule: ScheduleOf, table_elements: int
+) -> PlannedNetwork:
     """Pack the MLPs for these schedules, the first top layer's inputs in the order in which our interaction writes."""
     packer = Packer()
 
@@ -60,7 +61,7 @@ def plan_network(model: Dlrm, batch: int, schedule: NetworkSchedule, dense_sched
         num_dense=model.num_dense,
         num_tables=len(model.tables),
         dim=padded(model.dim),
-        table_elements=sum(table.num_rows for table in model.tables) * padded(model.dim),
+        table_elements=table_elements,
         mlp_elements=mlp.size,
         bottom=bottom,
         grouping=grouping,
@@ -90,19 +91,3 @@ def _pack_final(packer: Packer, layer: Dense, columns: np.ndarray) -> PackedDens
     weight_at = packer.add(row)
     bias_at = packer.add(np.resize(layer.bias, LANES).astype(np.float32))
     return PackedDense(len(columns), 1, layer.activation, weight_at, bias_at, DenseSchedule(LANES, 1))
-
-
-def table_sources(model: Dlrm) -> list[ParameterSource]:
-    """The tables one after another, rows widened to whole vectors, and where each begins."""
-    dim = padded(model.dim)
-    rows = [table.num_rows for table in model.tables]
-    starts = np.cumsum([0, *rows[:-1]]) * dim
-    info = np.stack([starts, rows]).astype(np.int64)
-    return [
-        ParameterSource("tables", "float32", (sum(rows) * dim,), tuple(t.rows for t in model.tables), row_columns=dim),
-        ParameterSource("table_info", "int64", info.shape, (info,)),
-    ]
-
-
-def mlp_source(mlp: np.ndarray) -> ParameterSource:
-    return ParameterSource("mlp", "float32", mlp.shape, (mlp,))

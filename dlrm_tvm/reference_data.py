@@ -25,7 +25,7 @@ from .errors import UserError
 from .npz_stream import NpyHeader, NpzStream, is_npz, read_arrays, read_headers
 
 if TYPE_CHECKING:
-    from .artifact import ModelCard
+    from .manifest import ModelCard
 
 CHUNK_ITEMS = 32768
 

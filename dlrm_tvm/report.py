@@ -21,7 +21,8 @@ from .topology import format_cpu_list
 from .window import Measurement
 
 if TYPE_CHECKING:
-    from .artifact import Manifest, ModelCard
+    from .manifest import Manifest, ModelCard
+    from .weight_copies import TableSetup
 
 # MLPerf Inference's DLRM sample is a query of 100 to 700 user-item pairs; its fixed draw averages 270.06.
 MLPERF_ITEMS_PER_SAMPLE = 270.06
@@ -43,6 +44,7 @@ class RunReport:
     peak_after_gflops: Sequence[float]
     stream_gbps: Sequence[float]
     warnings: Sequence[str]
+    tables: TableSetup
     environment: dict[str, object]
     interrupted: bool
 
@@ -96,16 +98,16 @@ def static_card(manifest: Manifest, library: str, cores: tuple[tuple[int, ...], 
     card = manifest.model
     lines = [
         f"{card.name}, {manifest.precision}, batch {manifest.batch_size}  ({library})",
-        _line("per item", f"{card.flops_per_item / 1e6:.3f} MFLOP, {card.gather_bytes_per_item / 1e3:.1f} KB of rows"),
-        _line("weights", f"{_weights(card)}, mapped once for all"),
-        _line("inputs", inputs),
-        _line("placement", describe_placement(cores)),
+        line("per item", f"{card.flops_per_item / 1e6:.3f} MFLOP, {card.gather_bytes_per_item / 1e3:.1f} KB of rows"),
+        line("weights", f"{_weights(card)}, mapped once for all"),
+        line("inputs", inputs),
+        line("placement", describe_placement(cores)),
     ]
     return "\n".join(lines)
 
 
 def peak_line(peak_gflops: Sequence[float]) -> str:
-    return _line("peak", f"{sum(peak_gflops):,.1f} GFLOP/s, measured on these cores, all at once")
+    return line("peak", f"{sum(peak_gflops):,.1f} GFLOP/s, measured on these cores, all at once")
 
 
 def results_text(report: RunReport) -> str:
@@ -114,16 +116,16 @@ def results_text(report: RunReport) -> str:
     shown = {"min": "min", "p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9", "max": "max"}
     measurement = report.measurement
     lines = [
-        _line(
+        line(
             "throughput",
             f"{report.items_per_s:,.0f} items/s = {measurement.total_batches_per_s:,.1f} batches/s "
             f"({measurement.batches:,} whole batches in {measurement.duration_s:.2f} s)",
         ),
-        _line("latency", "  ".join(f"{label} {latency[key]:.3f}" for key, label in shown.items()) + "  ms per batch"),
-        _line("peak share", f"{report.peak_fraction:.3f}: {report.gflops:,.1f} of {_peaks(report)}"),
+        line("latency", "  ".join(f"{label} {latency[key]:.3f}" for key, label in shown.items()) + "  ms per batch"),
+        line("peak share", f"{report.peak_fraction:.3f}: {report.gflops:,.1f} of {_peaks(report)}"),
         *_streamed_lines(report),
-        _line("MLPerf", f"{report.mlperf_qps:,.1f} samples/s (items/s ÷ {MLPERF_ITEMS_PER_SAMPLE} items per sample)"),
-        _line("memory", _memory(report)),
+        line("MLPerf", f"{report.mlperf_qps:,.1f} samples/s (items/s ÷ {MLPERF_ITEMS_PER_SAMPLE} items per sample)"),
+        line("memory", _memory(report)),
         *_instance_lines(report),
         *(f"Warning: {warning}" for warning in report.warnings),
     ]
@@ -160,6 +162,7 @@ def results_json(report: RunReport) -> dict[str, object]:
         "pss_mb": report.pss_bytes / 1e6,
         "private_mb": report.private_bytes / 1e6,
         "shared_mb": report.shared_bytes / 1e6,
+        **report.tables.to_json(),
         "weights_mb": (card.mlp_bytes + card.table_bytes) / 1e6,
         "per_instance": [_instance_json(report, instance) for instance in range(len(report.cores))],
         "interrupted": report.interrupted,
@@ -205,7 +208,7 @@ def _instance_lines(report: RunReport) -> list[str]:
         latency = fields["latency_ms"]
         tail = f"p50 {latency['p50']:.3f}  p99 {latency['p99']:.3f} ms" if latency else "no whole batch"
         where = f"cores {format_cpu_list(cores)}"
-        lines.append(_line(f"instance {instance}", f"{where}  {fields['items_per_s']:,.0f} items/s  {tail}"))
+        lines.append(line(f"instance {instance}", f"{where}  {fields['items_per_s']:,.0f} items/s  {tail}"))
     return lines
 
 
@@ -215,7 +218,7 @@ def _streamed_lines(report: RunReport) -> list[str]:
     limit_gbps = sum(report.stream_gbps)
     gbps = report.streamed_fraction * limit_gbps
     text = f"{gbps:,.1f} of {limit_gbps:,.1f} GB/s that these cores read them with, skipped ones (zero inputs) counted"
-    return [_line("weights streamed", f"{report.streamed_fraction:.3f}: {text}")]
+    return [line("weights streamed", f"{report.streamed_fraction:.3f}: {text}")]
 
 
 def _peaks(report: RunReport) -> str:
@@ -235,5 +238,6 @@ def _weights(card: ModelCard) -> str:
     return f"{card.mlp_bytes / 1e6:.1f} MB MLPs, {card.table_bytes / 1e6:,.1f} MB in {tables} tables"
 
 
-def _line(label: str, text: str) -> str:
+def line(label: str, text: str) -> str:
+    """One labelled line of the table."""
     return f"  {label:<18}{text}"

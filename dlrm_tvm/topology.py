@@ -108,15 +108,15 @@ def format_cpu_list(cpus: Iterable[int]) -> str:
 
 def cgroup_quota(root: Path) -> float | None:
     """CPUs' worth of time per wall time: the tightest limit on the way from this process's cgroup to the root."""
-    limits = [_quota_v2(folder) for folder in _cgroup_folders(root, "")]
-    limits += [_quota_v1(folder) for folder in _cgroup_folders(root, "cpu")]
+    limits = [_quota_v2(folder) for folder in cgroup_folders(root, "")]
+    limits += [_quota_v1(folder) for folder in cgroup_folders(root, "cpu")]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def cgroup_cpuset(root: Path) -> set[int] | None:
     """The cpus that every cgroup from this process's to the root allows; None where none of them says."""
-    texts = [_text(folder / "cpuset.cpus.effective") for folder in _cgroup_folders(root, "")]
-    texts += [_text(folder / "cpuset.cpus") for folder in _cgroup_folders(root, "cpuset")]
+    texts = [_text(folder / "cpuset.cpus.effective") for folder in cgroup_folders(root, "")]
+    texts += [_text(folder / "cpuset.cpus") for folder in cgroup_folders(root, "cpuset")]
     sets = [set(parse_cpu_list(text)) for text in texts if text]
     return set.intersection(*sets) if sets else None
 
@@ -131,7 +131,7 @@ def _quota_v1(folder: Path) -> float | None:
     return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None
 
 
-def _cgroup_folders(root: Path, controller: str) -> list[Path]:
+def cgroup_folders(root: Path, controller: str) -> list[Path]:
     """This process's folder of a v1 `controller` ("" is v2) and all its parents, up to the mount.
 
     Inside a container the path that /proc shows may lie outside of what is mounted; the mount itself is then the

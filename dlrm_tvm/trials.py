@@ -26,6 +26,7 @@ from .model import Dlrm
 from .placement import place_threads
 from .plan import LayerShape
 from .schedules import NetworkSchedule
+from .table_layout import lay_out_tables
 from .target import CpuTarget
 
 _DENSE_SECONDS = 0.25
@@ -83,8 +84,9 @@ class NetworkTrial:
     """The whole network on tables of up to 50,000 rows each and inputs whose rows no cache holds."""
 
     def __init__(self, model: Dlrm, batch: int, cpu: CpuTarget, peak: Peak, dense_schedule: Callable) -> None:
-        tables = tuple(replace(table, rows=table.rows[:_TABLE_ROWS]) for table in model.tables)
+        tables = tuple(replace(table, rows=table.rows[:_TABLE_ROWS], row_weights=None) for table in model.tables)
         self._model, self._batch, self._cpu, self._peak = replace(model, tables=tables), batch, cpu, peak
+        self._layout = lay_out_tables(self._model, copy=True)
         self._dense_schedule = dense_schedule
         self._tables: list | None = None
         rng = np.random.default_rng(0)
@@ -98,10 +100,11 @@ class NetworkTrial:
             lambda layer: self._dense_schedule(schedule.mr, layer),
             self._cpu,
             Dump(None),
+            self._layout,
         )
         if self._tables is None:
-            self._tables = [_filled(source) for source in lowered.sources[:-1]]
-        parameters = [*self._tables, _filled(lowered.sources[-1])]
+            self._tables = [_filled(source) for source in self._layout.sources]
+        parameters = [*self._tables, _filled(lowered.mlp)]
         main = relax.VirtualMachine(lowered.executable, tvm.cpu())["main"]
         batches = itertools.cycle(self._inputs)
         flops = self._batch * self._model.flops_per_item

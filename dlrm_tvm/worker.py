@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .errors import UserError
+from .numa import prefer_node
 from .placement import verify_confined
 
 if TYPE_CHECKING:
@@ -49,6 +50,13 @@ class Assignment:
     ref_data: str | None
     l3_bytes: int
     parent_pid: int
+    tables_fd: int | None = None  # inherited descriptors of shared memory that holds the weights; see SharedCopies
+    parameters_fd: int | None = None
+    numa_node: int | None = None  # None: the machine has one
+
+    @property
+    def inherited(self) -> tuple[int, ...]:
+        return tuple(fd for fd in (self.tables_fd, self.parameters_fd) if fd is not None)
 
 
 @dataclass
@@ -89,10 +97,13 @@ class Control:
 
 def open_executor(assignment: Assignment) -> Executor:
     """The artifact, its threads placed. Raises UserError."""
-    from .artifact import open_artifact
+    from .artifact import SharedCopies, open_artifact
     from .executor import Executor
 
-    return Executor(open_artifact(assignment.library), threads=len(assignment.cores), cores=assignment.cores)
+    copies = SharedCopies(assignment.tables_fd, assignment.parameters_fd)
+    return Executor(
+        open_artifact(assignment.library, copies=copies), threads=len(assignment.cores), cores=assignment.cores
+    )
 
 
 def main(open_engine: Callable[[Assignment], Executor] = open_executor) -> None:
@@ -129,6 +140,8 @@ def serve(
 ) -> None:
     # Before any library starts threads of its own: they inherit the set, and memory is taken from the right node.
     os.sched_setaffinity(0, assignment.cores)
+    if assignment.numa_node is not None:
+        prefer_node(assignment.numa_node)
     engine = open_engine(assignment)
     batches = prepare_batches(engine, assignment)
     check_once(engine, batches[0])

@@ -34,6 +34,7 @@ class WorkerProcess:
             bufsize=0,
             env=_environment(threads=len(assignment.cores)),
             start_new_session=True,
+            pass_fds=assignment.inherited,
         )
         self.send(**asdict(assignment))
 

@@ -16,7 +16,7 @@ import numpy as np
 from .reference_data import read_inputs
 
 if TYPE_CHECKING:
-    from .artifact import ModelCard
+    from .manifest import ModelCard
 
 _CACHES_TOUCHED = 4
 _MAX_INPUT_BYTES = 32 * 1024**2  # per instance: part of the 150 MB that a worker may take

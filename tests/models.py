@@ -139,7 +139,7 @@ def library_in_memory(lowered: Any) -> Callable[..., np.ndarray]:
     function = VirtualMachine(lowered.executable, cpu())["main"]
     parameters = [
         np.concatenate([chunk.reshape(-1) for chunk in source.chunks()]).reshape(source.shape)
-        for source in lowered.sources
+        for source in (*lowered.tables.sources, lowered.mlp)
     ]
     parameters = [tvm_ffi.from_dlpack(aligned(array)) for array in parameters]
 

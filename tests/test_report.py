@@ -13,7 +13,9 @@ from dlrm_tvm.disturbances import Snapshot, load_warnings, peak_warnings, spread
 from dlrm_tvm.environment import describe_environment
 from dlrm_tvm.memory import MemoryUse, parse_smaps
 from dlrm_tvm.report import RunReport, describe_placement, results_json, results_text, static_card
+from dlrm_tvm.table_memory import TableMemory
 from dlrm_tvm.topology import read_topology
+from dlrm_tvm.weight_copies import TableSetup
 from dlrm_tvm.window import Measurement
 
 MS = 1_000_000
@@ -45,6 +47,7 @@ def report() -> RunReport:
         peak_after_gflops=(125.0, 125.0),
         stream_gbps=(),
         warnings=("Core 0 was busy.",),
+        tables=TableSetup(TableMemory(77_000_000, 70_000_000, 8_000_000_000), None, ()),
         environment={"cpu": "any"},
         interrupted=False,
     )

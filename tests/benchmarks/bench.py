@@ -26,10 +26,10 @@ from results import NAMES, Row, Slice, as_json, rows, table
 from streaming import needed_weight_bytes
 
 from dlrm_tvm import reference
-from dlrm_tvm.artifact import describe
 from dlrm_tvm.demo import demo_dlrm, demo_model_path
 from dlrm_tvm.environment import describe_environment
 from dlrm_tvm.errors import UserError, run_script
+from dlrm_tvm.manifest import describe
 from dlrm_tvm.model import Dlrm
 from dlrm_tvm.topology import Topology, read_topology
 from dlrm_tvm.workload import items_to_rotate, random_items

@@ -1,0 +1,152 @@
+"""The JSON beside a library: what the model is, how it was compiled, where its weights lie. Knows nothing of TVM."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from .model import Dlrm, GraphInputs
+
+FORMAT_VERSION = 2
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a reader needs to know of the model without having it. Widths run from input to output."""
+
+    name: str
+    num_dense: int
+    table_names: tuple[str, ...]
+    table_rows: tuple[int, ...]
+    dim: int
+    bottom: tuple[int, ...]
+    top: tuple[int, ...]
+    interaction: str
+    macs_per_item: int
+    gather_bytes_per_item: int
+    mlp_bytes: int
+    table_bytes: int
+    fingerprint: str
+    graph_inputs: GraphInputs
+
+    @property
+    def num_tables(self) -> int:
+        return len(self.table_rows)
+
+    @property
+    def flops_per_item(self) -> int:
+        return 2 * self.macs_per_item
+
+
+def describe(model: Dlrm) -> ModelCard:
+    interaction = model.interaction.kind + ("_self" if model.interaction.with_self else "")
+    return ModelCard(
+        name=model.name,
+        num_dense=model.num_dense,
+        table_names=tuple(table.name for table in model.tables),
+        table_rows=tuple(table.num_rows for table in model.tables),
+        dim=model.dim,
+        bottom=(model.num_dense, *(layer.outputs for layer in model.bottom)),
+        top=(model.top_inputs, *(layer.outputs for layer in model.top)),
+        interaction=interaction,
+        macs_per_item=model.macs_per_item,
+        gather_bytes_per_item=model.gather_bytes_per_item,
+        mlp_bytes=model.mlp_bytes,
+        table_bytes=model.table_bytes,
+        fingerprint=model.fingerprint,
+        graph_inputs=model.graph_inputs,
+    )
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One part of the parameter file: `tables` (those copied into it), or an argument of main by its name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a file that holds tables, and where it is mapped in the range of addresses that the library reads.
+
+    file: the parameter file's name, or the absolute path of a file that is used in place, such as an ONNX model's
+    external data; offset: bytes into it; at: bytes from the beginning of the range. Both are multiples of 2 MiB.
+    file_bytes, modified_ns, sample_sha256: by which a file used in place is known again; None for the parameter file.
+    """
+
+    file: str
+    offset: int
+    nbytes: int
+    at: int
+    file_bytes: int | None = None
+    modified_ns: int | None = None
+    sample_sha256: str | None = None
+
+    @property
+    def is_in_place(self) -> bool:
+        return self.file_bytes is not None
+
+
+@dataclass(frozen=True)
+class TableRange:
+    """All tables as the library's `tables` argument: nbytes of addresses, some of which belong to no piece."""
+
+    nbytes: int
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The JSON beside the library; everything that a reader of the library needs."""
+
+    format_version: int
+    build: str
+    model: ModelCard
+    batch_size: int
+    precision: str
+    target_cpu: str
+    cpu_features: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    library_sha256: str
+    parameter_file: str
+    parameter_bytes: int
+    parameter_sha256: str
+    parameters: tuple[Parameter, ...]
+    table_range: TableRange
+    peak_flops_per_round: int
+    tuned_kernels: tuple[str, ...]
+    untuned_kernels: tuple[str, ...]
+    tvm_version: str
+    command: str
+    created: str
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Manifest:
+        """Raises ValueError, KeyError or TypeError on anything that is not a manifest of this version."""
+        fields = json.loads(text)
+        if fields["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format version {fields['format_version']}, this program reads {FORMAT_VERSION}")
+        card = _tuples(fields["model"])
+        card["graph_inputs"] = GraphInputs(**_tuples(card["graph_inputs"]))
+        fields["parameters"] = tuple(Parameter(**_tuples(entry)) for entry in fields["parameters"])
+        pieces = tuple(Piece(**piece) for piece in fields["table_range"]["pieces"])
+        fields["table_range"] = TableRange(fields["table_range"]["nbytes"], pieces)
+        return Manifest(**_tuples(fields | {"model": ModelCard(**card)}))
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}

@@ -1,0 +1,105 @@
+"""The parameter file beside a library: header, then what the library takes besides its inputs.
+
+    NAME.params    4096 bytes of header (JSON: format, build), then each parameter from its own offset, 64-byte aligned;
+                   those of 2 MiB and more, and tables, from a multiple of 2 MiB, so that the kernel can map huge pages
+
+Written in a stream, so that tables of any size pass through little memory. Opening is artifact.py's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+import numpy as np
+
+from .manifest import FORMAT_VERSION, Parameter
+
+HEADER_BYTES = 4096
+ALIGNMENT = 64
+HUGE_PAGE = 2 << 20
+TABLES = "tables"
+
+
+@dataclass(frozen=True, eq=False)
+class ParameterSource:
+    """A parameter to be written. chunks(): its data, piece by piece, each C-contiguous and of `dtype`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterator[np.ndarray]]
+
+    @property
+    def nbytes(self) -> int:
+        return Parameter(self.name, self.dtype, self.shape, 0).nbytes
+
+
+def array_source(name: str, array: np.ndarray) -> ParameterSource:
+    """An array that is in memory already."""
+    return ParameterSource(name, str(array.dtype), array.shape, lambda: iter([np.ascontiguousarray(array)]))
+
+
+def lay_out(sources: list[ParameterSource]) -> tuple[tuple[Parameter, ...], int]:
+    """Offsets of the parameters and the size of their file."""
+    entries, end = [], HEADER_BYTES
+    for source in sources:
+        alignment = HUGE_PAGE if source.name == TABLES or source.nbytes >= HUGE_PAGE else ALIGNMENT
+        offset = -(-end // alignment) * alignment
+        entries.append(Parameter(source.name, source.dtype, source.shape, offset))
+        end = offset + source.nbytes
+    return tuple(entries), end
+
+
+def write_parameters(
+    path: Path,
+    build: str,
+    sources: list[ParameterSource],
+    entries: tuple[Parameter, ...],
+    written: Callable[[int], object] = lambda nbytes: None,
+) -> str:
+    """Write the parameter file and return its sha256 (over header and parameters, gaps left out).
+
+    Written in pieces that fill whole huge pages where they can: the page cache then keeps them as such.
+    written(nbytes) is called after each of them.
+    """
+    digest = hashlib.sha256()
+    header = json.dumps({"format": "dlrm_tvm parameters", "version": FORMAT_VERSION, "build": build}).encode()
+    with path.open("wb", buffering=0) as file:
+        digest.update(header)
+        _write_whole(file, memoryview(header.ljust(HEADER_BYTES, b"\0")))
+        for source, entry in zip(sources, entries):
+            file.seek(entry.offset)
+            for block in whole_blocks(source.chunks()):
+                digest.update(block)
+                _write_whole(file, block)
+                written(len(block))
+            if file.tell() != entry.offset + entry.nbytes:
+                raise AssertionError(f"parameter {entry.name}: its parts do not fill its shape")
+    return digest.hexdigest()
+
+
+def _write_whole(file: FileIO, block: memoryview) -> None:
+    """An unbuffered file writes as much as the disk takes, and raises OSError only when that is nothing."""
+    while block:
+        block = block[file.write(block) :]
+
+
+def whole_blocks(chunks: Iterator[np.ndarray]) -> Iterator[memoryview]:
+    """The same bytes in pieces of a huge page's size, the last one as it comes; each is valid until the next."""
+    buffer, filled = bytearray(HUGE_PAGE), 0
+    for chunk in chunks:
+        data = memoryview(chunk.reshape(-1).view(np.uint8))
+        while data:
+            size = min(HUGE_PAGE - filled, len(data))
+            buffer[filled : filled + size] = data[:size]
+            filled, data = filled + size, data[size:]
+            if filled == HUGE_PAGE:
+                yield memoryview(buffer)
+                filled = 0
+    if filled:
+        yield memoryview(buffer)[:filled]

@@ -1,0 +1,60 @@
+"""Which bytes of which file an array is: what lets a table of 20 GB be used where it lies."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+_SAMPLES = 1024
+_SAMPLE_BYTES = 64
+
+
+@dataclass(frozen=True)
+class FileRegion:
+    """nbytes from `offset` of the file at `path`, an absolute one."""
+
+    path: Path
+    offset: int
+    nbytes: int
+
+
+def file_region(array: np.ndarray) -> FileRegion | None:
+    """Where the array's bytes lie, in C order and as they are; None where no memory-mapped file holds them so."""
+    root = _mapped(array)
+    if root is None or root.filename is None or not array.flags.c_contiguous:
+        return None
+    offset = root.offset + array.ctypes.data - root.ctypes.data
+    return FileRegion(Path(root.filename).resolve(), offset, array.nbytes)
+
+
+def expect_single_rows(array: np.ndarray) -> None:
+    """Tell the kernel that rows here and there will be read of this array, if it is a memory map.
+
+    Otherwise each reads 128 KB around it: checking 300 items of a 96 GB model took 14 s instead of 0.2 s.
+    """
+    root = _mapped(array)
+    if root is not None:
+        root.base.madvise(mmap.MADV_RANDOM)
+
+
+def _mapped(array: np.ndarray) -> np.memmap | None:
+    """The memory map that the array is a view of."""
+    root: object = array
+    while isinstance(root, np.ndarray) and not isinstance(root.base, mmap.mmap):
+        root = root.base
+    return root if isinstance(root, np.memmap) else None
+
+
+def sample_sha256(path: Path, offset: int, nbytes: int) -> str:
+    """sha256 of 1024 evenly spaced lines of 64 bytes, and of the last one: tells a changed file from a copied one."""
+    digest = hashlib.sha256()
+    last = max(nbytes - _SAMPLE_BYTES, 0)
+    with path.open("rb", buffering=0) as file:
+        for number in range(_SAMPLES):
+            file.seek(offset + last * number // (_SAMPLES - 1))
+            digest.update(file.read(min(_SAMPLE_BYTES, nbytes)))
+    return digest.hexdigest()
