@@ -1,5 +1,5 @@
 # make demo    compile the built-in model, check it, measure it
-# make test    the tests, with the packages they need
+# make test    the tests, with the packages they need     (PYTEST_ARGS="-m slow": those that are left out by default)
 # make bench   ours beside ONNX Runtime and OpenVINO       (BENCH_ARGS="--batches 100 --rounds 3")
 # make lint    ruff
 # make clean   remove what the above left, .venv included

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from .topology import Topology
 POLICIES = ("replicate", "interleave", "local")
 
 _PREFERRED, _BIND, _INTERLEAVE = 1, 2, 3  # MPOL_*
-_NUMBERS = {"x86_64": {"mbind": 237, "set_mempolicy": 238}, "aarch64": {"mbind": 235, "set_mempolicy": 237}}
+_NUMBERS = {"mbind": 237, "set_mempolicy": 238, "get_mempolicy": 239}  # x86-64
 _MARGIN = 1.05  # of a node's memory: workers and page tables want some too
 
 
@@ -110,16 +109,15 @@ def node_memory(root: Path = Path("/")) -> dict[int, int]:
     return memory
 
 
-def _syscall(name: str, *arguments: int | ctypes.Array) -> None:
+def _syscall(name: str, *arguments: object) -> None:
     """Raises OSError as the kernel says."""
     libc = ctypes.CDLL(None, use_errno=True)
-    number = _NUMBERS[platform.machine()][name]
-    if libc.syscall(ctypes.c_long(number), *(_argument(value) for value in arguments)) != 0:
+    if libc.syscall(ctypes.c_long(_NUMBERS[name]), *(_argument(value) for value in arguments)) != 0:
         error = ctypes.get_errno()
         raise OSError(error, f"{name}: {os.strerror(error)}")
 
 
-def _argument(value: int | ctypes.Array) -> object:
+def _argument(value: object) -> object:
     return ctypes.c_ulong(value) if isinstance(value, int) else value
 
 

@@ -226,3 +226,40 @@ def test_damaged_reference_data_is_one_line_of_the_worker(demo_library: Path, tm
 @pytest.mark.parametrize("options", [("--num-instances", "0"), ("--duration", "long"), ("--warmup", "")])
 def test_wrong_usage_exits_2(options: tuple[str, str]) -> None:
     assert run(*options).returncode == 2
+
+
+def test_tables_are_preloaded_and_copied_into_huge_pages_on_request(demo_library: Path) -> None:
+    short = ("--model", demo_library, "--num-instances", 1, "--duration", 0.3, "--warmup", 0.1)
+    done = run(*short, "--preload")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["tables_in_memory_mb"] == result["tables_mb"] == pytest.approx(76.6, abs=0.1)
+    assert result["table_copies"] == []
+    assert "100% in memory now" in done.stdout
+    done = run(*short, "--huge-pages")
+    assert done.returncode == 0, done.stderr
+    (copy,) = json.loads(done.stdout.splitlines()[-1])["table_copies"]
+    assert "GB of tables copied into shared memory" in copy and copy in done.stdout
+
+
+@pytest.mark.skipif(len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) > 1, reason="several NUMA nodes")
+def test_a_numa_policy_on_a_machine_of_one_node_is_said_to_change_nothing(demo_library: Path) -> None:
+    done = run("--model", demo_library, "--num-instances", 1, "--duration", 0.3, "--warmup", 0.1, "--numa", "replicate")
+    assert done.returncode == 0, done.stderr
+    assert "one NUMA node, so --numa changes nothing" in done.stdout
+    assert json.loads(done.stdout.splitlines()[-1])["numa_policy"] is None
+
+
+def test_copies_that_memory_cannot_take_are_one_line(demo_library: Path) -> None:
+    """As in a container with little memory, which is pretended here."""
+    script = (
+        "import sys; from dlrm_tvm import weight_copies; weight_copies.available_bytes = lambda: 1_000_000\n"
+        "import multi_instance; from dlrm_tvm.errors import run_script; run_script(multi_instance.main)"
+    )
+    options = ["--model", str(demo_library), "--num-instances", "1", "--huge-pages"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *options], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("--huge-pages: 0.1 GB of copies of the tables do not fit")
+    assert len(done.stderr.splitlines()) == 1

@@ -5,39 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sysfs_trees import ONLINE_CPU, two_socket_tree, write
 
 from dlrm_tvm.cores import choose_cores
 from dlrm_tvm.errors import UserError
 from dlrm_tvm.topology import Topology, format_cpu_list, parse_cpu_list, read_topology
 
-ONLINE_CPU = "sys/devices/system/cpu"
-
-
-def write(root: Path, path: str, text: str) -> None:
-    (root / path).parent.mkdir(parents=True, exist_ok=True)
-    (root / path).write_text(text + "\n")
-
 
 @pytest.fixture
 def two_sockets(tmp_path: Path) -> Path:
-    """2 × 32 cores with SMT, siblings k and k + 64, one node per socket, an L3 of 32 MiB for every 8 cores."""
-    write(tmp_path, f"{ONLINE_CPU}/online", "0-127")
-    write(tmp_path, "sys/devices/system/node/node0/cpulist", "0-31,64-95")
-    write(tmp_path, "sys/devices/system/node/node1/cpulist", "32-63,96-127")
-    write(tmp_path, "sys/devices/system/node/possible", "0-1")
-    write(tmp_path, "proc/self/cgroup", "0::/user.slice/session-1.scope")
-    for cpu in range(128):
-        core = cpu % 64
-        ccx = core // 8 * 8
-        folder = f"{ONLINE_CPU}/cpu{cpu}"
-        write(tmp_path, f"{folder}/topology/thread_siblings_list", f"{core},{core + 64}")
-        write(tmp_path, f"{folder}/topology/physical_package_id", str(core // 32))
-        write(tmp_path, f"{folder}/topology/core_id", str(core % 32))
-        write(tmp_path, f"{folder}/cache/index0/level", "1")
-        write(tmp_path, f"{folder}/cache/index3/level", "3")
-        write(tmp_path, f"{folder}/cache/index3/size", "32768K")
-        write(tmp_path, f"{folder}/cache/index3/shared_cpu_list", f"{ccx}-{ccx + 7},{ccx + 64}-{ccx + 71}")
-    return tmp_path
+    return two_socket_tree(tmp_path)
 
 
 @pytest.fixture

@@ -1,0 +1,78 @@
+"""Libraries whose tables stay in the model's own files: what happens when those are moved, cut or changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import assert_close, build_plain, numpy_predictions, random_batch, random_dlrm
+from sparse_tables import on_disk
+
+from dlrm_tvm import load
+from dlrm_tvm.artifact import open_artifact
+from dlrm_tvm.errors import UserError
+
+MODEL = random_dlrm(table_rows=(700, 31))
+
+
+@pytest.fixture
+def library(tmp_path) -> Path:
+    return build_plain(on_disk(MODEL, tmp_path / "data"), 4, tmp_path / "built")
+
+
+@pytest.fixture
+def data(library, tmp_path) -> Path:
+    return tmp_path / "data"
+
+
+def refusal(library: Path) -> str:
+    with pytest.raises(UserError) as error:
+        open_artifact(library)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_library_reads_its_tables_from_the_models_own_file(library, data):
+    dense, indices = random_batch(MODEL, 9)
+    model = load(library)
+    assert_close(model(dense, indices), numpy_predictions(MODEL, dense, indices))
+    assert str(data) in Path("/proc/self/maps").read_text()
+    assert library.with_suffix(".params").stat().st_size < MODEL.table_bytes
+
+
+def test_a_missing_file_is_named_with_both_remedies(library, data):
+    data.unlink()
+    message = refusal(library)
+    assert f"{data}: no such file" in message
+    assert "Put it back, or compile again (--copy-tables" in message
+
+
+def test_a_file_of_another_size_is_refused(library, data):
+    size = data.stat().st_size
+    os.truncate(data, size - 64)
+    assert f"{data} has {size - 64} bytes, {size} when it was compiled" in refusal(library)
+
+
+def test_a_file_that_was_changed_is_refused(library, data):
+    with data.open("r+b") as file:
+        file.seek(4096)
+        file.write(np.full(200 * 16, 7, np.float32))
+    assert f"{data} was changed since the library was compiled from it" in refusal(library)
+
+
+def test_a_file_that_was_only_copied_is_accepted(library, data, tmp_path):
+    shutil.copyfile(data, tmp_path / "copy")
+    data.unlink()
+    os.utime(tmp_path / "copy", (1, 1))
+    (tmp_path / "copy").rename(data)
+    dense, indices = random_batch(MODEL, 4)
+    assert_close(load(library)(dense, indices), numpy_predictions(MODEL, dense, indices))
+
+
+def test_opening_maps_tables_without_reading_them(library):
+    opened = open_artifact(library, whole_tables=False)
+    assert opened.manifest.table_range.pieces[0].is_in_place
+    assert opened.tables.nbytes == opened.manifest.table_range.nbytes

@@ -1,0 +1,143 @@
+"""NUMA: the plan from a pasted topology, and the system calls that carry it out, recorded and for real."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+from pathlib import Path
+
+import pytest
+from sysfs_trees import two_socket_tree, write
+
+from dlrm_tvm import numa
+from dlrm_tvm.address_range import AddressRange
+from dlrm_tvm.numa import MemoryPolicy, NumaPlan, bind_memory, node_memory, plan_numa, prefer_node
+from dlrm_tvm.shared_memory import SharedMemory
+from dlrm_tvm.topology import Topology, read_topology
+
+GB = 1_000_000_000
+CORES = ((0, 1), (2, 3), (32, 33), (31, 63))  # nodes 0, 0, 1, and both: counted to its first core's
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return two_socket_tree(tmp_path)
+
+
+@pytest.fixture
+def machine(tree: Path) -> Topology:
+    return read_topology(tree, affinity=range(128))
+
+
+def plan(machine: Topology, node_gb: tuple[float, float], wanted: str | None = None, cores=CORES) -> NumaPlan:
+    node_bytes = {node: int(size * GB) for node, size in enumerate(node_gb)}
+    return plan_numa(machine, cores, table_bytes=96 * GB, node_bytes=node_bytes, wanted=wanted)
+
+
+def test_tables_are_replicated_where_every_node_can_take_a_copy(machine):
+    found = plan(machine, (200, 200))
+    assert found.policy == "replicate"
+    assert "all 2 copies fit" in found.reason
+    assert found.table_copies == (MemoryPolicy((0,)), MemoryPolicy((1,)))
+    assert found.instance_nodes == (0, 0, 1, 0)
+    assert found.table_copy_of == (0, 0, 1, 0)
+
+
+def test_only_nodes_that_run_instances_get_a_copy(machine):
+    found = plan(machine, (10, 200), cores=((32, 33), (34, 35)))
+    assert (found.policy, found.nodes) == ("replicate", (1,))
+    assert found.table_copies == (MemoryPolicy((1,)),)
+    assert found.table_copy_of == (0, 0)
+
+
+def test_tables_are_interleaved_where_a_copy_per_node_does_not_fit(machine):
+    found = plan(machine, (200, 60))
+    assert found.policy == "interleave"
+    assert "does not fit in the memory of node 1" in found.reason
+    assert found.table_copies == (MemoryPolicy((0, 1)),)
+    assert found.table_copy_of == (0, 0, 0, 0)
+
+
+def test_tables_stay_in_their_files_where_all_nodes_together_are_too_small(machine):
+    found = plan(machine, (60, 30))
+    assert (found.policy, found.table_copies, found.table_copy_of) == ("local", (), (None,) * 4)
+    assert "do not fit in the memory of all nodes" in found.reason
+
+
+@pytest.mark.parametrize("wanted", numa.POLICIES)
+def test_what_is_asked_for_is_done(machine, wanted):
+    found = plan(machine, (200, 60), wanted)
+    assert (found.policy, found.reason) == (wanted, "as asked")
+    assert len(found.table_copies) == {"replicate": 2, "interleave": 1, "local": 0}[wanted]
+
+
+def test_on_one_node_nothing_is_copied_whatever_is_asked_for(tmp_path):
+    write(tmp_path, "sys/devices/system/cpu/online", "0-3")
+    topology = read_topology(tmp_path, affinity=range(4))
+    found = plan_numa(topology, ((0,), (1,)), table_bytes=GB, node_bytes={0: 9 * GB}, wanted="replicate")
+    assert (found.policy, found.table_copies, found.table_copy_of) == (None, (), (None, None))
+    assert "one NUMA node" in found.reason
+
+
+def test_memory_of_nodes_is_read_from_their_meminfo(tree):
+    for node, free in ((0, 1000), (1, 30)):
+        text = f"Node {node} MemTotal: 9000 kB\nNode {node} MemFree: {free} kB\n"
+        text += (
+            f"Node {node} Active(file): 200 kB\nNode {node} Inactive(file):      5 kB\nNode {node} Active(anon): 7 kB"
+        )
+        write(tree, f"sys/devices/system/node/node{node}/meminfo", text)
+    assert node_memory(tree) == {0: 1205 * 1024, 1: 235 * 1024}
+
+
+class Recorder:
+    """In place of the system: what was called, node masks as the nodes in them."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+
+    def __call__(self, name: str, *arguments: object) -> None:
+        self.calls.append(
+            (name, *(nodes_of(value) if isinstance(value, ctypes.Array) else value for value in arguments))
+        )
+
+
+def nodes_of(mask: ctypes.Array) -> list[int]:
+    return [64 * word + bit for word, bits in enumerate(mask) for bit in range(64) if bits >> bit & 1]
+
+
+def test_a_copy_for_one_node_is_bound_to_it_and_one_for_all_is_interleaved():
+    recorder = Recorder()
+    bind_memory(0x200000, 4096, MemoryPolicy((1,)), recorder)
+    bind_memory(0x200000, 8192, MemoryPolicy((0, 1, 70)), recorder)
+    assert recorder.calls == [
+        ("mbind", 0x200000, 4096, 2, [1], 65, 0),  # MPOL_BIND; a word of 64 nodes and one, as get_nodes() wants it
+        ("mbind", 0x200000, 8192, 3, [0, 1, 70], 129, 0),  # MPOL_INTERLEAVE
+    ]
+
+
+def test_a_worker_prefers_its_own_node():
+    recorder = Recorder()
+    prefer_node(3, recorder)
+    assert recorder.calls == [("set_mempolicy", 1, [3], 65)]  # MPOL_PREFERRED
+
+
+def test_the_kernel_takes_the_calls_and_puts_pages_on_the_node():
+    """On node 0, which every machine has; get_mempolicy tells what the kernel understood."""
+    memory = SharedMemory(4096, huge=False)
+    try:
+        bind_memory(memory.range.address, memory.nbytes, MemoryPolicy((0,)))
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EPERM):
+            pytest.skip(f"this kernel or container allows no mbind: {error}")
+        raise
+    memory.range.writable_array[0] = 1
+    mode, mask = ctypes.c_int(), (ctypes.c_ulong * 16)()
+    by_address = 2  # MPOL_F_ADDR
+    numa._syscall("get_mempolicy", ctypes.byref(mode), mask, 64 * 16 + 1, memory.range.address, by_address)
+    assert (mode.value, nodes_of(mask)) == (2, [0])
+    memory.close()
+
+
+def test_a_node_that_is_not_there_is_an_oserror():
+    with pytest.raises(OSError, match="mbind"):
+        bind_memory(AddressRange(4096).address, 4096, MemoryPolicy((900,)))

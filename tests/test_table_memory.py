@@ -1,0 +1,143 @@
+"""What of the tables is in memory, what fits, and reading them in."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import build_plain, random_dlrm
+from sparse_tables import on_disk
+from sysfs_trees import write
+
+from dlrm_tvm.artifact import Artifact, open_artifact
+from dlrm_tvm.errors import UserError
+from dlrm_tvm.memory import available_bytes
+from dlrm_tvm.shared_memory import SharedMemory
+from dlrm_tvm.table_memory import TableMemory, fill, preload, table_memory
+
+GB = 1_000_000_000
+MODEL = random_dlrm(table_rows=(400_000, 31))  # 25.6 MB: two reads
+PLENTY = TableMemory(MODEL.table_bytes, 0, 99 * GB)
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def artifact(data, tmp_path) -> Artifact:
+    return open_artifact(build_plain(on_disk(MODEL, data), 4, tmp_path / "built"), whole_tables=False)
+
+
+def evict(data: Path) -> None:
+    descriptor = os.open(data, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+
+
+def test_preload_reads_all_of_the_tables_in_and_counts_every_byte(artifact, data):
+    evict(data)
+    before = table_memory(artifact, 99 * GB)
+    read = []
+    preload(artifact.library, artifact.manifest, PLENTY, read.append)
+    after = table_memory(artifact, 99 * GB)
+    assert sum(read) == sum(piece.nbytes for piece in artifact.manifest.table_range.pieces)
+    assert after.resident_bytes == after.table_bytes == MODEL.table_bytes
+    if before.resident_bytes == MODEL.table_bytes:
+        pytest.skip("this file system keeps all pages in memory")
+    assert before.resident_bytes < MODEL.table_bytes / 2
+
+
+def test_preload_of_what_does_not_fit_is_refused(artifact):
+    tight = TableMemory(96 * GB, 0, 24 * GB)
+    with pytest.raises(UserError, match=r"--preload: 96\.0 GB of tables do not fit into the 24\.0 GB .* Leave"):
+        preload(artifact.library, artifact.manifest, tight, lambda _: pytest.fail("read"))
+
+
+def test_filling_copies_every_byte_to_its_place(artifact):
+    memory = SharedMemory(artifact.manifest.table_range.nbytes, huge=False)
+    fill(artifact.library, artifact.manifest, memory.range, lambda _: None)
+    np.testing.assert_array_equal(memory.range.array[: artifact.tables.nbytes], artifact.tables.array)
+    memory.close()
+
+
+def test_a_file_that_ends_early_is_said_by_name(artifact, data):
+    os.truncate(data, 20 << 20)
+    memory = SharedMemory(artifact.manifest.table_range.nbytes, huge=False)
+    for read_in in (
+        lambda: preload(artifact.library, artifact.manifest, PLENTY, lambda _: None),
+        lambda: fill(artifact.library, artifact.manifest, memory.range, lambda _: None),
+    ):
+        with pytest.raises(UserError, match=f"{data} ends early, at byte {20 << 20}"):
+            read_in()
+
+
+def test_tables_that_do_not_fit_are_warned_of_with_the_remedy():
+    memory = TableMemory(96 * GB, 5 * GB, 24 * GB)
+    assert memory.line() == "96.00 GB of tables: 5% in memory now, 25% fit (24.0 GB available)"
+    (warning,) = memory.warnings()
+    assert "Page faults that read the disk will dominate" in warning
+    assert "more memory" in warning
+
+
+def test_tables_that_fit_but_are_not_read_yet_are_warned_of_with_preload():
+    memory = TableMemory(9 * GB, 3 * GB, 24 * GB)
+    assert memory.line().endswith("33% in memory now, all fit (24.0 GB available)")
+    (warning,) = memory.warnings()
+    assert "6.0 GB of the tables are not in memory yet" in warning
+    assert "--preload" in warning
+
+
+def test_tables_in_memory_or_small_ones_bring_no_warning():
+    assert TableMemory(9 * GB, 9 * GB, 1 * GB).warnings() == [], "in memory already: they fit, whatever is left"
+    assert TableMemory(GB // 10, 0, 24 * GB).warnings() == [], "a warm-up reads that"
+
+
+@pytest.fixture
+def machine(tmp_path) -> Path:
+    write(tmp_path, "proc/meminfo", "MemTotal: 24000000 kB\nMemAvailable:   20000000 kB\n")
+    write(tmp_path, "proc/self/cgroup", "0::/service/dlrm")
+    return tmp_path
+
+
+def limit(root: Path, folder: str, most: str, used: int, cached: int) -> None:
+    write(root, f"sys/fs/cgroup/{folder}/memory.max", most)
+    write(root, f"sys/fs/cgroup/{folder}/memory.current", str(used))
+    write(
+        root, f"sys/fs/cgroup/{folder}/memory.stat", f"anon 1\nactive_file {cached}\ninactive_file 0\ninactive_anon 9"
+    )
+
+
+def test_available_memory_is_the_systems_where_no_group_limits_it(machine):
+    assert available_bytes(machine) == 20_000_000 * 1024
+    limit(machine, "service/dlrm", "max", 5 * GB, 0)
+    assert available_bytes(machine) == 20_000_000 * 1024
+
+
+def test_available_memory_is_what_the_tightest_group_has_left_with_its_clean_pages(machine):
+    limit(machine, "service/dlrm", str(8 * GB), 5 * GB, 2 * GB)
+    limit(machine, "service", str(9 * GB), 8 * GB, 1 * GB)
+    assert available_bytes(machine) == 2 * GB
+
+
+def test_available_memory_knows_the_older_groups(machine):
+    write(machine, "proc/self/cgroup", "4:memory:/docker/x")
+    folder = "sys/fs/cgroup/memory/docker/x"
+    for name, text in {"limit_in_bytes": 6 * GB, "usage_in_bytes": GB, "stat": "active_file 0"}.items():
+        write(machine, f"{folder}/memory.{name}", str(text))
+    assert available_bytes(machine) == 5 * GB
+
+
+def test_this_machines_memory_is_read():
+    assert 0 < available_bytes() < 1 << 50
+
+
+def test_residency_never_counts_more_than_the_tables(artifact):
+    preload(artifact.library, artifact.manifest, PLENTY, lambda _: None)
+    assert table_memory(artifact, GB).resident_bytes <= artifact.manifest.model.table_bytes
+    assert not replace(PLENTY, available_bytes=0).fits
