@@ -53,6 +53,10 @@ class AddressRange:
         length = (self.nbytes if nbytes is None else nbytes) + at - start
         return _libc.madvise(self.address + start, length, advice) == 0
 
+    def let_go(self) -> None:
+        """Unmap the pages that were touched, of files: they stay in the page cache and come back when touched."""
+        self.advise(mmap.MADV_DONTNEED)
+
     @property
     def array(self) -> np.ndarray:
         """The whole range, [nbytes] uint8, read-only; a view that keeps the range."""

@@ -22,7 +22,7 @@ from .errors import UserError
 from .manifest import Manifest, Parameter, Piece
 from .memory import available_bytes
 from .parameters import HEADER_BYTES, HUGE_PAGE, TABLES
-from .table_files import sample_sha256
+from .table_files import SINGLE_ROWS, sample_sha256
 
 
 @dataclass(frozen=True)
@@ -137,14 +137,15 @@ def _map_tables(library: Path, manifest: Manifest, shared: int | None, whole: bo
         memory.advise(mmap.MADV_HUGEPAGE)
         return memory
     # A huge page is read in whole at the first touch: right for what is to be in memory, ruin for what does not fit.
-    advice = mmap.MADV_HUGEPAGE if whole else mmap.MADV_RANDOM
+    advices = (mmap.MADV_HUGEPAGE,) if whole else SINGLE_ROWS
     for piece in manifest.table_range.pieces:
         path = piece_path(library, piece)
         if piece.is_in_place:
             check_in_place(path, piece)
         with path.open("rb") as file:
             memory.map_file(file.fileno(), piece.offset, piece.nbytes, at=piece.at)
-        memory.advise(advice, at=piece.at, nbytes=piece.nbytes)
+        for advice in advices:
+            memory.advise(advice, at=piece.at, nbytes=piece.nbytes)
     return memory
 
 

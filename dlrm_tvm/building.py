@@ -28,11 +28,13 @@ from .manifest import FORMAT_VERSION, Manifest, describe
 from .model import Dlrm
 from .parameters import TABLES, ParameterSource, lay_out, write_parameters
 from .selection import Selection
+from .table_files import let_go_of_rows
 from .table_layout import TableLayout
 from .target import CpuTarget
 
 COMPILERS = ("g++", "gcc", "clang++", "clang", "c++", "cc")
 VERIFIED_BATCHES = 3
+VERIFIED_ROWS = 48  # of each table, per batch
 VERIFIED_ITEMS = 256  # at most per batch: the reference is slow
 TOLERANCE = 1e-5
 _STALE_SECONDS = 24 * 3600
@@ -181,8 +183,11 @@ def verify(artifact: Artifact, model: Dlrm) -> Verification:
     rng = np.random.default_rng(0)
     items, worst = min(executor.batch_size, VERIFIED_ITEMS), 0.0
     for _ in range(VERIFIED_BATCHES):
+        for table in model.tables:
+            let_go_of_rows(table.rows)
+        artifact.tables.let_go()
         dense = rng.random((items, model.num_dense), dtype=np.float32) * 4
-        indices = np.stack([rng.integers(0, table.num_rows, items) for table in model.tables], axis=1)
+        indices = np.stack([_some_rows(table.num_rows, items, rng) for table in model.tables], axis=1)
         wanted = reference.predict(model, dense, indices)
         error = np.abs(executor(dense, indices) - wanted)
         worst = float(np.maximum(worst, error.max()))  # unlike max(), keeps a NaN
@@ -192,3 +197,9 @@ def verify(artifact: Artifact, model: Dlrm) -> Verification:
                 "nothing was written. Please report this model."
             )
     return Verification(VERIFIED_BATCHES * items, worst)
+
+
+def _some_rows(num_rows: int, items: int, rng: np.random.Generator) -> np.ndarray:
+    """A row for each item: the first, the last, and few others, as each may bring 2 MB of a table into memory."""
+    rows = np.concatenate([[0, num_rows - 1], rng.integers(0, num_rows, VERIFIED_ROWS - 2)])
+    return rng.permutation(np.resize(rng.permutation(rows), items))

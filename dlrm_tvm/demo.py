@@ -23,6 +23,7 @@ import numpy as np
 from .demo_weights import BOTTOM, CRITEO_TABLE_ROWS, TOP, DemoTensor, data_chunks, demo_tensors, mlp_end
 from .errors import UserError
 from .model import Dense, Dlrm, GraphInputs, Interaction, Table
+from .parameters import whole_blocks, write_whole
 
 DEMO_TABLE_ROWS = 10_000
 DEMO_DIRECTORY = Path(__file__).resolve().parents[1] / "__data"
@@ -168,12 +169,12 @@ def _generate(path: Path, tensors: list[DemoTensor], expected_sha256: str | None
 
 
 def _write_data(path: Path, tensors: list[DemoTensor]) -> str:
-    """Write the data file; its sha256."""
+    """Write the data file; its sha256. In whole huge pages, so that the page cache can keep and map it as such."""
     digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for chunk in data_chunks(tensors):
-            file.write(chunk)
-            digest.update(chunk)
+    with path.open("wb", buffering=0) as file:
+        for block in whole_blocks(np.frombuffer(chunk, np.uint8) for chunk in data_chunks(tensors)):
+            write_whole(file, block)
+            digest.update(block)
     return digest.hexdigest()
 
 

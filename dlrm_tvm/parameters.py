@@ -71,19 +71,19 @@ def write_parameters(
     header = json.dumps({"format": "dlrm_tvm parameters", "version": FORMAT_VERSION, "build": build}).encode()
     with path.open("wb", buffering=0) as file:
         digest.update(header)
-        _write_whole(file, memoryview(header.ljust(HEADER_BYTES, b"\0")))
+        write_whole(file, memoryview(header.ljust(HEADER_BYTES, b"\0")))
         for source, entry in zip(sources, entries):
             file.seek(entry.offset)
             for block in whole_blocks(source.chunks()):
                 digest.update(block)
-                _write_whole(file, block)
+                write_whole(file, block)
                 written(len(block))
             if file.tell() != entry.offset + entry.nbytes:
                 raise AssertionError(f"parameter {entry.name}: its parts do not fill its shape")
     return digest.hexdigest()
 
 
-def _write_whole(file: FileIO, block: memoryview) -> None:
+def write_whole(file: FileIO, block: memoryview) -> None:
     """An unbuffered file writes as much as the disk takes, and raises OSError only when that is nothing."""
     while block:
         block = block[file.write(block) :]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+SINGLE_ROWS = (mmap.MADV_RANDOM, mmap.MADV_NOHUGEPAGE)
 _SAMPLES = 1024
 _SAMPLE_BYTES = 64
 
@@ -38,7 +40,20 @@ def expect_single_rows(array: np.ndarray) -> None:
     """
     root = _mapped(array)
     if root is not None:
-        root.base.madvise(mmap.MADV_RANDOM)
+        for advice in SINGLE_ROWS:
+            with suppress(OSError):  # a kernel without huge pages
+                root.base.madvise(advice)
+
+
+def let_go_of_rows(array: np.ndarray) -> None:
+    """Unmap what was read of a memory map; it stays in the page cache.
+
+    Where that holds large folios, as after copying a file, the kernel maps up to 2 MB around each row (Linux 6.18), all
+    of which counts as this process's memory.
+    """
+    root = _mapped(array)
+    if root is not None:
+        root.base.madvise(mmap.MADV_DONTNEED)
 
 
 def _mapped(array: np.ndarray) -> np.memmap | None:
