@@ -14,7 +14,7 @@ import pytest
 from graphs import onnxruntime_predictions, random_items, write_dlrm
 
 import compile as script
-from dlrm_tvm import load
+from dlrm_tvm import building, load
 from dlrm_tvm.cpu import host_flags, host_model
 from dlrm_tvm.errors import run_script
 
@@ -116,6 +116,34 @@ def test_an_export_gives_the_outputs_that_pytorch_recorded(require_fma, main, ex
         indices = recorded["indices"].T if stacked else np.stack([recorded[f"indices_{t}"] for t in range(26)], axis=1)
         got = load(json.loads(printed.splitlines()[-1])["library"])(recorded["dense_x"], indices)
         np.testing.assert_allclose(got, recorded["pred"][:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_external_tables_are_used_in_place_unless_a_copy_is_asked_for(main, tmp_path, copy):
+    model = write_dlrm(tmp_path / "small.onnx", table_rows=ROWS, external="one_file")
+    data = tmp_path / "small.onnx.data"
+    options = ("--batch-size", "4", "--tuning-log-file", "none", *(["--copy-tables"] if copy else []))
+    status, printed, error = main("--onnx-model", model, *options)
+    assert status == 0, error
+    library = json.loads(printed.splitlines()[-1])["library"]
+    assert ("used in place" in printed, "copied beside the library" in printed) == (not copy, copy)
+    dense, indices = random_items(4, table_rows=ROWS)
+    wanted = load(library)(dense, indices)
+    model.unlink()
+    np.testing.assert_array_equal(load(library)(dense, indices), wanted)
+    data.unlink()
+    if copy:
+        np.testing.assert_array_equal(load(library)(dense, indices), wanted)
+    else:
+        with pytest.raises(ValueError, match=r"small.onnx.data: no such file.*--copy-tables"):
+            load(library)
+
+
+def test_a_disk_that_cannot_take_the_tables_is_refused_before_anything_is_compiled(refusal, tmp_path, monkeypatch):
+    model = write_dlrm(tmp_path / "small.onnx", table_rows=ROWS, external="one_file")
+    monkeypatch.setattr(building, "LINK_BYTES", 1 << 60)
+    monkeypatch.setattr(script, "lower", lambda *_: pytest.fail("compiled"))
+    assert "MiB needed. Free some space." in refusal("--onnx-model", model, "--copy-tables")
 
 
 def test_no_tuning_log_leaves_everything_to_tvm(main, onnx_model, tmp_path):
