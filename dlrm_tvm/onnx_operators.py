@@ -102,8 +102,9 @@ def split(
 
 def squeeze(data: np.ndarray, axes: np.ndarray | None = None) -> np.ndarray:
     # Without axes the result's rank hangs on which sizes happen to be 1: on the batch, for one.
-    if axes is None:
+    if axes is None and data.shape != (1,):
         raise ValueError("squeezes without saying which axes")
+    axes = range(data.ndim) if axes is None else axes
     return np.squeeze(data, tuple(int(axis) for axis in axes))
 
 

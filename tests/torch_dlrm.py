@@ -60,7 +60,7 @@ class TorchDlrm(nn.Module):
         pooled = {"sparse": True, "mode": shape.pooling}
         self.emb = nn.ModuleList([nn.EmbeddingBag(rows, shape.dim, **pooled) for rows in shape.table_rows])
         for table in self.emb:
-            nn.init.uniform_(table.weight, -1, 1)
+            nn.init.uniform_(table.weight, -0.7, 0.7)
         factors = [nn.Parameter(torch.rand(rows) + 0.5) for rows in shape.table_rows] if shape.weighted else []
         self.row_weights = nn.ParameterList(factors)
 
@@ -95,7 +95,7 @@ def _mlp(widths: Sequence[int], sigmoid_layer: int | None, *, last_relu: bool) -
     count = len(widths) - 1
     for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
         layers.append(nn.Linear(fan_in, fan_out))
-        nn.init.normal_(layers[-1].weight, std=(2 / fan_in) ** 0.5)
+        nn.init.normal_(layers[-1].weight, std=(1.5 / fan_in) ** 0.5)
         if sigmoid_layer is not None and i == sigmoid_layer % count:
             layers.append(nn.Sigmoid())
         elif last_relu or i < count - 1:
