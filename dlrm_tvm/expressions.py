@@ -3,15 +3,16 @@
 A tensor of a graph under examination is an array of such numbers (`Symbols`). Moving data about (Reshape, Gather,
 Transpose, ...) then is plain NumPy on the numbers, and whether two graphs compute the same is `==`:
 
-    index[t][p]   row(table, index)[c]   sum{..}   linear(weight, row)[j]   add(a, constant)   relu(a)   dot(u, v)
+    index[t][p]   row(table, index)[c]   scaled(row, factor)[c]   sum{rows}[c]   mean{rows}[c]
+    linear(weight, values)[j]   add(linear, bias)[j]   relu(add)[j]   dot(u, v)
 
-Sums and dots are kept in a canonical order, since a DLRM does not care which factor is named first. Knows neither
-ONNX nor what a DLRM is.
+Numbers come in vectors, one key for all elements of one: a function of an element is the element in the same place of
+the function's own vector, so a layer of a thousand outputs costs one key an item. Sums and dots are kept in a
+canonical order, since a DLRM does not care which factor is named first. Knows neither ONNX nor what a DLRM is.
 """
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,8 +35,11 @@ class Expressions:
         self.maker: object = None
         self._first: dict[tuple, int] = {}
         self._starts: list[int] = []  # ascending, since numbers are given out in order
-        self._starts_array = np.empty(0, np.int64)
+        self._starts_array = np.zeros(1024, np.int64)  # the same, with room to grow
+        self._widths_array = np.zeros(1024, np.int64)
+        self._copied = 0  # how many of the two are filled
         self._keys: list[tuple] = []
+        self._widths: list[int] = []
         self._makers: list[object] = []
         self._next = 0
         self._arrays: dict[int, np.ndarray] = {}  # by id(); holding them keeps their ids unique
@@ -74,22 +78,48 @@ class Expressions:
     # --- formulas
 
     def constants(self, values: np.ndarray) -> np.ndarray:
-        return _each(values, lambda value: self.scalar("constant", str(values.dtype), value))
+        distinct, places = np.unique(values, return_inverse=True)
+        numbers = [self.scalar("constant", str(values.dtype), value) for value in distinct.tolist()]
+        return np.array(numbers, np.int64)[places].reshape(values.shape)
 
-    def apply(self, kind: str, ids: np.ndarray) -> np.ndarray:
+    def apply(self, kind: str, ids: np.ndarray, *parameters: object) -> np.ndarray:
         """A function of one scalar ("relu", "sigmoid"), element by element."""
-        return _each(ids, lambda number: self.scalar(kind, number))
+        unchanged = np.zeros(ids.shape, np.int8)
+        return self._map_pairs(ids, unchanged, lambda first, _: (kind, first, *parameters))
 
     def add(self, ids: np.ndarray, constant: np.ndarray) -> np.ndarray:
+        """ids [..., N], a whole vector in each row, plus a constant that broadcasts with them."""
         ids, constant = np.broadcast_arrays(ids, constant)
-        sums = [self.scalar("add", *pair) for pair in zip(ids.ravel().tolist(), constant.ravel().tolist())]
-        return np.array(sums, np.int64).reshape(ids.shape)
+        if self.whole(ids) is None and (self._whereabouts(ids)[2] == 1).all():
+            return self.add(ids[..., None], constant[..., None])[..., 0]
+        firsts = self.whole(ids)
+        if firsts is None:
+            raise ValueError("adds a constant to a part of a vector, or to several joined")
+        width = ids.shape[-1]
+        biases = np.ascontiguousarray(constant).reshape(-1, width)
+        keys = [("add", first, bias.tobytes()) for first, bias in zip(firsts.ravel().tolist(), biases)]
+        return self._vectors(keys, width).reshape(ids.shape)
 
     def lookup(self, table: np.ndarray, indices: np.ndarray, name: str) -> np.ndarray:
-        """Rows of table [R, D] for indices [...] -> [..., D]."""
+        """Rows of table [R, D] for indices [...] -> [..., D]; numbers of a table [R] for indices [...] -> [...]."""
         identity = self._remember(table, name)
-        rows = [self.vector(("row", identity, index), table.shape[1]) for index in indices.ravel().tolist()]
-        return np.array(rows, np.int64).reshape(*indices.shape, table.shape[1])
+        if table.ndim == 1:
+            factors = [self.scalar("factor", identity, index) for index in indices.ravel().tolist()]
+            return np.array(factors, np.int64).reshape(indices.shape)
+        keys = [("row", identity, index) for index in indices.ravel().tolist()]
+        return self._vectors(keys, table.shape[1]).reshape(*indices.shape, table.shape[1])
+
+    def scale(self, ids: np.ndarray, factors: np.ndarray) -> np.ndarray:
+        """Elements of rows times numbers that `lookup` in a table [R] or `constants` gave; both broadcast."""
+        ids, factors = np.broadcast_arrays(ids, factors)
+        scaled, changed = ids.copy(), factors != self.constants(np.ones(1, np.float32))[0]
+        scaled[changed] = self._map_pairs(ids[changed], factors[changed], lambda *pair: ("scaled", *pair))
+        return scaled
+
+    def divide(self, ids: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Sums of rows over their own numbers of rows, which are means; anything else divided is a ValueError."""
+        ids, counts = np.broadcast_arrays(ids, counts)
+        return self._map_pairs(ids, counts, self._mean_key)
 
     def linear(self, ids: np.ndarray, weight: np.ndarray, transposed: bool) -> np.ndarray:
         """ids [..., K] times weight ([N, K] if transposed, else [K, N]) -> [..., N]."""
@@ -97,15 +127,16 @@ class Expressions:
         if ids.shape[-1] != inputs:
             raise ValueError(f"multiplies {ids.shape[-1]} values by a weight for {inputs}")
         identity = self._remember(weight, "")
-        keys = [("linear", identity, transposed, row.tobytes()) for row in ids.reshape(-1, inputs)]
-        return np.array([self.vector(key, outputs) for key in keys], np.int64).reshape(*ids.shape[:-1], outputs)
+        keys = [("linear", identity, transposed, row) for row in self.rows(ids).ravel().tolist()]
+        return self._vectors(keys, outputs).reshape(*ids.shape[:-1], outputs)
 
     def total(self, ids: np.ndarray) -> np.ndarray:
-        """Sums over the last axis; the sum of one value is that value."""
-        if ids.shape[-1] == 1:
-            return ids[..., 0]
-        rows = np.sort(ids, axis=-1).reshape(math.prod(ids.shape[:-1]), ids.shape[-1])  # -1 fails on empty bags
-        return np.array([self.scalar("sum", row.tobytes()) for row in rows], np.int64).reshape(ids.shape[:-1])
+        """Sums over the last axis; the sum of one value is that value, the sum of none is the constant 0."""
+        return ids[..., 0] if ids.shape[-1] == 1 else self._pool("sum", ids)
+
+    def mean(self, ids: np.ndarray) -> np.ndarray:
+        """Means over the last axis; the mean of one value stays a mean, and PyTorch's mean of none is 0."""
+        return self._pool("mean", ids)
 
     def dot(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """left [..., M, K], right [..., N, K] -> [..., M, N]: products of rows with rows, in either order."""
@@ -118,28 +149,103 @@ class Expressions:
         return np.array([self.scalar("dot", *pair) for pair in pairs], np.int64).reshape(low.shape)
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
-        """One number for each vector along the last axis."""
+        """One number for each vector along the last axis: its first element's where it is a whole vector of its own,
+        else that of a ("vector", ids) that `elements` takes apart."""
+        whole = self.whole(ids)
+        if whole is not None:
+            return whole
         flat = np.ascontiguousarray(ids).reshape(-1, ids.shape[-1])
-        return np.array([self.scalar("vector", row.tobytes()) for row in flat], np.int64).reshape(ids.shape[:-1])
+        known = [self._whole_row(row) for row in flat]
+        numbers = [self.scalar("vector", row.tobytes()) if first is None else first for row, first in zip(flat, known)]
+        return np.array(numbers, np.int64).reshape(ids.shape[:-1])
 
     # --- taking formulas apart
 
-    def operands(self, kind: str, ids: np.ndarray) -> list[tuple] | None:
-        """The operands of each of `ids`, when all of them are of that kind; None otherwise."""
-        places = np.searchsorted(self._sorted_starts(), ids.ravel(), side="right") - 1
-        keys = [self._keys[place] for place in places.tolist()]
+    def elements(self, row: int) -> np.ndarray:
+        """The numbers in the vector that `rows` gave this number."""
+        place = self._place(row)
+        key = self._keys[place]
+        return np.frombuffer(key[1], np.int64) if key[0] == "vector" else np.arange(row, row + self._widths[place])
+
+    def whole(self, ids: np.ndarray) -> np.ndarray | None:
+        """The first number of each row of ids [..., N], where all of them are whole vectors; None otherwise."""
+        if ids.size == 0 or ids.ndim == 0:
+            return None
+        firsts, positions, widths = self._whereabouts(ids)
+        alike = (widths == ids.shape[-1]).all() and (positions == np.arange(ids.shape[-1])).all()
+        return firsts[..., 0] if alike and (firsts == firsts[..., :1]).all() else None
+
+    def operands(self, kind: str, rows: np.ndarray) -> list[tuple] | None:
+        """The operands of each of the vectors `rows` [n, N], when all are whole ones of that kind; None otherwise."""
+        firsts = self.whole(rows)
+        if firsts is None:
+            return None
+        keys = [self._keys[self._place(first)] for first in firsts.ravel().tolist()]
         return [key[1:] for key in keys] if all(key[0] == kind for key in keys) else None
 
-    def positions(self, ids: np.ndarray) -> np.ndarray:
-        """Where in its vector each of `ids` stands."""
-        starts = self._sorted_starts()
-        return ids - starts[np.searchsorted(starts, ids, side="right") - 1]
+    def kinds(self, ids: np.ndarray) -> set[str]:
+        return {self._keys[self._place(first)][0] for first in np.unique(self._whereabouts(ids)[0]).tolist()}
+
+    def _mean_key(self, first: int, count: float) -> tuple:
+        key, _ = self.key(first)
+        if key[0] == "sum":
+            summands = key[1]
+        elif key[0] in ("row", "scaled"):
+            summands = np.int64(first).tobytes()
+        elif key == ("constant", "float32", 0.0) and count > 0:
+            return key
+        else:
+            raise ValueError("divides what is no sum of looked-up rows")
+        if len(summands) != 8 * count:
+            raise ValueError(f"divides a sum of {len(summands) // 8} rows by {count:g}")
+        return ("mean", summands)
+
+    def _pool(self, kind: str, ids: np.ndarray) -> np.ndarray:
+        if ids.shape[-1] == 0:
+            return self.constants(np.zeros(ids.shape[:-1], np.float32))
+        flat = ids.reshape(-1, ids.shape[-1])
+        firsts, positions, widths = self._whereabouts(flat)
+        if (positions != positions[:, :1]).any() or (widths != widths[:, :1]).any():
+            raise ValueError("adds up what stands in different places of its vectors")
+        bags, which = np.unique(np.sort(firsts, axis=1), axis=0, return_inverse=True)
+        of_bag = np.zeros(len(bags), np.int64)
+        of_bag[which.ravel()] = widths[:, 0]
+        made = [self._number((kind, bag.tobytes()), int(width)) for bag, width in zip(bags, of_bag)]
+        return (np.array(made, np.int64)[which.ravel()] + positions[:, 0]).reshape(ids.shape[:-1])
+
+    def _map_pairs(self, ids: np.ndarray, others: np.ndarray, key_of: Callable[[int, float], tuple]) -> np.ndarray:
+        """Each element's counterpart in the vector of key_of(first of its vector, the other at its place)."""
+        if ids.size == 0:
+            return ids
+        firsts, positions, widths = self._whereabouts(ids)
+        different, codes = np.unique(others, return_inverse=True)
+        pairs = firsts.ravel() * len(different) + codes.ravel()
+        _, at, which = np.unique(pairs, return_index=True, return_inverse=True)
+        chosen = zip(firsts.ravel()[at].tolist(), others.ravel()[at].tolist(), widths.ravel()[at].tolist())
+        made = [self._number(key_of(first, other), width) for first, other, width in chosen]
+        return np.array(made, np.int64)[which.ravel()].reshape(ids.shape) + positions
+
+    def _whereabouts(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(first number of its vector, position in it, the vector's width) of each of `ids`."""
+        starts, widths = self._tables()
+        places = np.searchsorted(starts, ids, side="right") - 1
+        return starts[places], ids - starts[places], widths[places]
+
+    def _whole_row(self, row: np.ndarray) -> int | None:
+        first = self.whole(row)
+        return None if first is None else int(first)
+
+    def _vectors(self, keys: list[tuple], width: int) -> np.ndarray:
+        """[len(keys), width] numbers of vectors of one width."""
+        firsts = np.array([self._number(key, width) for key in keys], np.int64)
+        return firsts[:, None] + np.arange(width)
 
     def _number(self, key: tuple, width: int) -> int:
         first = self._first.get(key)
         if first is None:
             first = self._first[key] = self._next
             self._starts.append(first)
+            self._widths.append(width)
             self._keys.append(key)
             self._makers.append(self.maker)
             self._next += width
@@ -148,18 +254,19 @@ class Expressions:
     def _place(self, number: int) -> int:
         return bisect_right(self._starts, number) - 1
 
-    def _sorted_starts(self) -> np.ndarray:
-        if len(self._starts_array) != len(self._starts):
-            self._starts_array = np.array(self._starts, np.int64)
-        return self._starts_array
+    def _tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """(starts, widths) of all vectors; only what came since the last call is copied."""
+        count = len(self._starts)
+        if count > len(self._starts_array):
+            room = np.zeros(max(count, len(self._starts_array)), np.int64)
+            self._starts_array = np.concatenate([self._starts_array, room])
+            self._widths_array = np.concatenate([self._widths_array, room])
+        self._starts_array[self._copied : count] = self._starts[self._copied :]
+        self._widths_array[self._copied : count] = self._widths[self._copied :]
+        self._copied = count
+        return self._starts_array[:count], self._widths_array[:count]
 
     def _remember(self, array: np.ndarray, name: str) -> int:
         self._arrays[id(array)] = array
         self._names.setdefault(id(array), name)
         return id(array)
-
-
-def _each(values: np.ndarray, number_of: Callable[[object], int]) -> np.ndarray:
-    distinct, places = np.unique(values, return_inverse=True)
-    numbers = np.array([number_of(value) for value in distinct.tolist()], np.int64)
-    return numbers[places].reshape(values.shape)

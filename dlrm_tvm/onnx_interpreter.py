@@ -2,38 +2,51 @@
 
     inputs as symbols -> nodes in order -> Symbols of the output       (constants stay arrays throughout)
 
-Each operator either moves elements (onnx_operators), or is one of the few computations that a DLRM is made of, or
-is refused with its node's name. So everything that influences the output is understood, or nothing is accepted.
+Each operator either moves elements (onnx_operators), is one of the few computations that a DLRM is made of
+(onnx_computations, onnx_aten), steers (Loop, If), keeps a sequence, or is refused with its node's name. So everything
+that influences the output is understood, or nothing is accepted.
 """
 
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
+from . import onnx_aten
 from .errors import UserError
 from .expressions import Expressions, Symbols
+from .onnx_computations import Computations, Value
 from .onnx_graph import OnnxGraph, live_nodes
-from .onnx_operators import MOVES, ON_CONSTANTS, VIEWS, shape
+from .onnx_operators import MOVES, ON_CONSTANTS, VIEWS, shape, size
 
-Value = np.ndarray | Symbols
 Scope = ChainMap[str, Value]
 
 _MOST_TRIPS = 100_000
 _MOST_COPIED_ELEMENTS = 2**26
 _DOMAINS = ("", "ai.onnx")
+# A function's name for what an input is called; see Computations.lookup.
+_NAMED = ("Gather", "GatherElements")
 
 
-class NeedsValues(Exception):  # noqa: N818 - a request, not an error
-    """A node works with the very values of an input that was given as symbols (as a Loop over bags needs offsets)."""
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """A node made ready to run many times; bodies: the graphs of a Loop or an If, by attribute."""
 
-    def __init__(self, input_name: str, node: onnx.NodeProto) -> None:
-        super().__init__(input_name)
-        self.input_name = input_name
-        self.node = node
+    node: onnx.NodeProto
+    attributes: dict[str, object]
+    bodies: dict[str, _Body]
+
+
+@dataclass(frozen=True, eq=False)
+class _Body:
+    steps: list[_Step]
+    inputs: list[str]
+    outputs: list[str]
+    constants: dict[str, np.ndarray]
 
 
 class Interpreter:
@@ -42,77 +55,73 @@ class Interpreter:
     def __init__(self, graph: OnnxGraph, expressions: Expressions) -> None:
         self.graph = graph
         self.expressions = expressions
-        self._computations = {
-            "Add": self._add,
-            "Cast": self._cast,
-            "Gather": self._lookup,
-            "Gemm": self._gemm,
-            "MatMul": self._matmul,
-            "ReduceSum": self._reduce_sum,
-            "Relu": lambda data: self._function("relu", data),
-            "Sigmoid": lambda data: self._function("sigmoid", data),
+        self._computations = Computations(expressions)
+        self._steering = {"Loop": self._loop, "If": self._if}
+        self._sequences: dict[str, Callable[..., Value]] = {
+            "ConcatFromSequence": self._concat_from_sequence,
+            "SequenceAt": lambda sequence, place: sequence[self._single(place)],
+            "SequenceConstruct": lambda *values: list(values),
+            "SequenceEmpty": lambda *, dtype=1: [],
+            "SequenceInsert": self._insert,
         }
 
     def run(self, inputs: Mapping[str, Value]) -> Value:
         """The graph's output. Raises UserError naming the node that is not understood, NeedsValues."""
         scope: Scope = ChainMap(dict(inputs))
-        self._run_nodes(self.graph.nodes, scope)
+        self._run_steps((self._step(node) for node in self.graph.nodes), scope)
         return self._read(self.graph.output, scope, None)
 
-    def _run_nodes(self, nodes: Iterable[onnx.NodeProto], scope: Scope) -> None:
-        for node in nodes:
+    def _run_steps(self, steps: Iterable[_Step], scope: Scope) -> None:
+        for step in steps:
             try:
-                results = self._run_node(node, scope)
+                results = self._run_step(step, scope)
             except UserError:
                 raise
-            except (ValueError, IndexError, TypeError, OverflowError) as error:
-                raise self.graph.refusal(node, f"cannot be followed: {_one_line(error)}") from None
-            scope.update(zip(node.output, results))
+            except (ValueError, IndexError, TypeError, OverflowError, AttributeError) as error:
+                raise self.graph.refusal(step.node, f"cannot be followed: {_one_line(error)}") from None
+            scope.update(zip(step.node.output, results))
 
-    def _run_node(self, node: onnx.NodeProto, scope: Scope) -> tuple[Value, ...]:
+    def _run_step(self, step: _Step, scope: Scope) -> tuple[Value, ...]:
+        node = step.node
         self.expressions.maker = node
-        if node.domain not in _DOMAINS:
+        if node.domain not in (onnx_aten.DOMAINS if node.op_type == "ATen" else _DOMAINS):
             raise self.graph.refusal(node, f"is of the operator set {node.domain!r}, which no DLRM needs")
-        if node.op_type == "Loop":
-            return self._loop(node, scope)
-        attributes = {attribute.name: self._attribute(attribute) for attribute in node.attribute}
+        if node.op_type in self._steering:
+            return self._steering[node.op_type](step, scope)
         if node.op_type == "Constant":
             kept = self.graph.constant(node.output[0]) if len(scope.maps) == 1 else None
-            return (_constant(**attributes) if kept is None else kept,)
-        if node.op_type == "Split":
-            attributes["outputs"] = len(node.output)
+            return (_constant(**step.attributes) if kept is None else kept,)
         inputs = [self._read(name, scope, node) for name in node.input]
-        result = self._compute(node, inputs, attributes)
+        result = self._compute(node, inputs, step.attributes)
         return result if isinstance(result, tuple) else (result,)
 
-    def _compute(self, node: onnx.NodeProto, inputs: list[Value | None], attributes: dict) -> Value | tuple:
+    def _compute(self, node: onnx.NodeProto, inputs: list[Value], attributes: dict) -> Value | tuple:
         operator = node.op_type
+        if operator == "ATen":
+            return onnx_aten.run_aten(self._computations, inputs, list(node.input), **attributes)
+        if operator in self._sequences:
+            return self._sequences[operator](*inputs, **attributes)
+        if any(isinstance(value, list) for value in inputs):
+            raise self.graph.refusal(node, "is no operation of a DLRM on a sequence")
         symbolic = [place for place, value in enumerate(inputs) if isinstance(value, Symbols)]
         if not symbolic and operator in ON_CONSTANTS:
             return _on_constants(operator, inputs, attributes)
-        if operator == "Shape":
-            return shape(inputs[0].ids, **attributes)
+        if operator in ("Shape", "Size"):
+            return {"Shape": shape, "Size": size}[operator](inputs[0].ids, **attributes)
         if operator == "Concat":
-            return self._concat(inputs, attributes)
+            return self._computations.join(inputs, lambda arrays: MOVES["Concat"](*arrays, **attributes))
         if symbolic == [0] and operator in MOVES:
-            return self._move(operator, inputs, attributes)
-        if symbolic and operator in self._computations:
-            if operator == "Gather":
-                attributes |= {"name": node.input[0]}
-            return self._computations[operator](*inputs, **attributes)
+            return self._computations.move(operator, inputs, attributes)
+        if symbolic and operator in self._computations.by_operator:
+            name = {"name": node.input[0]} if operator in _NAMED else {}
+            return self._computations.by_operator[operator](*inputs, **attributes, **name)
         # What an operator moves may be symbols; by how much, or where to, it has to know.
-        for place in symbolic[1:] if operator in MOVES and symbolic[0] == 0 else symbolic:
-            self._demand_values(inputs[place], node)
-        known = operator in ON_CONSTANTS or operator in self._computations
+        for place in symbolic[1:] if operator in MOVES and symbolic[:1] == [0] else symbolic:
+            self._computations.demand_values(inputs[place])
+        known = operator in ON_CONSTANTS or operator in self._computations.by_operator
         raise self.graph.refusal(node, f"is no operation of a DLRM{' on such inputs' if known else ''}")
 
-    def _demand_values(self, value: Symbols, node: onnx.NodeProto) -> None:
-        if not value.real and value.ids.size:
-            key, _ = self.expressions.key(int(value.ids.flat[0]))
-            if key[0] == "index":
-                raise NeedsValues(key[1], node)
-
-    def _read(self, name: str, scope: Scope, node: onnx.NodeProto | None) -> Value | None:
+    def _read(self, name: str, scope: Scope, node: onnx.NodeProto | None) -> Value:
         if not name:
             return None
         value = scope.get(name)
@@ -122,143 +131,90 @@ class Interpreter:
             raise self.graph.refusal(node, f"reads {name!r}, which nothing before it makes")
         return value
 
-    def _attribute(self, attribute: onnx.AttributeProto) -> object:
-        if attribute.type == onnx.AttributeProto.TENSOR:
-            return self.graph.array(attribute.t)
-        return onnx.helper.get_attribute_value(attribute)
+    # --- Loop and If
 
-    def _loop(self, node: onnx.NodeProto, scope: Scope) -> tuple[Value, ...]:
+    def _loop(self, step: _Step, scope: Scope) -> tuple[Value, ...]:
         """ONNX Loop: carried values go round; what the body makes besides is stacked, one slice per trip."""
-        trips, condition, *carried = [self._read(name, scope, node) for name in node.input]
-        trips = self._single(trips, node)
-        if trips is None or not 0 < trips <= _MOST_TRIPS:
-            raise ValueError(f"runs {'without end' if trips is None else trips} times")
-        (body,) = [attribute.g for attribute in node.attribute]
-        stacks: list[list[Value]] = [[] for _ in body.output[1 + len(carried) :]]
-        for trip in range(trips):
-            if self._single(condition, node) not in (None, True):
-                raise ValueError("stops before its trip count")
+        node, body = step.node, step.bodies["body"]
+        limit, condition, *carried = [self._read(name, scope, node) for name in node.input]
+        limit, conditional = self._single(limit), condition is not None
+        stacks: list[list[Value]] = [[] for _ in body.outputs[1 + len(carried) :]]
+        trip = 0
+        while (limit is None or trip < limit) and (not conditional or self._truth(condition)):
+            if trip == _MOST_TRIPS:
+                raise ValueError(f"runs more than {_MOST_TRIPS} times")
             given = [np.array(trip, np.int64), np.array(True), *carried]
             condition, *made = self._run_body(body, given, scope)
             carried = made[: len(carried)]
             for stack, value in zip(stacks, made[len(carried) :], strict=True):
                 stack.append(value)
+            trip += 1
         self.expressions.maker = node
-        return (*carried, *(self._join(stack, lambda arrays: np.stack(arrays)) for stack in stacks))
+        if stacks and not trip:
+            raise ValueError("runs 0 times")
+        return (*carried, *(self._computations.join(stack, lambda arrays: np.stack(arrays)) for stack in stacks))
 
-    def _single(self, value: Value | None, node: onnx.NodeProto) -> int | bool | None:
+    def _if(self, step: _Step, scope: Scope) -> tuple[Value, ...]:
+        (condition,) = [self._read(name, scope, step.node) for name in step.node.input]
+        branch = step.bodies["then_branch" if self._truth(condition) else "else_branch"]
+        return tuple(self._run_body(branch, [], scope))
+
+    def _truth(self, value: Value) -> bool:
+        found = self._single(value)
+        if not isinstance(found, bool):
+            raise TypeError(f"goes by {found!r}, which is neither true nor false")
+        return found
+
+    def _single(self, value: Value) -> int | bool | None:
         if isinstance(value, Symbols):
-            self._demand_values(value, node)
+            self._computations.demand_values(value)
             raise ValueError("depends on computed values")
         return None if value is None else value.item()
 
-    def _run_body(self, body: onnx.GraphProto, given: list[Value], scope: Scope) -> list[Value]:
-        names = [value.name for value in body.input]
-        inner = scope.new_child({tensor.name: self.graph.array(tensor) for tensor in body.initializer})
-        inner.update(zip(names, given, strict=True))
+    def _run_body(self, body: _Body, given: list[Value], scope: Scope) -> list[Value]:
+        inner = scope.new_child(dict(body.constants))
+        inner.update(zip(body.inputs, given, strict=True))
+        self._run_steps(body.steps, inner)
+        return [self._read(name, inner, None) for name in body.outputs]
+
+    # --- sequences
+
+    def _insert(self, sequence: list[Value], value: Value, place: Value = None) -> list[Value]:
+        position = len(sequence) if place is None else self._single(place)
+        if not -len(sequence) <= position <= len(sequence):
+            raise IndexError(f"inserts at {position} of {len(sequence)}")
+        position += len(sequence) if position < 0 else 0
+        return [*sequence[:position], value, *sequence[position:]]
+
+    def _concat_from_sequence(self, sequence: list[Value], *, axis: int, new_axis: int = 0) -> Value:
+        put_together = np.stack if new_axis else np.concatenate
+        return self._computations.join(sequence, lambda arrays: put_together(arrays, axis))
+
+    # --- making ready
+
+    def _step(self, node: onnx.NodeProto) -> _Step:
+        graphs = [attribute for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
+        values = [attribute for attribute in node.attribute if attribute.type != onnx.AttributeProto.GRAPH]
+        attributes = {attribute.name: self._attribute(attribute) for attribute in values}
+        if node.op_type == "Split":
+            attributes["outputs"] = len(node.output)
+        return _Step(node, attributes, {attribute.name: self._body(attribute.g) for attribute in graphs})
+
+    def _body(self, body: onnx.GraphProto) -> _Body:
         outputs = [value.name for value in body.output]
-        self._run_nodes(live_nodes(body.node, outputs), inner)
-        return [self._read(name, inner, None) for name in outputs]
+        steps = [self._step(node) for node in live_nodes(body.node, outputs)]
+        constants = {tensor.name: self.graph.array(tensor) for tensor in body.initializer}
+        return _Body(steps, [value.name for value in body.input], outputs, constants)
 
-    # --- operators on symbols
-
-    def _move(self, operator: str, inputs: list[Value | None], attributes: dict) -> Value | tuple:
-        real = inputs[0].real
-        moved = MOVES[operator](inputs[0].ids, *inputs[1:], **attributes)
-        if isinstance(moved, tuple):
-            return tuple(Symbols(part, real) for part in moved)
-        return Symbols(moved, real)
-
-    def _concat(self, inputs: list[Value], attributes: dict) -> Symbols:
-        return self._join(inputs, lambda arrays: MOVES["Concat"](*arrays, **attributes))
-
-    def _join(self, values: list[Value], join) -> Value:
-        """One array out of several, constants among them turned into symbols where the others are symbols."""
-        kinds = {value.real for value in values if isinstance(value, Symbols)}
-        if not kinds:
-            return join(values)
-        if len(kinds) > 1 or any(_is_real(value) not in kinds for value in values):
-            raise TypeError("joins whole numbers and floats")
-        ids = [value.ids if isinstance(value, Symbols) else self.expressions.constants(value) for value in values]
-        return Symbols(join(ids), kinds.pop())
-
-    def _lookup(self, data: Value, indices: Symbols, *, axis: int = 0, name: str) -> Symbols:
-        if isinstance(data, Symbols) or indices.real:
-            raise ValueError("picks computed values by an input's values")
-        if data.ndim != 2 or axis != 0 or data.dtype != np.float32 or not data.size:
-            raise ValueError(
-                f"looks up in {name!r} of shape {data.shape}, {data.dtype}, axis {axis}; "
-                "an embedding table is [rows, dim] float32, axis 0"
-            )
-        return Symbols(self.expressions.lookup(data, indices.ids, name), True)
-
-    def _gemm(
-        self,
-        a: Value,
-        b: Value,
-        c: Value | None = None,
-        *,
-        alpha: float = 1.0,
-        beta: float = 1.0,
-        transA: int = 0,  # noqa: N803 - ONNX's name
-        transB: int = 0,  # noqa: N803
-    ) -> Symbols:
-        if alpha != 1 or (beta != 1 and c is not None):
-            raise ValueError(f"has alpha = {alpha} and beta = {beta}; a layer of a DLRM has 1 and 1")
-        if transA or not isinstance(a, Symbols) or a.ids.ndim != 2:
-            raise ValueError("is no layer: its first input is not [batch, values]")
-        product = self._linear(a, b, transposed=bool(transB))
-        return product if c is None else self._add(product, c, shape=product.ids.shape)
-
-    def _matmul(self, a: Value, b: Value) -> Symbols:
-        if isinstance(a, Symbols) and isinstance(b, Symbols):
-            if not (a.real and b.real) or min(a.ids.ndim, b.ids.ndim) < 2:
-                raise ValueError("multiplies what are not matrices of computed values")
-            return Symbols(self.expressions.dot(a.ids, np.swapaxes(b.ids, -1, -2)), True)
-        if not isinstance(a, Symbols) or a.ids.ndim < 2:
-            raise ValueError("is no layer: its first input is not [batch, values]")
-        return self._linear(a, b, transposed=False)
-
-    def _linear(self, data: Symbols, weight: Value, *, transposed: bool) -> Symbols:
-        if isinstance(weight, Symbols):
-            raise ValueError("has a weight that depends on the graph's inputs")
-        if not data.real or weight.ndim != 2 or weight.dtype != np.float32:
-            raise ValueError(f"has a weight of shape {weight.shape}, {weight.dtype}; a matrix of float32 is wanted")
-        return Symbols(self.expressions.linear(data.ids, weight, transposed), True)
-
-    def _add(self, a: Value, b: Value, *, shape: tuple[int, ...] | None = None) -> Symbols:
-        """A constant bias added to computed values; the result must have `shape`, where one is given."""
-        data, bias = (a, b) if isinstance(a, Symbols) else (b, a)
-        if isinstance(bias, Symbols) or not data.real or bias.dtype != np.float32:
-            raise ValueError("adds what is not a float32 constant")
-        sums = self.expressions.add(data.ids, bias)
-        if shape is not None and sums.shape != shape:
-            raise ValueError(f"adds a bias of shape {bias.shape} to {shape}")
-        return Symbols(sums, True)
-
-    def _cast(self, data: Symbols, *, to: int) -> Symbols:
-        same = (onnx.TensorProto.FLOAT,) if data.real else (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
-        if to not in same:
-            raise ValueError(f"casts to {onnx.TensorProto.DataType.Name(to)}")
-        return data
-
-    def _reduce_sum(
-        self, data: Symbols, axes: np.ndarray | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
-    ) -> Symbols:
-        if axes is None or len(axes) != 1 or not data.real:
-            raise ValueError("sums over what is not one axis of looked-up rows")
-        axis = int(axes[0])
-        sums = self.expressions.total(np.moveaxis(data.ids, axis, -1))
-        return Symbols(np.expand_dims(sums, axis) if keepdims else sums, True)
-
-    def _function(self, kind: str, data: Symbols) -> Symbols:
-        if not data.real:
-            raise ValueError("is applied to whole numbers")
-        return Symbols(self.expressions.apply(kind, data.ids), True)
+    def _attribute(self, attribute: onnx.AttributeProto) -> object:
+        if attribute.type == onnx.AttributeProto.TENSOR:
+            return self.graph.array(attribute.t)
+        return onnx.helper.get_attribute_value(attribute)
 
 
 def _on_constants(operator: str, inputs: list[np.ndarray | None], attributes: dict) -> np.ndarray | tuple:
-    largest = max((value.size for value in inputs if value is not None), default=0)
+    read = inputs[:1] if operator == "CastLike" else inputs  # of the second it wants the type only
+    largest = max((value.size for value in read if value is not None), default=0)
     if operator not in VIEWS and largest > _MOST_COPIED_ELEMENTS:
         raise ValueError(f"computes on {largest} constants; a table is used as it is stored")
     return ON_CONSTANTS[operator](*inputs, **attributes)
@@ -271,10 +227,6 @@ def _constant(**attributes: object) -> np.ndarray:
     if form not in dtypes:
         raise ValueError(f"holds its value as {form}")
     return np.asarray(value, dtypes[form])
-
-
-def _is_real(value: Value) -> bool:
-    return value.real if isinstance(value, Symbols) else value.dtype.kind == "f"
 
 
 def _one_line(error: Exception) -> str:

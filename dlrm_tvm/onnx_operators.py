@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import reduce
 
 import numpy as np
 import onnx
@@ -47,6 +48,10 @@ def gather_nd(data: np.ndarray, indices: np.ndarray, *, batch_dims: int = 0) -> 
     if batch_dims:
         raise ValueError(f"gathers with batch_dims = {batch_dims}, only 0 is read")
     return data[tuple(np.moveaxis(indices, -1, 0))]
+
+
+def gather_elements(data: np.ndarray, indices: np.ndarray, *, axis: int = 0) -> np.ndarray:
+    return np.take_along_axis(data, indices, axis)
 
 
 def identity(data: np.ndarray) -> np.ndarray:
@@ -97,8 +102,9 @@ def split(
 
 def squeeze(data: np.ndarray, axes: np.ndarray | None = None) -> np.ndarray:
     # Without axes the result's rank hangs on which sizes happen to be 1: on the batch, for one.
-    if axes is None:
+    if axes is None and data.shape != (1,):
         raise ValueError("squeezes without saying which axes")
+    axes = range(data.ndim) if axes is None else axes
     return np.squeeze(data, tuple(int(axis) for axis in axes))
 
 
@@ -114,8 +120,16 @@ def shape(data: np.ndarray, *, start: int = 0, end: int | None = None) -> np.nda
     return np.array(data.shape[start:end], np.int64)
 
 
+def size(data: np.ndarray) -> np.ndarray:
+    return np.array(data.size, np.int64)
+
+
 def cast(data: np.ndarray, *, to: int) -> np.ndarray:
     return data.astype(onnx.helper.tensor_dtype_to_np_dtype(to))
+
+
+def cast_like(data: np.ndarray, like: np.ndarray) -> np.ndarray:
+    return data.astype(like.dtype)
 
 
 def constant_of_shape(shape: np.ndarray, *, value: np.ndarray | None = None) -> np.ndarray:
@@ -127,13 +141,32 @@ def range_(start: np.ndarray, limit: np.ndarray, delta: np.ndarray) -> np.ndarra
     return np.arange(start, limit, delta, dtype=start.dtype)
 
 
-def _arithmetic(compute: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+def divide(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    if left.dtype.kind == "f":
+        return np.divide(left, right)
+    if not np.all(right):
+        raise ValueError("divides whole numbers by 0")
+    return (np.sign(left) * np.sign(right) * (np.abs(left) // np.abs(right))).astype(left.dtype)  # towards 0, as in C
+
+
+def where(condition: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return _alike(lambda a, b: np.where(condition, a, b))(left, right)
+
+
+def _alike(compute: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """`compute` for two arrays of one type, as ONNX's arithmetic asks for."""
+
     def checked(left: np.ndarray, right: np.ndarray) -> np.ndarray:
         if left.dtype != right.dtype:
             raise TypeError(f"mixes {left.dtype} and {right.dtype}")
         return compute(left, right)
 
     return checked
+
+
+def _all_together(compute: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """`compute` over any number of arrays, pair by pair."""
+    return lambda *arrays: reduce(_alike(compute), arrays)
 
 
 MOVES: dict[str, Callable] = {
@@ -151,13 +184,28 @@ MOVES: dict[str, Callable] = {
     "Unsqueeze": unsqueeze,
 }
 ON_CONSTANTS: dict[str, Callable] = MOVES | {
-    "Add": _arithmetic(np.add),
+    "Add": _alike(np.add),
+    "And": _alike(np.logical_and),
     "Cast": cast,
+    "CastLike": cast_like,
     "ConstantOfShape": constant_of_shape,
-    "Mul": _arithmetic(np.multiply),
+    "Div": _alike(divide),
+    "Equal": _alike(np.equal),
+    "GatherElements": gather_elements,
+    "Greater": _alike(np.greater),
+    "GreaterOrEqual": _alike(np.greater_equal),
+    "Less": _alike(np.less),
+    "LessOrEqual": _alike(np.less_equal),
+    "Max": _all_together(np.maximum),
+    "Min": _all_together(np.minimum),
+    "Mul": _alike(np.multiply),
+    "Not": np.logical_not,
+    "Or": _alike(np.logical_or),
     "Range": range_,
     "Shape": shape,
-    "Sub": _arithmetic(np.subtract),
+    "Size": size,
+    "Sub": _alike(np.subtract),
+    "Where": where,
 }
 # These return a view of a constant, so a table of any size may pass; the others would load it.
-VIEWS = ("Flatten", "Identity", "Reshape", "Shape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+VIEWS = ("Flatten", "Identity", "Reshape", "Shape", "Size", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")

@@ -1,6 +1,6 @@
 """What a DLRM graph is fed: which input plays which role, and the probes that a run on symbols is given.
 
-Roles are found by running the graph: an input whose very values steer it (the ends of a Loop's slices) is the
+Roles are found by running the graph: inputs whose very values steer it (the ends of a Loop's slices) are the
 offsets; the other whole-number inputs are indices. Offsets therefore get values in a probe, everything else symbols.
 """
 
@@ -12,21 +12,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from .expressions import Expressions, Symbols
+from .onnx_computations import NeedsValues
 from .onnx_graph import Input, OnnxGraph
-from .onnx_interpreter import Interpreter, NeedsValues
+from .onnx_interpreter import Interpreter
 
 _BATCHES = (3, 5)
 _BAG_PROBES = 4
+_LARGE_BATCH = 64  # bags of so many items differ enough for one probe
 _INDICES_PER_BAG = 5
 
 
 @dataclass(frozen=True)
 class Roles:
-    """The inputs that matter. indices: one of rank 2, [columns, n], or one of rank 1 per column."""
+    """The inputs that matter. indices, and offsets where there are any: one of rank 2, [columns, n], or one of rank 1
+    per column."""
 
     dense: Input
     indices: tuple[Input, ...]
-    offsets: Input | None = None
+    offsets: tuple[Input, ...] = ()
 
     @property
     def num_dense(self) -> int:
@@ -46,8 +49,8 @@ class Roles:
     @property
     def fixed_batch(self) -> int | None:
         """The batch size that the file itself fixes, as static exports do; None where it is open."""
-        paired = self.indices[0] if self.offsets is None else self.offsets
-        return self.dense.dims[0] or paired.dims[-1]
+        paired = self.offsets or self.indices
+        return self.dense.dims[0] or next((source.dims[-1] for source in paired if source.dims[-1]), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,12 +74,11 @@ def find_roles(graph: OnnxGraph) -> Roles:
     used = [source for source in graph.inputs if source.name in graph.used_names]
     dense = _dense_input(graph, used)
     integers = [source for source in used if source is not dense]
-    offsets = _offsets_input(graph, dense, integers)
-    roles = Roles(dense, tuple(source for source in integers if source is not offsets), offsets)
+    steering = _steering_inputs(graph, dense, integers)
+    indices, offsets = (tuple(one for one in integers if (one.name in steering) is yes) for yes in (False, True))
+    roles = Roles(dense, indices, offsets)
     _check_indices(graph, roles)
-    if offsets is not None and (len(offsets.dims) != 2 or offsets.dims[0] not in (None, len(roles.columns))):
-        wanted = f"[{len(roles.columns)}, batch] is wanted, a row for each index column"
-        raise graph.refusal(None, f"the offsets {offsets.name!r} have dims {offsets.dims}; {wanted}")
+    _check_offsets(graph, roles)
     return roles
 
 
@@ -87,10 +89,10 @@ def probes_for(roles: Roles) -> list[Probe]:
     sizes taken from another column's inputs show.
     """
     batches = sorted({roles.fixed_batch or batch for batch in _BATCHES})
-    probes = [_one_index_per_bag(roles, batch) for batch in batches]
-    if roles.offsets is not None:
+    probes = [_one_index_per_bag(roles, batch) for batch in batches if _fits_one_index_per_bag(roles, batch)]
+    if roles.offsets:
         rng = np.random.default_rng(0)
-        probes += [_bags(roles, batches[-1], rng) for _ in range(_BAG_PROBES)]
+        probes += [_bags(roles, batches[-1], rng) for _ in range(1 if batches[-1] >= _LARGE_BATCH else _BAG_PROBES)]
     return probes
 
 
@@ -104,9 +106,16 @@ def bind(roles: Roles, probe: Probe, expressions: Expressions) -> dict[str, Symb
         values[roles.indices[0].name] = Symbols(np.stack(columns), real=False)
     else:
         values |= {name: Symbols(ids, real=False) for (name, _), ids in zip(roles.columns, columns)}
-    if roles.offsets is not None:
-        values[roles.offsets.name] = probe.starts.astype(roles.offsets.dtype)
+    if len(roles.offsets) == 1 and len(roles.offsets[0].dims) == 2:
+        values[roles.offsets[0].name] = probe.starts.astype(roles.offsets[0].dtype)
+    else:
+        values |= {source.name: row.astype(source.dtype) for source, row in zip(roles.offsets, probe.starts)}
     return values
+
+
+def _fits_one_index_per_bag(roles: Roles, batch: int) -> bool:
+    """Not where the file fixes another number of indices; without offsets the graph itself then has to refuse it."""
+    return not roles.offsets or all(source.dims[-1] in (None, batch) for source in roles.indices)
 
 
 def _one_index_per_bag(roles: Roles, batch: int) -> Probe:
@@ -124,23 +133,39 @@ def _bags(roles: Roles, batch: int, rng: np.random.Generator) -> Probe:
     return Probe(np.array(lengths))
 
 
-def _offsets_input(graph: OnnxGraph, dense: Input, integers: list[Input]) -> Input | None:
-    """The one of `integers` whose values the graph works with, found by a run in which all of them are symbols."""
-    expressions, batch = Expressions(), dense.dims[0] or _BATCHES[0]
+def _steering_inputs(graph: OnnxGraph, dense: Input, integers: list[Input]) -> set[str]:
+    """The names of those of `integers` whose values the graph works with.
+
+    Found by runs in which all of them are symbols but those that are known to steer already, one bag to an item.
+    """
+    steering: set[str] = set()
+    batch = dense.dims[0] or next((one.dims[0] for one in integers if len(one.dims) == 1 and one.dims[0]), _BATCHES[0])
+    while True:
+        try:
+            Interpreter(graph, expressions := Expressions()).run(
+                _discovery(dense, integers, steering, batch, expressions)
+            )
+        except NeedsValues as need:
+            steering.add(need.input_name)
+            if len(steering) == len(integers):
+                raise graph.refusal(need.node, f"works with the values of {need.input_name!r}") from None
+            continue
+        return steering
+
+
+def _discovery(
+    dense: Input, integers: list[Input], steering: set[str], batch: int, expressions: Expressions
+) -> dict[str, Symbols | np.ndarray]:
     items = [expressions.vector(("dense", item), dense.dims[1]) for item in range(batch)]
-    values = {dense.name: Symbols(np.stack(items), real=True)}
+    values: dict[str, Symbols | np.ndarray] = {dense.name: Symbols(np.stack(items), real=True)}
     for source in integers:
         shape = tuple(size or batch for size in source.dims)
-        values[source.name] = Symbols(
-            expressions.vector(("index", source.name, 0), math.prod(shape)).reshape(shape), real=False
-        )
-    try:
-        Interpreter(graph, expressions).run(values)
-    except NeedsValues as need:
-        if len(integers) == 1:
-            raise graph.refusal(need.node, f"works with the values of {need.input_name!r}") from None
-        return next(source for source in integers if source.name == need.input_name)
-    return None
+        if source.name in steering:
+            values[source.name] = np.broadcast_to(np.arange(shape[-1], dtype=source.dtype), shape)
+        else:
+            ids = expressions.vector(("index", source.name, 0), math.prod(shape)).reshape(shape)
+            values[source.name] = Symbols(ids, real=False)
+    return values
 
 
 def _dense_input(graph: OnnxGraph, used: list[Input]) -> Input:
@@ -168,3 +193,17 @@ def _check_indices(graph: OnnxGraph, roles: Roles) -> None:
     unused = [source.name for source in graph.inputs if source.name not in graph.used_names and len(source.dims) == 1]
     if unused:
         raise graph.refusal(None, f"input {unused[0]!r} is not used, so an item's indices would not all count")
+
+
+def _check_offsets(graph: OnnxGraph, roles: Roles) -> None:
+    shapes = {source.name: source.dims for source in roles.offsets}
+    count = len(roles.columns)
+    stacked = len(shapes) == 1 and len(roles.offsets[0].dims) == 2 and roles.offsets[0].dims[0] in (None, count)
+    each = len(shapes) == count and all(len(dims) == 1 for dims in shapes.values())
+    if roles.offsets and not (stacked or each):
+        wanted = f"one [{count}, batch] or {count} [batch] are wanted, a row for each index column"
+        raise graph.refusal(None, f"the offsets have dims {shapes}; {wanted}")
+    for source in roles.offsets:
+        if roles.fixed_batch and source.dims[-1] == roles.fixed_batch + 1:
+            reason = "holds where the last bag ends too (include_last_offset); offsets of the bags' beginnings are read"
+            raise graph.refusal(None, f"input {source.name!r} {reason}")

@@ -3,9 +3,10 @@
 The graph is run on symbols (onnx_interpreter), so that each output element arrives as a formula. The formula is
 taken apart from the prediction down, and what is found must be exactly
 
-    top MLP ( [x, z_i . z_j ...] )    z = [x, e_1 .. e_T]    x = bottom MLP (dense)    e_t = sum of rows of table t
+    top MLP ( [x, z_i . z_j ...] )    z = [x, e_1 .. e_T]    x = bottom MLP (dense)    e_t = pooled rows of table t
 
-for every item of several probes: two batch sizes, and bags of all lengths where the graph takes offsets. Node names
+or a clamp of it, for every item of several probes: two batch sizes, and bags of all lengths where the graph takes
+offsets. Node names
 and the order of operations do not matter; an element in another place does. Knows nothing of TVM.
 """
 
@@ -19,10 +20,14 @@ import onnx
 
 from .expressions import Expressions, Symbols
 from .model import Dense, Dlrm, GraphInputs, Interaction, Table
+from .onnx_computations import NeedsValues
 from .onnx_graph import OnnxGraph
-from .onnx_interpreter import Interpreter, NeedsValues
+from .onnx_interpreter import Interpreter
 from .onnx_probes import Probe, Roles, bind, find_roles, probes_for
+from .onnx_tables import TableUses
 
+# Bounds of a clamp that has only one: every finite float32 passes them.
+_LOWEST, _HIGHEST = float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)
 _INTERACTIONS = (Interaction("dot"), Interaction("dot", with_self=True), Interaction("cat"))
 
 
@@ -63,16 +68,19 @@ class _Recognition:
             prediction = Interpreter(self.graph, self.expressions).run(values)
         except NeedsValues as need:
             raise self.graph.refusal(need.node, f"works with the values of {need.input_name!r}") from None
-        top = self._layers(self._prediction_rows(prediction))
+        rows, clamp = self._clamp(self._prediction_rows(prediction))
+        top = self._layers(rows)
         if not top:
             raise self.graph.refusal(
-                self.expressions.maker_of(int(prediction.ids.flat[0])),
+                self.expressions.maker_of(int(rows.flat[0])),
                 "gives the prediction, but is no layer of an MLP",
             )
-        tables = self._tables()
+        uses = TableUses(self.graph, self.roles, self.expressions)
+        tables = uses.tables()
         joined, joiner = top[0].inputs, self.graph.producer(top[0].node.input[0]) or top[0].node
         bottom = self._bottom(joined[:, : tables[0].dim], joiner)
-        interaction = self._interaction(joined, tables, joiner)
+        vectors = uses.vectors(joined[:, : tables[0].dim], tables, self.probe)
+        interaction = self._interaction(joined, vectors, tables, joiner)
         try:
             return Dlrm(
                 name=self.graph.path.stem,
@@ -81,16 +89,16 @@ class _Recognition:
                 interaction=interaction,
                 top=tuple(layer.dense for layer in top),
                 graph_inputs=self._graph_inputs(),
+                clamp=clamp,
             )
         except ValueError as error:
             raise self.graph.refusal(None, str(error)) from None
 
     def _graph_inputs(self) -> GraphInputs:
-        offsets = self.roles.offsets
         return GraphInputs(
             dense=self.roles.dense.name,
             indices=tuple(source.name for source in self.roles.indices),
-            offsets=() if offsets is None else (offsets.name,),
+            offsets=tuple(source.name for source in self.roles.offsets),
             output=self.graph.output,
         )
 
@@ -105,6 +113,26 @@ class _Recognition:
                 f"gives an output of shape {shape} for {batch} items; one prediction each is wanted",
             )
         return prediction.ids.reshape(batch, 1)
+
+    def _clamp(self, rows: np.ndarray) -> tuple[np.ndarray, tuple[float, float] | None]:
+        """(what the last clamps took, the least and greatest value that they let through)."""
+        bounds = []
+        while (limits := self._limits(rows)) is not None:
+            rows, *limit = limits
+            bounds.insert(0, limit)
+        least, greatest = _LOWEST, _HIGHEST
+        for kind, bound in bounds:
+            limit = max if kind == "max" else min
+            least, greatest = limit(least, bound), limit(greatest, bound)
+        return rows, ((least, greatest) if bounds else None)
+
+    def _limits(self, rows: np.ndarray) -> tuple[np.ndarray, str, float] | None:
+        """(what was limited, "max" or "min", by what) where all of `rows` are limited by the same."""
+        for kind in ("max", "min"):
+            operands = self.expressions.operands(kind, rows)
+            if operands is not None and len({bound for _, bound in operands}) == 1:
+                return np.array([[first] for first, _ in operands], np.int64), kind, operands[0][1]
+        return None
 
     # --- layers
 
@@ -121,35 +149,35 @@ class _Recognition:
         activation, sums = self._activation(rows)
         bias, products = self._bias(sums)
         operands = self.expressions.operands("linear", products)
-        if operands is None or rows.shape[1] == 0:
+        if operands is None:
             return None
-        per_item = [set(operands[start : start + rows.shape[1]]) for start in range(0, len(operands), rows.shape[1])]
         weights = {(identity, transposed) for identity, transposed, _ in operands}
-        if len(weights) != 1 or any(len(item) != 1 for item in per_item) or (bias != bias[0]).any():
+        if len(weights) != 1 or bias is None:
             return None
         ((identity, transposed),) = weights
         weight = self.expressions.array(identity)
-        weight = weight if transposed else weight.T
-        if not np.array_equal(self.expressions.positions(products), np.tile(np.arange(len(weight)), (len(rows), 1))):
-            return None
-        inputs = np.stack([np.frombuffer(item.pop()[2], np.int64) for item in per_item])
+        inputs = np.stack([self.expressions.elements(row) for *_, row in operands])
         node = self.expressions.maker_of(int(products[0, 0]))
-        return _Layer(self._dense(node, weight, bias[0], activation), inputs, node)
+        return _Layer(self._dense(node, weight if transposed else weight.T, bias, activation), inputs, node)
 
     def _activation(self, rows: np.ndarray) -> tuple[str, np.ndarray]:
         for kind in ("relu", "sigmoid"):
             operands = self.expressions.operands(kind, rows)
             if operands is not None:
-                return kind, np.array(operands, np.int64).reshape(rows.shape)
+                return kind, self._whole([first for (first,) in operands])
         return "none", rows
 
-    def _bias(self, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """([batch, N] float32 bias, numbers of what it was added to)."""
+    def _bias(self, sums: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+        """([N] float32 bias, numbers of what it was added to); no bias where the items' ones differ."""
         operands = self.expressions.operands("add", sums)
         if operands is None:
-            return np.zeros(sums.shape, np.float32), sums
-        numbers = np.array([number for number, _ in operands], np.int64).reshape(sums.shape)
-        return np.array([value for _, value in operands], np.float32).reshape(sums.shape), numbers
+            return np.zeros(sums.shape[1], np.float32), sums
+        biases = {constant for _, constant in operands}
+        bias = np.frombuffer(biases.pop(), np.float32) if len(biases) == 1 else None
+        return bias, self._whole([first for first, _ in operands])
+
+    def _whole(self, firsts: list[int]) -> np.ndarray:
+        return np.stack([self.expressions.elements(first) for first in firsts])
 
     def _dense(self, node: onnx.NodeProto, weight: np.ndarray, bias: np.ndarray, activation: str) -> Dense:
         if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
@@ -168,36 +196,13 @@ class _Recognition:
             raise self.graph.refusal(layers[0].node, reason)
         return layers
 
-    # --- tables and interaction
+    # --- interaction
 
-    def _tables(self) -> tuple[Table, ...]:
-        """The table that each index column looks up in, in the columns' order."""
-        found: dict[tuple[str, int], Table] = {}
-        for key in self.expressions.keys_of_kind("row"):
-            _, identity, index = key
-            (_, *column), _ = self.expressions.key(index)
-            table = Table(self.expressions.array_name(identity), self.expressions.array(identity))
-            known = found.setdefault(tuple(column), table)
-            if known.rows is not table.rows:
-                raise self.graph.refusal(
-                    self.expressions.maker_of_key(key),
-                    f"looks up {_column_name(column)} in {table.name!r}, though {known.name!r} takes it already",
-                )
-        for column in self.roles.columns:
-            if column not in found:
-                raise self.graph.refusal(None, f"no table is looked up with {_column_name(column)}")
-        return self._of_one_dimension([found[column] for column in self.roles.columns])
-
-    def _of_one_dimension(self, tables: list[Table]) -> tuple[Table, ...]:
-        for table in tables:
-            if table.dim != tables[0].dim:
-                reason = f"table {table.name!r} has rows of {table.dim} values, {tables[0].name!r} of {tables[0].dim}"
-                raise self.graph.refusal(None, reason)
-        return tuple(tables)
-
-    def _interaction(self, joined: np.ndarray, tables: tuple[Table, ...], joiner: onnx.NodeProto) -> Interaction:
-        """How `joined` [batch, N] comes from x and the tables; `joiner` is named where no interaction gives it."""
-        vectors = self._vectors(joined[:, : tables[0].dim], tables)
+    def _interaction(
+        self, joined: np.ndarray, vectors: np.ndarray, tables: tuple[Table, ...], joiner: onnx.NodeProto
+    ) -> Interaction:
+        """How `joined` [batch, N] comes from the vectors [batch, 1 + T, D] of x and the tables; `joiner` is named
+        where no interaction gives it."""
         candidates = {interaction: self._joined(vectors, interaction) for interaction in _INTERACTIONS}
         for interaction, wanted in candidates.items():
             if np.array_equal(joined, wanted):
@@ -214,18 +219,6 @@ class _Recognition:
         found, wanted = (self._describe(int(ids[item, place]), names) for ids in (joined, same_width[0]))
         raise self.graph.refusal(at_fault, f"gives the top MLP {found} as value {place}, where a DLRM has {wanted}")
 
-    def _vectors(self, x: np.ndarray, tables: tuple[Table, ...]) -> np.ndarray:
-        """[batch, 1 + T, D] numbers of x and of each bag's sum, made here as a DLRM makes them."""
-        bags = []
-        for column, table, starts, lengths in zip(
-            self.roles.columns, tables, self.probe.starts, self.probe.lengths, strict=True
-        ):
-            indices = self.expressions.vector(("index", *column), int(lengths.sum()))
-            rows = self.expressions.lookup(table.rows, indices, table.name)
-            sums = [self.expressions.total(rows[start : start + n].T) for start, n in zip(starts, lengths)]
-            bags.append(np.stack(sums))
-        return np.stack([x, *bags], axis=1)
-
     def _joined(self, vectors: np.ndarray, interaction: Interaction) -> np.ndarray:
         """What the top MLP takes, [batch, N], from `vectors`."""
         if interaction.kind == "cat":
@@ -240,24 +233,29 @@ class _Recognition:
             return " . ".join(names.get(operand, "another vector") for operand in operands)
         if kind == "row":
             return f"element {position} of {self.expressions.array_name(operands[0])}"
-        return {"sum": "a sum", "constant": "a constant"}.get(kind, f"an output of {kind}")
-
-
-def _column_name(column: tuple[str, int]) -> str:
-    return f"{column[0]}, row {column[1]}"
+        plain = {"sum": "a sum", "mean": "a mean", "scaled": "a weighted row", "constant": "a constant"}
+        return plain.get(kind, f"an output of {kind}")
 
 
 def _same(one: Dlrm, other: Dlrm) -> bool:
     """Whether two probes found the same model."""
     shapes = [
-        (model.interaction, [layer.activation for layer in model.layers], len(model.bottom)) for model in (one, other)
+        (model.interaction, [layer.activation for layer in model.layers], len(model.bottom), model.clamp)
+        for model in (one, other)
     ]
     if shapes[0] != shapes[1] or len(one.tables) != len(other.tables):
         return False
     layers = all(
         np.array_equal(a.weight, b.weight) and np.array_equal(a.bias, b.bias) for a, b in zip(one.layers, other.layers)
     )
-    return layers and all(_same_memory(a.rows, b.rows) for a, b in zip(one.tables, other.tables))
+    return layers and all(_same_table(a, b) for a, b in zip(one.tables, other.tables))
+
+
+def _same_table(a: Table, b: Table) -> bool:
+    if a.pooling != b.pooling or (a.row_weights is None) != (b.row_weights is None):
+        return False
+    weights = a.row_weights is None or np.array_equal(a.row_weights, b.row_weights)
+    return weights and _same_memory(a.rows, b.rows)
 
 
 def _same_memory(a: np.ndarray, b: np.ndarray) -> bool:

@@ -84,15 +84,25 @@ def onnx_feed(input_names: Sequence[str], dense: np.ndarray, indices: np.ndarray
 
 def onnxruntime_predictions(model: Path | bytes, dense: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """What ONNX Runtime computes from the file (or the serialised model) -> [n] float32. Needs onnxruntime."""
+    session = onnxruntime_session(model)
+    feed = onnx_feed([value.name for value in session.get_inputs()], dense, indices)
+    return session.run(None, feed)[0].reshape(-1)
+
+
+def onnxruntime_outputs(session, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """The same for a session and inputs under the graph's own names; those that it does not take are left out."""
+    taken = {value.name for value in session.get_inputs()}
+    return session.run(None, {name: array for name, array in inputs.items() if name in taken})[0].reshape(-1)
+
+
+def onnxruntime_session(model: Path | bytes):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     source = model if isinstance(model, bytes) else str(model)
-    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    feed = onnx_feed([value.name for value in session.get_inputs()], dense, indices)
-    return session.run(None, feed)[0].reshape(-1)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def _weights(

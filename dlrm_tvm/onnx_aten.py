@@ -1,0 +1,89 @@
+"""ATen nodes: PyTorch's own operators, which its exporter writes where ONNX has none (torch 1.5 and 1.6, opset 9).
+
+    embedding_bag(weight, indices, offsets[, per_sample_weights])   attributes as torch.nn.functional.embedding_bag's
+    index(data, index of dimension 0, ...)                          "" for a dimension that is taken whole
+
+(torch/onnx/symbolic_opset9.py of torch 1.6; torch 1.13 and later put them into the domain org.pytorch.aten.)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .expressions import Symbols
+from .onnx_computations import Computations, Value
+
+DOMAINS = ("", "ai.onnx", "org.pytorch.aten")
+
+_POOLINGS = {0: "sum", 1: "mean"}
+
+
+def run_aten(
+    computations: Computations, inputs: list[Value], names: list[str], *, operator: bytes, **attributes: object
+) -> Value:
+    """names: of the inputs. Raises ValueError for operators and attributes that no DLRM needs."""
+    attributes.pop("overload_name", None)
+    if operator == b"embedding_bag":
+        return _embedding_bag(computations, *inputs, name=names[0], **attributes)
+    if operator == b"index":
+        return _index(*inputs, **attributes)
+    raise ValueError(f"is PyTorch's {operator.decode(errors='replace')!r}; embedding_bag and index are read")
+
+
+def _embedding_bag(
+    computations: Computations,
+    weight: Value,
+    indices: Value,
+    offsets: Value,
+    factors: Value = None,
+    *,
+    name: str,
+    mode: int = 0,
+    include_last_offset: int = 0,
+    padding_idx: int = -1,
+    scale_grad_by_freq: int = 0,  # these two change the training only
+    sparse: int = 0,
+) -> Symbols:
+    computations.demand_values(offsets)
+    if mode not in _POOLINGS:
+        raise ValueError(f"pools bags in mode {mode}; 0 (sum) and 1 (mean) are read")
+    if padding_idx >= 0:
+        raise ValueError(f"leaves out the index {padding_idx} (padding_idx)")
+    if isinstance(offsets, Symbols) or not isinstance(indices, Symbols) or {indices.ids.ndim, offsets.ndim} != {1}:
+        raise ValueError("takes something else than indices [n] and offsets [batch]")
+    rows = computations.lookup(weight, indices, name=name)
+    if rows.ids.ndim != 2:
+        raise ValueError(f"has a table of shape {weight.shape}; [rows, dim] is wanted")
+    if factors is not None:
+        rows = computations.scale(rows, _column(factors, len(rows.ids)))
+    ends = offsets[1:] if include_last_offset else np.append(offsets[1:], len(rows.ids))
+    return Symbols(_pooled(computations, rows.ids, _POOLINGS[mode], offsets, ends), True)
+
+
+def _pooled(
+    computations: Computations, rows: np.ndarray, pooling: str, starts: np.ndarray, ends: np.ndarray
+) -> np.ndarray:
+    """rows [n, D] -> [bags, D]"""
+    if not (starts[:1] == 0).all() or (np.diff(np.append(starts, ends[-1:])) < 0).any() or ends[-1] > len(rows):
+        raise ValueError("has offsets that do not begin with 0 and ascend")
+    pool = computations.expressions.total if pooling == "sum" else computations.expressions.mean
+    return np.stack([pool(rows[start:end].T) for start, end in zip(starts, ends)])
+
+
+def _column(factors: Value, count: int) -> Value:
+    """Per-sample weights [n] as [n, 1]."""
+    array = factors.ids if isinstance(factors, Symbols) else factors
+    if array.shape != (count,):
+        raise ValueError(f"has per-sample weights of shape {array.shape} for {count} indices")
+    return Symbols(array[:, None], factors.real) if isinstance(factors, Symbols) else array[:, None]
+
+
+def _index(data: Value, *indices: Value) -> Value:
+    if not isinstance(data, Symbols) or any(isinstance(index, Symbols) for index in indices):
+        raise ValueError("picks by an input's values, or out of constants")
+    given = [place for place, index in enumerate(indices) if index is not None]
+    if not given or given != list(range(given[0], given[-1] + 1)):
+        raise ValueError("picks along dimensions that are not neighbours")
+    if any(index.dtype != np.int64 for index in indices if index is not None):
+        raise ValueError("picks by what are not whole numbers")
+    return Symbols(data.ids[tuple(slice(None) if index is None else index for index in indices)], data.real)
