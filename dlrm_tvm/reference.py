@@ -6,17 +6,40 @@ tables are only indexed, never copied, so a memory map of any size serves.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from .model import Dense, Dlrm
+from .model import Dense, Dlrm, Table
+
+Indices = np.ndarray | Sequence[np.ndarray]
 
 
-def predict(model: Dlrm, dense: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """dense [n, num_dense], indices [n, T] integers -> predictions [n] float64."""
+def predict(model: Dlrm, dense: np.ndarray, indices: Indices, offsets: Sequence[np.ndarray] | None = None) -> np.ndarray:
+    """dense [n, num_dense] -> predictions [n] float64.
+
+    Without offsets, indices are [n, T] integers: one per table and item. With offsets, both are given per table as
+    torch.nn.EmbeddingBag takes them: indices[t] [any number] integers, offsets[t] [n] where each item's bag begins
+    in them; a bag ends where the next begins, the last with the indices.
+    """
     x = mlp(model.bottom, dense)  # [n, D]
-    rows = [table.rows[indices[:, t]] for t, table in enumerate(model.tables)]
-    vectors = np.stack([x, *(row.astype(np.float64) for row in rows)], axis=1)  # [n, 1 + T, D]
-    return mlp(model.top, interact(model, vectors))[:, 0]
+    if offsets is None:
+        indices = np.asarray(indices).T
+        offsets = [np.arange(len(x))] * len(model.tables)
+    bags = [bag(*inputs) for inputs in zip(model.tables, indices, offsets, strict=True)]
+    vectors = np.stack([x, *bags], axis=1)  # [n, 1 + T, D]
+    predictions = mlp(model.top, interact(model, vectors))[:, 0]
+    return predictions if model.clamp is None else np.clip(predictions, *model.clamp)
+
+
+def bag(table: Table, indices: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """indices [any number], offsets [n] -> [n, D] float64: each bag's rows pooled; an empty bag gives zeros."""
+    rows = table.rows[indices].astype(np.float64)
+    if table.row_weights is not None:
+        rows *= table.row_weights[indices].astype(np.float64)[:, None]
+    ends = np.append(offsets[1:], len(indices))
+    sums = np.array([rows[start:end].sum(axis=0) for start, end in zip(offsets, ends)]).reshape(-1, table.dim)
+    return sums if table.pooling == "sum" else sums / np.maximum(ends - offsets, 1)[:, None]
 
 
 def interact(model: Dlrm, vectors: np.ndarray) -> np.ndarray:
