@@ -15,7 +15,9 @@ from .model import Dense, Dlrm, Table
 Indices = np.ndarray | Sequence[np.ndarray]
 
 
-def predict(model: Dlrm, dense: np.ndarray, indices: Indices, offsets: Sequence[np.ndarray] | None = None) -> np.ndarray:
+def predict(
+    model: Dlrm, dense: np.ndarray, indices: Indices, offsets: Sequence[np.ndarray] | None = None
+) -> np.ndarray:
     """dense [n, num_dense] -> predictions [n] float64.
 
     Without offsets, indices are [n, T] integers: one per table and item. With offsets, both are given per table as
