@@ -23,7 +23,7 @@ from . import reference
 from .artifact import Artifact, open_artifact
 from .cpu import host_flags
 from .errors import UserError
-from .lower import INPUTS, OUTPUTS, Lowered
+from .lower import BAG_INPUTS, INPUTS, OUTPUTS, Lowered
 from .manifest import FORMAT_VERSION, Manifest, describe
 from .model import Dlrm
 from .parameters import TABLES, ParameterSource, lay_out, write_parameters
@@ -35,6 +35,7 @@ from .target import CpuTarget
 COMPILERS = ("g++", "gcc", "clang++", "clang", "c++", "cc")
 VERIFIED_BATCHES = 3
 VERIFIED_ROWS = 48  # of each table, per batch
+VERIFIED_BAG = 4  # indices of a bag at most
 VERIFIED_ITEMS = 256  # at most per batch: the reference is slow
 TOLERANCE = 1e-5
 _STALE_SECONDS = 24 * 3600
@@ -129,6 +130,7 @@ def _save(
         target_cpu=target.cpu,
         cpu_features=target.flags,
         inputs=INPUTS,
+        bag_inputs=BAG_INPUTS,
         outputs=OUTPUTS,
         library_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         parameter_file=parameters.name,
@@ -176,20 +178,23 @@ def _link(lowered: Lowered, path: Path) -> None:
 
 
 def verify(artifact: Artifact, model: Dlrm) -> Verification:
-    """Random batches through the library against the NumPy reference of the model; UserError when they differ."""
+    """Random batches through the library against the NumPy reference of the model; UserError when they differ.
+
+    One index per table and item in all but the last batch, which has bags of all lengths, empty ones included.
+    """
     from .executor import Executor
 
     executor = Executor(artifact)
     rng = np.random.default_rng(0)
     items, worst = min(executor.batch_size, VERIFIED_ITEMS), 0.0
-    for _ in range(VERIFIED_BATCHES):
+    for number in range(VERIFIED_BATCHES):
         for table in model.tables:
             let_go_of_rows(table.rows)
         artifact.tables.let_go()
         dense = rng.random((items, model.num_dense), dtype=np.float32) * 4
-        indices = np.stack([_some_rows(table.num_rows, items, rng) for table in model.tables], axis=1)
-        wanted = reference.predict(model, dense, indices)
-        error = np.abs(executor(dense, indices) - wanted)
+        inputs = _one_each(model, items, rng) if number < VERIFIED_BATCHES - 1 else _bags(model, items, rng)
+        wanted = reference.predict(model, dense, *inputs)
+        error = np.abs(executor(dense, *inputs) - wanted)
         worst = float(np.maximum(worst, error.max()))  # unlike max(), keeps a NaN
         if not (error <= TOLERANCE * np.maximum(1, np.abs(wanted))).all():
             raise UserError(
@@ -199,7 +204,18 @@ def verify(artifact: Artifact, model: Dlrm) -> Verification:
     return Verification(VERIFIED_BATCHES * items, worst)
 
 
-def _some_rows(num_rows: int, items: int, rng: np.random.Generator) -> np.ndarray:
-    """A row for each item: the first, the last, and few others, as each may bring 2 MB of a table into memory."""
+def _one_each(model: Dlrm, items: int, rng: np.random.Generator) -> tuple:
+    return (np.stack([_some_rows(table.num_rows, items, rng) for table in model.tables], axis=1),)
+
+
+def _bags(model: Dlrm, items: int, rng: np.random.Generator) -> tuple:
+    """indices, offsets per table, as torch.nn.EmbeddingBag takes them."""
+    lengths = rng.integers(0, VERIFIED_BAG + 1, (len(model.tables), items))
+    indices = [_some_rows(table.num_rows, each.sum(), rng) for table, each in zip(model.tables, lengths)]
+    return indices, [np.cumsum([0, *each[:-1]]) for each in lengths]
+
+
+def _some_rows(num_rows: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` rows: the first, the last, and few others, as each may bring 2 MB of a table into memory."""
     rows = np.concatenate([[0, num_rows - 1], rng.integers(0, num_rows, VERIFIED_ROWS - 2)])
-    return rng.permutation(np.resize(rng.permutation(rows), items))
+    return rng.permutation(np.resize(rng.permutation(rows), count))

@@ -6,7 +6,7 @@ belongs to the thread that made it: TVM's thread pool is per calling thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isnan
 from threading import get_ident, local
@@ -20,6 +20,7 @@ from tvm.runtime.vm import VirtualMachine
 
 from .address_range import writable_view
 from .artifact import Artifact
+from .bags import Bags, check_bags
 from .errors import UserError
 from .parameters import ALIGNMENT
 from .placement import place_threads
@@ -30,10 +31,13 @@ _PEAK_SINK = 1024 * 16  # floats; see kernels/peak.py
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch's inputs in aligned memory of their own, as the library takes them."""
+    """One batch's inputs in aligned memory of their own, as the library's function `entry` takes them.
 
-    dense: Any
-    indices: Any
+    inputs: dense and indices for `main`, and offsets too for `bags`.
+    """
+
+    entry: Any
+    inputs: tuple[Any, ...]
 
 
 class Executor:
@@ -53,24 +57,30 @@ class Executor:
         _claim_pool(threads)
         place_threads(threads, cores)
         self._module = load_module(str(artifact.library))
-        self._main = VirtualMachine(self._module, cpu())["main"]
+        machine = VirtualMachine(self._module, cpu())
+        self._main, self._bags = machine["main"], machine["bags"]
         self._parameters = tuple(tvm_ffi.from_dlpack(writable_view(array)) for array in artifact.parameters)
         self._dense_shape = (self._card.num_dense,)
         self._indices_shape = (self._card.num_tables,)
         self._staging = self._new_batch()
-        self._staged = tuple(np.from_dlpack(array) for array in (self._staging.dense, self._staging.indices))
+        self._staged = tuple(np.from_dlpack(array) for array in self._staging.inputs)
 
-    def __call__(self, dense: np.ndarray, indices: np.ndarray, offsets: Any = None) -> np.ndarray:
+    def __call__(
+        self, dense: np.ndarray, indices: np.ndarray | Sequence, offsets: np.ndarray | Sequence | None = None
+    ) -> np.ndarray:
         """dense [n, num_dense] float32, indices [n, num_tables] integers -> predictions [n] float32, for any n.
 
-        Raises UserError (a ValueError) on wrong shapes or dtypes, a dense value that is not finite, or an index
-        outside its table (the message names the item, and the table and value), and when called from another thread
-        than the one that made this executor. `offsets` is reserved for bags.
+        With offsets, bags: both are given per table as torch.nn.EmbeddingBag takes them, indices[t] [any number] and
+        offsets[t] [n] integers. A bag may be empty, which gives zeros.
+
+        Raises UserError (a ValueError) on wrong shapes or dtypes, a dense value that is not finite, an index
+        outside its table or offsets that are no bags (the message names the item, and the table and value), and when
+        called from another thread than the one that made this executor.
         """
         if get_ident() != self._owner:
             raise UserError("a model belongs to the thread that loaded it: load it in each thread; weights are shared.")
         if offsets is not None:
-            raise UserError("bags of several indices are not supported yet; pass one index per table and no offsets.")
+            return self._predict_bags(dense, indices, offsets)
         dense, indices = self._checked(dense, indices)
         pred = np.empty(len(dense), np.float32)
         staged_dense, staged_indices = self._staged
@@ -82,22 +92,42 @@ class Executor:
         # The library answers NaN for an item with bad input; looking at the output is cheaper than at the input, and
         # a sum of squares is NaN if and only if a prediction is.
         if isnan(pred.dot(pred)):
-            self._explain_nan(pred, dense, indices)
+            self._explain_nan(pred, dense, lambda item: _first_outside(indices[item], self._card.table_rows))
         return pred
 
-    def prepare(self, dense: np.ndarray, indices: np.ndarray) -> Batch:
-        """An aligned copy of one full batch's inputs, checked, to be run any number of times."""
-        dense, indices = self._checked(dense, indices)
+    def _predict_bags(self, dense: np.ndarray, indices: Sequence, offsets: Sequence) -> np.ndarray:
+        dense = self._checked_dense(dense)
+        bags = check_bags(indices, offsets, len(dense), self._card)
+        pred = np.empty(len(dense), np.float32)
+        for at in range(0, len(dense), self.batch_size):
+            end = min(at + self.batch_size, len(dense))
+            pred[at:end] = self.run(self._bag_batch(dense[at:end], bags.part(at, end)))[: end - at]
+        if isnan(pred.dot(pred)):
+            self._explain_nan(pred, dense, lambda item: bags.first_outside(item, self._card.table_rows))
+        return pred
+
+    def prepare(
+        self, dense: np.ndarray, indices: np.ndarray | Sequence, offsets: np.ndarray | Sequence | None = None
+    ) -> Batch:
+        """An aligned copy of one full batch's inputs, given as in a call and checked, to be run any number of times."""
+        bags = None
+        if offsets is None:
+            dense, indices = self._checked(dense, indices)
+        else:
+            dense = self._checked_dense(dense)
+            bags = check_bags(indices, offsets, len(dense), self._card)
         if len(dense) != self.batch_size:
             raise ValueError(f"{len(dense)} items for a library of batch size {self.batch_size}")
+        if bags is not None:
+            return self._bag_batch(dense, bags)
         batch = self._new_batch()
-        np.from_dlpack(batch.dense)[:] = dense
-        np.from_dlpack(batch.indices)[:] = indices
+        for array, given in zip(batch.inputs, (dense, indices)):
+            np.from_dlpack(array)[:] = given
         return batch
 
     def run(self, batch: Batch) -> np.ndarray:
         """Predictions [batch_size] float32 of a prepared batch; nothing is checked. This is the call that is timed."""
-        return np.from_dlpack(self._main(batch.dense, batch.indices, *self._parameters))
+        return np.from_dlpack(batch.entry(*batch.inputs, *self._parameters))
 
     def peak_gflops(self, seconds: float) -> float:
         """Fused multiply-adds and nothing else on all threads, for about `seconds`: GFLOP/s over all of them."""
@@ -126,13 +156,28 @@ class Executor:
     def _new_batch(self) -> Batch:
         dense = _aligned((self.batch_size, self._card.num_dense), np.float32)
         indices = _aligned((self.batch_size, self._card.num_tables), np.int64)
-        return Batch(tvm_ffi.from_dlpack(dense), tvm_ffi.from_dlpack(indices))
+        return Batch(self._main, (tvm_ffi.from_dlpack(dense), tvm_ffi.from_dlpack(indices)))
 
-    def _checked(self, dense: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        dense, indices = np.asarray(dense), np.asarray(indices)
+    def _bag_batch(self, dense: np.ndarray, bags: Bags) -> Batch:
+        """Up to one batch; the items it lacks keep dense values of 0 and empty bags."""
+        arrays = (
+            _aligned((self.batch_size, self._card.num_dense), np.float32),
+            _aligned(max(bags.num_indices, 1), np.int64),  # TVM takes no array without memory
+            _aligned((self._card.num_tables, self.batch_size + 1), np.int64),
+        )
+        arrays[0][: len(dense)] = dense
+        bags.write(*arrays[1:])
+        return Batch(self._bags, tuple(map(tvm_ffi.from_dlpack, arrays)))
+
+    def _checked_dense(self, dense: np.ndarray) -> np.ndarray:
+        dense = np.asarray(dense)
         if dense.shape[1:] != self._dense_shape or dense.dtype != np.float32:
             shape, wanted = list(dense.shape), self._dense_shape[0]
             raise UserError(f"dense is {dense.dtype} {shape}, float32 [n, {wanted}] was wanted.")
+        return dense
+
+    def _checked(self, dense: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        dense, indices = self._checked_dense(dense), np.asarray(indices)
         if indices.shape != (len(dense), *self._indices_shape) or indices.dtype.kind not in "iu":
             found, wanted = list(indices.shape), self._indices_shape[0]
             shape = f"[{len(dense)}, {wanted}]"
@@ -141,18 +186,25 @@ class Executor:
             )
         return dense, indices
 
-    def _explain_nan(self, pred: np.ndarray, dense: np.ndarray, indices: np.ndarray) -> None:
+    def _explain_nan(self, pred: np.ndarray, dense: np.ndarray, first_outside: Callable) -> None:
+        """first_outside(item): (table, index) of the item's first index outside its table, or None."""
         for item in np.flatnonzero(np.isnan(pred)):
-            for table, (index, rows) in enumerate(zip(indices[item].tolist(), self._card.table_rows)):
-                if not 0 <= index < rows:
-                    raise UserError(
-                        f"item {item}: index {index} is outside table {table}, which has {rows} rows (0..{rows - 1})."
-                    )
+            if outside := first_outside(item):
+                table, index = outside
+                rows = self._card.table_rows[table]
+                raise UserError(
+                    f"item {item}: index {index} is outside table {table}, which has {rows} rows (0..{rows - 1})."
+                )
             bad = np.flatnonzero(~np.isfinite(dense[item]))
             if bad.size:
                 raise UserError(
                     f"item {item}: dense value {bad[0]} is {dense[item, bad[0]]}, finite values were wanted."
                 )
+
+
+def _first_outside(row: np.ndarray, table_rows: Sequence[int]) -> tuple[int, int] | None:
+    pairs = enumerate(zip(row.tolist(), table_rows))
+    return next(((table, index) for table, (index, rows) in pairs if not 0 <= index < rows), None)
 
 
 def _claim_pool(threads: int) -> None:

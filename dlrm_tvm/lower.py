@@ -1,8 +1,8 @@
 """Dlrm -> library: the whole lowering as one list of phases, each dumped on request.
 
     plan     schedules chosen, weights packed                      (plan.py, schedules.py)
-    tir      one TIR function for the network                      (kernels/network.py)
-    relax    `main` that calls it, with the peak loops beside it
+    tir      a TIR function for the network, and one for bags      (kernels/network.py)
+    relax    `main` and `bags` that call them, with the peak loops beside them
     build    TVM's own passes and LLVM
 
 or, without tuned schedules, TVM's operators and default code generation in place of the first three (plain.py).
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 
 from .errors import UserError
-from .kernels.network import NetworkPlan, network
+from .kernels.network import NetworkPlan, bag_network, network
 from .kernels.peak import flops_per_round, peak_fma, stream_read
 from .model import Dlrm
 from .parameters import ParameterSource, array_source
@@ -28,7 +28,8 @@ from .schedules import NetworkSchedule
 from .table_layout import TableLayout, lay_out_tables
 from .target import CpuTarget
 
-INPUTS = ("dense", "indices")
+INPUTS = ("dense", "indices")  # of `main`
+BAG_INPUTS = ("dense", "indices", "offsets")  # of `bags`
 OUTPUTS = ("pred",)
 
 
@@ -76,9 +77,9 @@ def lower_tuned(
     tables = tables or lay_out_tables(model)
     planned = plan_network(model, batch, schedule, dense_schedule, tables.elements)
     dump.write("1_plan.txt", lambda: f"{planned.plan}\n")
-    function = network(planned.plan)
-    dump.write("2_tir.py", lambda: function.script())
-    module = _relax_main(planned.plan, function)
+    functions = {"main": network(planned.plan), "bags": bag_network(planned.plan)}
+    dump.write("2_tir.py", lambda: "\n".join(function.script() for function in functions.values()))
+    module = _relax_module(planned.plan, functions)
     return _build(module, planned.mlp, tables, target, dump)
 
 
@@ -89,22 +90,30 @@ def lower_plain(model: Dlrm, batch: int, target: CpuTarget, dump: Dump, tables: 
     return _build(module, mlp, tables, target, dump)
 
 
-def _relax_main(plan: NetworkPlan, function) -> tvm.IRModule:
-    builder = relax.BlockBuilder()
-    dlrm = builder.add_func(function.without_attr("global_symbol"), "dlrm")
-    shapes = {
-        "dense": ((plan.batch, plan.num_dense), "float32"),
-        "indices": ((plan.batch, plan.num_tables), "int64"),
+def _relax_module(plan: NetworkPlan, functions: dict) -> tvm.IRModule:
+    """`main` and `bags`, each of which calls its TIR function with its own arguments."""
+    total = tirx.Var("total", "int64")  # indices of all bags together
+    tables = plan.num_tables
+    dense = {"dense": ((plan.batch, plan.num_dense), "float32")}
+    inputs = {
+        "main": {"indices": ((plan.batch, tables), "int64")},
+        "bags": {"indices": ((total,), "int64"), "offsets": ((tables, plan.batch + 1), "int64")},
+    }
+    parameters = {
         "tables": ((plan.table_elements,), "float32"),
-        "table_info": ((2, plan.num_tables), "int64"),
+        "table_info": ((2, tables), "int64"),
         "mlp": ((plan.mlp_elements,), "float32"),
     }
-    arguments = [relax.Var(name, relax.TensorType(*shape)) for name, shape in shapes.items()]
-    with builder.function("main", arguments):
-        with builder.dataflow():
-            pred = relax.call_tir(dlrm, arguments, out_ty=relax.TensorType((plan.batch,), "float32"))
-            out = builder.emit_output(pred)
-        builder.emit_func_output(out)
+    builder = relax.BlockBuilder()
+    for name, function in functions.items():
+        shapes = {**dense, **inputs[name], **parameters}
+        arguments = [relax.Var(each, relax.TensorType(*shape)) for each, shape in shapes.items()]
+        kernel = builder.add_func(function.without_attr("global_symbol"), function.attrs["global_symbol"])
+        with builder.function(name, arguments):
+            with builder.dataflow():
+                pred = relax.call_tir(kernel, arguments, out_ty=relax.TensorType((plan.batch,), "float32"))
+                out = builder.emit_output(pred)
+            builder.emit_func_output(out)
     return builder.get()
 
 

@@ -15,7 +15,10 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a reader needs to know of the model without having it. Widths run from input to output."""
+    """What a reader needs to know of the model without having it. Widths run from input to output.
+
+    pooling: of each table, "sum" or "mean"; clamp: least and greatest prediction, None where the model has no clamp.
+    """
 
     name: str
     num_dense: int
@@ -31,6 +34,8 @@ class ModelCard:
     table_bytes: int
     fingerprint: str
     graph_inputs: GraphInputs
+    pooling: tuple[str, ...]
+    clamp: tuple[float, float] | None
 
     @property
     def num_tables(self) -> int:
@@ -58,6 +63,8 @@ def describe(model: Dlrm) -> ModelCard:
         table_bytes=model.table_bytes,
         fingerprint=model.fingerprint,
         graph_inputs=model.graph_inputs,
+        pooling=tuple(table.pooling for table in model.tables),
+        clamp=model.clamp,
     )
 
 
@@ -107,7 +114,10 @@ class TableRange:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The JSON beside the library; everything that a reader of the library needs."""
+    """The JSON beside the library; everything that a reader of the library needs.
+
+    inputs: of its function `main`, one index per table and item; bag_inputs: of `bags`; parameters follow in both.
+    """
 
     format_version: int
     build: str
@@ -117,6 +127,7 @@ class Manifest:
     target_cpu: str
     cpu_features: tuple[str, ...]
     inputs: tuple[str, ...]
+    bag_inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     library_sha256: str
     parameter_file: str

@@ -71,6 +71,8 @@ def plan_network(
         block_tiles=schedule.block_tiles,
         fetch=schedule.fetch,
         skip_zeros=batch == 1,
+        means=tuple(table.pooling == "mean" for table in model.tables),
+        clamp=model.clamp,
     )
     return PlannedNetwork(plan, mlp)
 

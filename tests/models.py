@@ -75,16 +75,64 @@ def random_batch(model: Dlrm, items: int, seed: int = 1) -> tuple[np.ndarray, np
     return dense, indices
 
 
-def numpy_predictions(model: Dlrm, dense: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """The formulas of arXiv 1906.00091, section 2, in float64 -> [items]."""
+def random_bags(model: Dlrm, items: int, seed: int = 1, longest: int = 7) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """indices, offsets as torch.nn.EmbeddingBag takes them per table: bags of 0 to `longest` indices.
+
+    The first of several items has empty bags, the last one takes each table's last row. Of three tables and more the
+    second has empty bags only; the last table's second bag is ten times as long.
+    """
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, longest + 1, (len(model.tables), items))
+    lengths[:, :1] = 0
+    lengths[-1, 1:2] = 10 * longest
+    lengths[:, -1:] = 1
+    if len(model.tables) > 2:
+        lengths[1] = 0
+    indices = [rng.integers(0, table.num_rows, lengths[t].sum()) for t, table in enumerate(model.tables)]
+    for values, table in zip(indices, model.tables):
+        values[-1:] = table.num_rows - 1
+    return indices, [np.cumsum([0, *each])[:items] for each in lengths]
+
+
+def flat_bags(
+    indices: Sequence[np.ndarray], offsets: Sequence[np.ndarray], batch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same as the library's function `bags` takes them; items up to `batch` get empty bags."""
+    begins, first = [], 0
+    for values, starts in zip(indices, offsets):
+        begins.append(first + np.concatenate([starts, np.full(batch + 1 - len(starts), len(values))]))
+        first += len(values)
+    flat = np.concatenate([*indices, [0]])  # an array of nothing has no memory
+    return flat.astype(np.int64), np.array(begins, np.int64)
+
+
+def numpy_predictions(
+    model: Dlrm, dense: np.ndarray, indices: np.ndarray | Sequence[np.ndarray], offsets: Sequence | None = None
+) -> np.ndarray:
+    """The formulas of arXiv 1906.00091, section 2, in float64 -> [items]; with offsets, bags as random_bags makes."""
+    if offsets is None:
+        indices, offsets = list(np.asarray(indices).T), [np.arange(len(dense))] * len(model.tables)
     x = numpy_mlp(model.bottom, dense)
-    z = np.stack([x, *(table.rows[indices[:, t]] for t, table in enumerate(model.tables))], axis=1)
+    z = np.stack([x, *map(numpy_pooled, model.tables, indices, offsets)], axis=1)
     if model.interaction.kind == "cat":
         joined = z.reshape(len(z), -1)
     else:
         i, j = np.tril_indices(z.shape[1], 0 if model.interaction.with_self else -1)
         joined = np.concatenate([x, np.einsum("nid,njd->nij", z, z)[:, i, j]], axis=1)
-    return numpy_mlp(model.top, joined)[:, 0]
+    pred = numpy_mlp(model.top, joined)[:, 0]
+    return pred if model.clamp is None else np.minimum(np.maximum(pred, model.clamp[0]), model.clamp[1])
+
+
+def numpy_pooled(table: Table, indices: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """One table's bags [items, dim] float64, row by row."""
+    pooled = np.zeros((len(offsets), table.dim))
+    ends = [*offsets[1:], len(indices)]
+    for item, (begin, end) in enumerate(zip(offsets, ends)):
+        for index in indices[begin:end]:
+            pooled[item] += table.rows[index]
+        if table.pooling == "mean" and end > begin:
+            pooled[item] /= end - begin
+    return pooled
 
 
 def numpy_mlp(layers: Sequence[Dense], x: np.ndarray) -> np.ndarray:
@@ -131,20 +179,25 @@ def on_threads(threads: int, call: Callable[[], Any]) -> Any:
 
 
 def library_in_memory(lowered: Any) -> Callable[..., np.ndarray]:
-    """f(dense, indices, threads=1) -> predictions [batch] float32 of what lower_tuned or lower_plain made."""
+    """f(dense, indices, threads=1) -> predictions [batch] float32 of what lower_tuned or lower_plain made.
+
+    With offsets=.. too it calls `bags`, for which both are as flat_bags makes them.
+    """
     import tvm_ffi
     from tvm.runtime import cpu
     from tvm.runtime.vm import VirtualMachine
 
-    function = VirtualMachine(lowered.executable, cpu())["main"]
+    machine = VirtualMachine(lowered.executable, cpu())
+    one_hot, bags = machine["main"], machine["bags"]
     parameters = [
         np.concatenate([chunk.reshape(-1) for chunk in source.chunks()]).reshape(source.shape)
         for source in (*lowered.tables.sources, lowered.mlp)
     ]
     parameters = [tvm_ffi.from_dlpack(aligned(array)) for array in parameters]
 
-    def run(dense: np.ndarray, indices: np.ndarray, threads: int = 1) -> np.ndarray:
-        inputs = [tvm_ffi.from_dlpack(aligned(array)) for array in (dense, indices)]
+    def run(dense: np.ndarray, indices: np.ndarray, threads: int = 1, offsets: np.ndarray | None = None) -> np.ndarray:
+        function, arrays = (one_hot, [dense, indices]) if offsets is None else (bags, [dense, indices, offsets])
+        inputs = [tvm_ffi.from_dlpack(aligned(array)) for array in arrays]
         return on_threads(threads, lambda: np.from_dlpack(function(*inputs, *parameters)).copy())
 
     return run

@@ -124,12 +124,6 @@ def test_the_model_works_on_after_a_mistake(model):
     np.testing.assert_array_equal(model(dense, indices), wanted)
 
 
-def test_offsets_are_refused_for_now(model):
-    dense, indices = random_batch(MODEL, 2)
-    with pytest.raises(UserError, match="bags of several indices are not supported yet"):
-        model(dense, indices, indices)
-
-
 def test_a_prepared_batch_runs_any_number_of_times_with_the_same_result(model):
     batches = [random_batch(MODEL, BATCH, seed) for seed in (1, 2)]
     prepared = [model.prepare(*batch) for batch in batches]

@@ -7,7 +7,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from graphs import onnxruntime_predictions, random_items, write_dlrm
-from models import assert_close, library_in_memory, numpy_predictions, random_batch, random_dlrm
+from models import (
+    assert_close,
+    flat_bags,
+    library_in_memory,
+    numpy_predictions,
+    random_bags,
+    random_batch,
+    random_dlrm,
+)
 
 from dlrm_tvm import lower, reference, target
 from dlrm_tvm.kernels.dense import DenseSchedule
@@ -39,9 +47,11 @@ class Case:
     bottom_activation: str = "relu"
     last_activation: str = "none"
     num_dense: int = 13
+    clamp: tuple[float, float] | None = None
 
     def model(self) -> Dlrm:
-        return random_dlrm(
+        """Every third table averages its bags, which for bags of one row is their sum too."""
+        model = random_dlrm(
             num_dense=self.num_dense,
             table_rows=[1 + (7 * t) % 11 for t in range(self.tables)],
             dim=self.dim,
@@ -53,6 +63,8 @@ class Case:
             last_activation=self.last_activation,
             seed=self.batch,
         )
+        tables = [replace(table, pooling="mean" if t % 3 == 1 else "sum") for t, table in enumerate(model.tables)]
+        return replace(model, tables=tuple(tables), clamp=self.clamp)
 
     def __str__(self) -> str:
         schedule = f"mr{self.mr}-blk{self.block_tiles}-f{self.every}-nr{self.nr}-u{self.unroll}"
@@ -65,14 +77,14 @@ TUNED = [
     #    batch T  dim  bottom        top          interaction mr bt every nr unroll
     Case(1, 26, 16, (20,), (40, 17), "dot", 1, 1, 1, 64),
     Case(1, 3, 128, (), (), "cat", 1, 1, 0, None),
-    Case(1, 1, 1, (33,), (16,), "dot_self", 1, 1, 2, 16, sigmoid_layer=0),
+    Case(1, 1, 1, (33,), (16,), "dot_self", 1, 1, 2, 16, sigmoid_layer=0, clamp=(-np.inf, 0.1)),
     Case(1, 2, 20, (16, 5), (1, 50), "dot", 1, 4, 0, 256, bottom_activation="sigmoid"),
     Case(2, 3, 4, (), (100,), "dot", 2, 1, 1, None),
     Case(3, 2, 20, (47, 16), (31, 33), "dot_self", 2, 1, 8, 32, 2),
     Case(7, 40, 16, (64,), (20,), "dot", 7, 2, 2, 32, 4),
     Case(10, 26, 128, (48, 40), (64, 15), "dot", 10, 1, 1, 32),
     Case(10, 3, 1, (), (), "dot", 3, 2, 0, 16, 2),
-    Case(11, 26, 20, (33,), (16, 16), "cat", 10, 2, 8, 32, sigmoid_layer=1),
+    Case(11, 26, 20, (33,), (16, 16), "cat", 10, 2, 8, 32, sigmoid_layer=1, clamp=(-0.05, 0.25)),
     Case(11, 1, 128, (17,), (49,), "dot_self", 5, 3, 1, 48),
     Case(15, 3, 16, (128, 64), (48, 1), "cat", 16, 1, 2, 16, 4),
     Case(16, 40, 4, (100,), (31,), "cat", 8, 4, 0, 48, 2, bottom_activation="sigmoid"),
@@ -90,7 +102,7 @@ TUNED = [
 PLAIN = [
     Case(1, 26, 16, (20,), (17,), "dot", 0, 0, 0, None),
     Case(7, 3, 20, (47, 16), (31,), "dot_self", 0, 0, 0, None, sigmoid_layer=0, last_activation="relu"),
-    Case(21, 2, 128, (), (), "cat", 0, 0, 0, None, bottom_activation="sigmoid"),
+    Case(21, 2, 128, (), (), "cat", 0, 0, 0, None, bottom_activation="sigmoid", clamp=(0.3, 0.6)),
     Case(33, 1, 1, (33,), (16, 16), "dot", 0, 0, 0, None, num_dense=1),
 ]
 
@@ -155,6 +167,42 @@ def check_bad_items(model: Dlrm, batch: int, run) -> None:
         assert_only_nan(run(changed, indices), clean, item)
 
 
+def check_bags(model: Dlrm, batch: int, run) -> None:
+    """Of all lengths, whole batches and parts of one."""
+    dense, _ = random_batch(model, batch)
+    for items in {batch, max(1, batch // 2)}:
+        indices, offsets = random_bags(model, items, seed=items)
+        flat, begins = flat_bags(indices, offsets, batch)
+        wanted = numpy_predictions(model, dense[:items], indices, offsets)
+        assert_close(run(dense, flat, offsets=begins)[:items], wanted)
+
+
+def check_bags_of_one(model: Dlrm, batch: int, run) -> None:
+    dense, indices = random_batch(model, batch)
+    flat, begins = flat_bags(list(indices.T), [np.arange(batch)] * len(model.tables), batch)
+    np.testing.assert_array_equal(run(dense, flat, offsets=begins), run(dense, indices))
+
+
+def check_bad_bags(model: Dlrm, batch: int, run) -> None:
+    """An index outside its table, an offset outside the indices: NaN for the items whose bags these are."""
+    dense, _ = random_batch(model, batch)
+    flat, begins = flat_bags(*random_bags(model, batch), batch)
+    flat = flat[: begins[-1, -1]]  # the library is told of no index that no bag holds
+    clean = run(dense, flat, offsets=begins)
+    last = len(model.tables) - 1
+    for table, index in ((last, -1), (last, model.tables[last].num_rows), (last, 1 << 40), (0, np.iinfo("i8").min)):
+        changed = flat.copy()
+        changed[begins[table, batch] - 1] = index  # of the last item
+        assert_only_nan(run(dense, changed, offsets=begins), clean, batch - 1)
+    for value in (begins[-1, -1] + 1, 1 << 40, -1, np.iinfo("i8").min, np.iinfo("i8").max):
+        changed = begins.copy()
+        changed[last, batch] = value
+        assert_only_nan(run(dense, flat, offsets=changed), clean, batch - 1)
+    changed_dense = dense.copy()
+    changed_dense[batch // 2, 0] = np.nan
+    assert_only_nan(run(changed_dense, flat, offsets=begins), clean, batch // 2)
+
+
 def assert_only_nan(got: np.ndarray, clean: np.ndarray, item: int) -> None:
     wanted = clean.copy()
     wanted[item] = np.nan
@@ -165,6 +213,18 @@ def test_tuned_network_gives_the_papers_numbers(tuned):
     check_formulas(*tuned)
 
 
+def test_tuned_network_pools_bags_of_any_lengths(tuned):
+    check_bags(*tuned)
+
+
+def test_tuned_network_gives_the_same_bits_for_bags_of_one_row_as_without_bags(tuned):
+    check_bags_of_one(*tuned)
+
+
+def test_tuned_network_gives_nan_for_a_bad_bag_and_leaves_the_others_alone(tuned):
+    check_bad_bags(*tuned)
+
+
 def test_tuned_network_takes_dense_inputs_that_are_zero(tuned):
     check_zero_inputs(*tuned)
 
@@ -173,8 +233,11 @@ def test_tuned_network_gives_the_same_bits_on_two_and_three_threads(tuned):
     model, batch, run = tuned
     dense, indices = random_batch(model, batch)
     one = run(dense, indices, threads=1)
+    flat, begins = flat_bags(*random_bags(model, batch), batch)
+    one_bags = run(dense, flat, offsets=begins, threads=1)
     for threads in (2, 3):
         np.testing.assert_array_equal(run(dense, indices, threads=threads), one)
+        np.testing.assert_array_equal(run(dense, flat, offsets=begins, threads=threads), one_bags)
 
 
 def test_tuned_network_gives_nan_for_a_bad_item_and_leaves_the_others_alone(tuned):
@@ -188,6 +251,12 @@ def test_plain_network_gives_the_papers_numbers(plain):
 
 def test_plain_network_gives_nan_for_a_bad_item_and_leaves_the_others_alone(plain):
     check_bad_items(*plain)
+    check_bad_bags(*plain)
+
+
+def test_plain_network_pools_bags_of_any_lengths(plain):
+    check_bags(*plain)
+    check_bags_of_one(*plain)
 
 
 @pytest.mark.parametrize("case", [TUNED[3], TUNED[5], TUNED[9]], ids=str)

@@ -93,8 +93,13 @@ def locate_rows(rows: Rows, first_item, batch: int, dense, num_dense: int, indic
             T.buffer_store(wrong, wrong[0] + T.Select(inside, T.int64(0), T.int64(1)), [0])
             offset = table_info[0, table] + T.Select(inside, index, T.int64(0)) * T.int64(rows.dim)
             T.buffer_store(rows.offsets, offset, [row * rows.num_tables + table])
-        with T.serial(num_dense) as k:
-            finite = T.abs(dense[item, k]) <= T.float32(LARGEST_FLOAT)
-            T.buffer_store(wrong, wrong[0] + T.Select(finite, T.int64(0), T.int64(1)), [0])
-        nan = T.float32(float("nan"))
-        T.buffer_store(poison, T.Select(wrong[0] == T.int64(0), T.float32(0), nan), [poison_at + row])
+        poison_dense(item, dense, num_dense, wrong, poison, poison_at + row)
+
+
+def poison_dense(item, dense, num_dense: int, wrong, poison, poison_at) -> None:
+    """Add the item's dense values that are not finite to wrong[0]; poison[poison_at] = NaN if there is any, else 0."""
+    with T.serial(num_dense) as k:
+        finite = T.abs(dense[item, k]) <= T.float32(LARGEST_FLOAT)
+        T.buffer_store(wrong, wrong[0] + T.Select(finite, T.int64(0), T.int64(1)), [0])
+    nan = T.float32(float("nan"))
+    T.buffer_store(poison, T.Select(wrong[0] == T.int64(0), T.float32(0), nan), [poison_at])

@@ -2,31 +2,36 @@
 
     dlrm(dense [B, num_dense] f32, indices [B, T] i64, tables [elements] f32, table_info [2, T] i64,
          mlp [elements] f32, pred [B] f32)
+    dlrm_bags(dense, indices [any number] i64, offsets [T, B + 1] i64, tables, table_info, mlp, pred)
 
     for task in parallel(threads):
         for block of the task's tiles:                # a few tiles of mr items
             for tile in block:
-                locate the tile's rows, touch them
+                locate the tile's rows, touch them    # bags: pool them all
                 bottom MLP of the tile, fetching the rest of those rows meanwhile
                 interaction of the tile, straight from the tables, into the top MLP's input
             top MLP over the block, layer by layer
-            pred = sigmoid(last layer)
+            pred = sigmoid(last layer), clamped
 
-Rows outside a table or dense values that are not finite give NaN for their item (see gather.py).
+Rows outside a table or dense values that are not finite give NaN for their item (see gather.py), malformed offsets
+too (embedding_bag.py). The two are functions of their own, so that one row per table pays nothing for bags.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from .dense import Hook, PackedDense, dense_layer, hook_places
-from .gather import RowFetch, Rows, locate_rows
+from .dense import PackedDense, dense_layer
+from .embedding_bag import BAG_FETCH, BagFetch, BagShape, declare_bags
+from .gather import RowFetch
 from .gemv import gemv_layer
 from .interaction import Grouping, dot_interaction
+from .lookups import BagLookup, RowLookup
 from .tiles import Tiles
 from .vectors import LANES, fma, load, padded, store, zeros
 
@@ -37,6 +42,7 @@ class NetworkPlan:
 
     mr: items per tile; block_tiles: tiles a block has at most; final: the last layer, with one output;
     skip_zeros: take the kernel for one item (gemv.py); only for a batch of one.
+    means: per table whether bags are averaged; clamp: least and greatest prediction, None for none.
     """
 
     batch: int
@@ -53,6 +59,9 @@ class NetworkPlan:
     block_tiles: int
     fetch: RowFetch
     skip_zeros: bool
+    means: tuple[bool, ...]
+    clamp: tuple[float, float] | None = None
+    bag_fetch: BagFetch = BAG_FETCH
 
     @property
     def tiles(self) -> int:
@@ -66,9 +75,12 @@ class NetworkPlan:
 
 
 class _Task:
-    """Emits what one thread does; holds the buffers that all its parts share."""
+    """Emits what one thread does; holds the buffers that all its parts share.
 
-    def __init__(self, plan: NetworkPlan, args: dict, first_tile, tiles) -> None:
+    lookup(poison): where the vectors of items come from, a RowLookup or a BagLookup.
+    """
+
+    def __init__(self, plan: NetworkPlan, args: dict, lookup: Callable, first_tile, tiles) -> None:
         self.plan, self.args, self.first_tile, self.tiles = plan, args, first_tile, tiles
         mr, most = plan.mr, min(plan.block_tiles, plan.tiles)
         widths = [plan.top_columns, *2 * [max([padded(layer.outputs) for layer in plan.top], default=0)]]
@@ -79,12 +91,11 @@ class _Task:
         self.top_at = at[1:3]
         self.bottom_at = [at[3], at[3] + bottom_size]
         self.poison = T.alloc_buffer((most * mr,), "float32", scope="global")
-        offsets = T.alloc_buffer((mr * plan.num_tables,), "int64", scope="global")
+        self.lookup = lookup(self.poison)
         if plan.skip_zeros:
             self.live = T.alloc_buffer(
                 (1 + max(layer.inputs for layer in plan.bottom + plan.top),), "int32", scope="global"
             )
-        self.rows = Rows(offsets, args["tables"], plan.num_tables, mr, plan.dim)
 
     def run(self) -> None:
         plan = self.plan
@@ -93,51 +104,14 @@ class _Task:
             begin = T.bind(block * plan.block_tiles)
             tiles = T.bind(T.min(plan.block_tiles, self.tiles - begin))
             with T.serial(tiles) as tile:
-                self.locate(begin + tile, tile)
-                self.bottom(begin + tile, tile, self.fetching())
+                first_item = T.bind((self.first_tile + (begin + tile)) * plan.mr)
+                self.lookup.start(first_item, tile * plan.mr)
+                self.bottom(begin + tile, tile, self.lookup.hooks())
                 if plan.grouping is None:
                     self.concatenate(tile)
                 else:
                     self.interact(tile)
             self.top(begin, tiles)
-
-    def locate(self, tile, to) -> None:
-        """Offsets of the rows of the task's `tile`, which is tile `to` of the block; touch the rows."""
-        plan, args = self.plan, self.args
-        first_item = T.bind((self.first_tile + tile) * plan.mr)
-        inputs = (args["dense"], plan.num_dense, args["indices"], args["table_info"])
-        locate_rows(self.rows, first_item, plan.batch, *inputs, self.poison, to * plan.mr)
-        if plan.fetch.every:
-            self.rows.touch(plan.fetch)
-            if not any(self.fetch_places()):
-                with T.serial(self.rows.per_tile) as number:
-                    self.rows.fetch_rest(number, plan.fetch)
-
-    def fetch_places(self) -> list[int]:
-        """How many places for fetching each bottom layer has; the last layer's time is for the rows to arrive."""
-        plan = self.plan
-        if not plan.fetch.every or plan.skip_zeros:
-            return [0] * len(plan.bottom)
-        return [
-            sum(count for _, count, _ in layer.column_tiles) * hook_places(layer, plan.fetch.every)
-            for layer in plan.bottom[:-1]
-        ] + [0]
-
-    def fetching(self) -> list:
-        """Per bottom layer the hook that fetches its share of the tile's rows, None where it has none."""
-        fetch, places = self.plan.fetch, self.fetch_places()
-        if not any(places):
-            return [None] * len(places)
-        share = -(-self.rows.per_tile // sum(places))
-
-        def hook(first: int) -> Hook:
-            def emit(place) -> None:
-                for number in range(share):
-                    self.rows.fetch_rest((place + first) * share + number, fetch)
-
-            return Hook(emit, fetch.every)
-
-        return [hook(sum(places[:at])) if count else None for at, count in enumerate(places)]
 
     def bottom(self, tile, to, hooks: list) -> None:
         """Bottom MLP of the task's `tile`, into tile `to` of the block."""
@@ -169,16 +143,15 @@ class _Task:
         with T.serial(plan.mr) as item:
 
             def row(i):
-                at = T.bind(self.rows.at(item, i - 1))
-                return lambda chunk: load(self.args["tables"], at + chunk * LANES)
+                buffer, at = self.lookup.vector(item, i - 1)
+                return lambda chunk: load(buffer, at + chunk * LANES)
 
             def first_row():
                 return lambda chunk: load(self.scratch, self.top_in.index(tile, item, chunk))
 
             def write(group, value) -> None:
                 store(self.scratch, self.top_in.index(tile, item, plan.dim // LANES + group), value)
-                if plan.fetch.every and plan.mr > 1:
-                    self.rows.fetch_next_item(item, group, plan.grouping.num_groups)
+                self.lookup.beside_group(item, group)
 
             dot_interaction(plan.grouping, plan.dim, row, first_row, write)
 
@@ -186,10 +159,10 @@ class _Task:
         plan = self.plan
         chunks = plan.dim // LANES
         with T.serial(plan.mr) as item, T.serial(plan.num_tables) as table:
-            at = T.bind(self.rows.at(item, table))
+            buffer, at = self.lookup.vector(item, table)
             for chunk in range(chunks):
                 block = (table + 1) * chunks + chunk
-                store(self.scratch, self.top_in.index(tile, item, block), load(self.args["tables"], at + chunk * LANES))
+                store(self.scratch, self.top_in.index(tile, item, block), load(buffer, at + chunk * LANES))
 
     def top(self, begin, tiles) -> None:
         """Top MLP of the block of `tiles` tiles from the task's tile `begin` on."""
@@ -225,6 +198,8 @@ class _Task:
                 value = T.float32(1) / (T.float32(1) + T.exp(T.float32(0) - z))
             elif layer.activation == "relu":
                 value = T.max(z, T.float32(0))
+            if plan.clamp is not None:
+                value = clamped(value, *plan.clamp)
             item = T.bind((self.first_tile + of) * plan.mr + row)
             with T.If(item < plan.batch), T.Then():
                 T.buffer_store(self.args["pred"], value + self.poison[tile * plan.mr + row], [item])
@@ -238,8 +213,15 @@ def _writer(tiles: Tiles, first_tile=0):
     return lambda tile, row, block, value: store(tiles.buffer, tiles.index(tile + first_tile, row, block), value)
 
 
+def clamped(value, least: float, greatest: float):
+    """value within least .. greatest; a NaN, which is neither less nor more, stays one."""
+    value = T.bind(value)
+    above = T.bind(T.Select(value < T.float32(least), T.float32(least), value))
+    return T.Select(above > T.float32(greatest), T.float32(greatest), above)
+
+
 def network(plan: NetworkPlan):
-    """The plan as a TIR function named `dlrm`."""
+    """The plan as a TIR function named `dlrm`: one row per table and item."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("dlrm")
         T.func_attr({"tirx.noalias": True})
@@ -248,12 +230,34 @@ def network(plan: NetworkPlan):
             "indices": T.arg("indices", T.buffer((T.int64(plan.batch), plan.num_tables), "int64")),
             "tables": T.arg("tables", T.buffer((T.int64(plan.table_elements),), "float32")),
             "table_info": T.arg("table_info", T.buffer((2, plan.num_tables), "int64")),
-            "mlp": T.arg("mlp", T.buffer((plan.mlp_elements,), "float32")),
-            "pred": T.arg("pred", T.buffer((plan.batch,), "float32")),
+            **_last_arguments(plan),
         }
-        threads = T.bind(T.max(1, T.min(T.call_packed("runtime.NumThreads"), plan.tiles)))
-        with T.parallel(threads) as thread:
-            first = T.bind(thread * plan.tiles // threads)
-            tiles = T.bind((thread + 1) * plan.tiles // threads - first)
-            _Task(plan, args, first, tiles).run()
+        _emit_tasks(plan, args, lambda poison: RowLookup(plan, args, poison))
     return builder.get()
+
+
+def bag_network(plan: NetworkPlan):
+    """The plan as a TIR function named `dlrm_bags`: any number of rows per table and item."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("dlrm_bags")
+        T.func_attr({"tirx.noalias": True})
+        dense = T.arg("dense", T.buffer((plan.batch, plan.num_dense), "float32"))
+        bags = declare_bags(BagShape(plan.batch, plan.dim, plan.table_elements, plan.means))
+        args = {"dense": dense, **_last_arguments(plan)}
+        _emit_tasks(plan, args, lambda poison: BagLookup(plan, dense, bags, poison))
+    return builder.get()
+
+
+def _last_arguments(plan: NetworkPlan) -> dict:
+    return {
+        "mlp": T.arg("mlp", T.buffer((plan.mlp_elements,), "float32")),
+        "pred": T.arg("pred", T.buffer((plan.batch,), "float32")),
+    }
+
+
+def _emit_tasks(plan: NetworkPlan, args: dict, lookup: Callable) -> None:
+    threads = T.bind(T.max(1, T.min(T.call_packed("runtime.NumThreads"), plan.tiles)))
+    with T.parallel(threads) as thread:
+        first = T.bind(thread * plan.tiles // threads)
+        tiles = T.bind((thread + 1) * plan.tiles // threads - first)
+        _Task(plan, args, lookup, first, tiles).run()

@@ -1,0 +1,265 @@
+"""Embedding bags of any number of rows: each bag's rows added up, or averaged, into one vector.
+
+Plain definition, for item i of table t, over the indices r with offsets[t, i] <= r < offsets[t, i + 1]:
+
+    e_t[i, :] = sum_r tables[starts[t] + indices[r] * dim : + dim]   and for mean divided by how many r there are;
+                zeros for none
+
+Blocked form: up to 8 vectors of a row are accumulated in registers over the whole bag, so that nothing but rows is
+read; wider rows take one more pass over the bag per 8 vectors. Registers: 8 accumulators of AVX-512's 32; AVX2's 16,
+in pairs, hold them too, rows being added straight from memory.
+
+    for table:  for item of the tile:  for r in bag:  acc[8] += tables[row(r)];   pooled[item, table] = acc
+
+Random rows are what costs: a row of 512 bytes comes from memory through a page walk of its own. So rows are asked for
+some indices ahead, on over the ends of bags and, at the end of the tile's bags of one table, over to the next table.
+
+Kernel names: embedding_bag_fp32, and embedding_bag_plain for the plain definition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from .vectors import LANES, broadcast, load, prefetch, store, zeros
+
+MOST_VECTORS = 8  # accumulators
+_NONE, _ONE = T.int64(0), T.int64(1)
+
+
+@dataclass(frozen=True)
+class BagFetch:
+    """How rows are fetched ahead. distance: indices between asking for a row and adding it, 0 for no fetching;
+    stride: every stride-th cache line of a row is asked for, the hardware brings the others;
+    locality: as llvm.prefetch has it, 3 is L1, 2 is L2.
+    """
+
+    distance: int
+    stride: int
+    locality: int
+
+
+# tests/benchmarks/EXPERIMENTS.md, "Bags".
+BAG_FETCH = BagFetch(distance=8, stride=1, locality=3)
+
+
+@dataclass(frozen=True)
+class Bags:
+    """What the kernels read. indices: [total] int64; offsets: [num_tables, batch + 1] int64, where each bag begins in
+    indices and, last, where the table's last one ends; tables, table_info: as in gather.py; dim: elements of a row;
+    means: per table whether a bag is averaged.
+    """
+
+    indices: Any
+    total: Any
+    offsets: Any
+    tables: Any
+    table_info: Any
+    dim: int
+    batch: int
+    means: tuple[bool, ...]
+
+    @property
+    def num_tables(self) -> int:
+        return len(self.means)
+
+    def begin(self, table, item):
+        """The offset of a bag, kept inside the indices."""
+        return T.bind(T.min(T.max(self.offsets[table, item], _NONE), self.total))
+
+    def bounds(self, table, item):
+        """(begin, end, 1 where the offsets were not such that 0 <= begin <= end <= total, else 0)"""
+        begin = self.begin(table, item)
+        end = T.bind(T.max(self.begin(table, item + 1), begin))
+        right = T.bitwise_and(self.offsets[table, item] == begin, self.offsets[table, item + 1] == end)
+        return begin, end, T.bind(T.Select(right, _NONE, _ONE))
+
+    def row(self, number, table):
+        """(element offset of the row that indices[number] names, whether its table has it); row 0 where not."""
+        index = T.bind(self.indices[number])
+        inside = T.bind(T.bitwise_and(index >= _NONE, index < self.table_info[1, table]))
+        return T.bind(self.table_info[0, table] + T.Select(inside, index, _NONE) * T.int64(self.dim)), inside
+
+    def scale(self, table, count):
+        """What the sum of `count` rows is multiplied by; None where no table averages."""
+        if not any(self.means):
+            return None
+        mean = T.float32(1) / T.cast(T.max(count, _ONE), "float32")
+        return mean if all(self.means) else T.Select(_bit(self.means, table), mean, T.float32(1))
+
+
+@dataclass(frozen=True)
+class BagShape:
+    """What a function of bags is made for; dim: elements of a row as it is stored; means: as in Bags."""
+
+    batch: int
+    dim: int
+    table_elements: int
+    means: tuple[bool, ...]
+
+
+def declare_bags(shape: BagShape) -> Bags:
+    """The next four arguments of the function that is being emitted: indices, offsets, tables, table_info."""
+    total = T.int64()
+    tables = len(shape.means)
+    return Bags(
+        T.match_buffer(T.arg("indices", T.handle()), (total,), "int64"),
+        total,
+        T.arg("offsets", T.buffer((T.int64(tables), shape.batch + 1), "int64")),
+        T.arg("tables", T.buffer((T.int64(shape.table_elements),), "float32")),
+        T.arg("table_info", T.buffer((2, tables), "int64")),
+        shape.dim,
+        shape.batch,
+        shape.means,
+    )
+
+
+def embedding_bag_plain(shape: BagShape, dim: int):
+    """The plain definition as a TIR function, left to TVM's default code generation.
+
+    indices [total] i64, offsets [T, batch + 1] i64, tables, table_info -> pooled [batch, T, dim] f32, the first `dim`
+    elements of the rows, and wrong [batch] i64, as in pool_tile.
+    """
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("embedding_bag_plain")
+        T.func_attr({"tirx.noalias": True})
+        bags = declare_bags(shape)
+        pooled = T.arg("pooled", T.buffer((T.int64(shape.batch), bags.num_tables, dim), "float32"))
+        wrong = T.arg("wrong", T.buffer((shape.batch,), "int64"))
+        with T.serial(shape.batch) as item:
+            T.buffer_store(wrong, _NONE, [item])
+            with T.serial(bags.num_tables) as table:
+                begin, end, misplaced = bags.bounds(table, item)
+                T.buffer_store(wrong, wrong[item] + misplaced, [item])
+                with T.serial(dim) as d:
+                    T.buffer_store(pooled, T.float32(0), [item, table, d])
+                with T.serial(end - begin) as step:
+                    at, inside = bags.row(begin + step, table)
+                    T.buffer_store(wrong, wrong[item] + T.Select(inside, _NONE, _ONE), [item])
+                    with T.serial(dim) as d:
+                        value = pooled[item, table, d] + bags.tables[at + T.cast(d, "int64")]
+                        T.buffer_store(pooled, value, [item, table, d])
+                scale = bags.scale(table, end - begin)
+                if scale is not None:
+                    scale = T.bind(scale)
+                    with T.serial(dim) as d:
+                        T.buffer_store(pooled, pooled[item, table, d] * scale, [item, table, d])
+    return builder.get()
+
+
+def embedding_bag(shape: BagShape, mr: int, fetch: BagFetch):
+    """The kernel of the network alone, as a TIR function named embedding_bag_fp32: what lookups cost by themselves.
+
+    Arguments as embedding_bag_plain has them, but pooled [batch * T * shape.dim]. mr: items per tile.
+    """
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("embedding_bag_fp32")
+        T.func_attr({"tirx.noalias": True})
+        bags = declare_bags(shape)
+        pooled = T.arg("pooled", T.buffer((T.int64(shape.batch * bags.num_tables * shape.dim),), "float32"))
+        wrong = T.arg("wrong", T.buffer((shape.batch,), "int64"))
+        with T.serial(shape.batch) as item:
+            T.buffer_store(wrong, _NONE, [item])
+        for first, items, tiles in _tiles(shape.batch, mr):
+            with T.serial(tiles) as tile:
+                begin = T.bind(first + tile * items)
+
+                def write(row, table, block, value, begin=begin) -> None:
+                    at = T.cast((begin + row) * bags.num_tables + table, "int64") * T.int64(shape.dim)
+                    store(pooled, at + block * LANES, value)
+
+                def count(row, value, begin=begin) -> None:
+                    T.buffer_store(wrong, wrong[begin + row] + value, [begin + row])
+
+                pool_tile(bags, fetch, begin, items, write, count)
+    return builder.get()
+
+
+def _tiles(batch: int, mr: int) -> list[tuple[int, int, int]]:
+    """(first item, items per tile, how many tiles): the whole ones, then what is left."""
+    whole = batch // mr
+    return [part for part in ((0, mr, whole), (whole * mr, batch - whole * mr, 1)) if part[1] and part[2]]
+
+
+def pool_tile(bags: Bags, fetch: BagFetch, first_item, items: int, write, count) -> None:
+    """All tables' bags of the items first_item .. + items - 1; those past the batch are the last item's again.
+
+    write(item, table, block, value): stores 16 elements of the pooled vector of the tile's item.
+    count(item, number): adds how many of a bag's indices are outside their table, and 1 where its offsets decrease or
+    lie outside the indices; no such index or offset is followed.
+    """
+    with T.serial(bags.num_tables) as table:
+        run_end = bags.begin(table, T.min(first_item + items, bags.batch))
+        next_table = T.bind(T.min(table + 1, bags.num_tables - 1))
+        ahead = _Ahead(bags, fetch, table, run_end, next_table, bags.begin(next_table, first_item))
+        with T.serial(items) as row:
+            item = T.bind(T.min(first_item + row, bags.batch - 1))
+            _pool_bag(
+                bags, table, item, ahead,
+                lambda block, value: write(row, table, block, value), lambda number: count(row, number),
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """Asks for the row that is read `fetch.distance` indices after the one at `number`."""
+
+    bags: Bags
+    fetch: BagFetch
+    table: Any
+    run_end: Any
+    next_table: Any
+    next_begin: Any
+
+    def ask(self, number, blocks: range) -> None:
+        if not self.fetch.distance:
+            return
+        wanted = T.bind(number + T.int64(self.fetch.distance))
+        over = T.bind(wanted >= self.run_end)
+        wanted = T.Select(over, wanted - self.run_end + self.next_begin, wanted)
+        wanted = T.bind(T.max(T.min(wanted, self.bags.total - _ONE), _NONE))
+        at, _ = self.bags.row(wanted, T.bind(T.Select(over, self.next_table, self.table)))
+        for block in blocks[:: self.fetch.stride]:
+            prefetch(self.bags.tables, at + block * LANES, self.fetch.locality)
+
+
+def _pool_bag(bags: Bags, table, item, ahead: _Ahead, write, count) -> None:
+    begin, end, misplaced = bags.bounds(table, item)
+    outside = T.alloc_buffer((1,), "int64", scope="local")
+    T.buffer_store(outside, misplaced, [0])
+    blocks = bags.dim // LANES
+    for first in range(0, blocks, MOST_VECTORS):
+        span = range(first, min(first + MOST_VECTORS, blocks))
+        acc = T.alloc_buffer((len(span) * LANES,), "float32", scope="local")
+        for v in range(len(span)):
+            store(acc, v * LANES, zeros())
+        with T.serial(end - begin) as step:
+            number = T.bind(begin + step)
+            ahead.ask(number, span)
+            at, inside = bags.row(number, table)
+            if first == 0:
+                T.buffer_store(outside, outside[0] + T.Select(inside, _NONE, _ONE), [0])
+            for v, block in enumerate(span):
+                store(acc, v * LANES, load(acc, v * LANES) + load(bags.tables, at + block * LANES))
+        scale = bags.scale(table, end - begin)
+        scale = None if scale is None else T.bind(broadcast(scale))
+        for v, block in enumerate(span):
+            value = load(acc, v * LANES)
+            write(block, value if scale is None else value * scale)
+    count(outside[0])
+
+
+def _bit(flags: tuple[bool, ...], at):
+    """flags[at] as an expression: a bit of a constant, 63 flags at a time."""
+    words = [
+        sum(1 << bit for bit, flag in enumerate(flags[first : first + 63]) if flag)
+        for first in range(0, len(flags), 63)
+    ]
+    word = T.int64(words[0])
+    for number, value in enumerate(words[1:], start=1):
+        word = T.Select(at >= number * 63, T.int64(value), word)
+    return T.bitwise_and(T.shift_right(word, T.cast(at % 63, "int64")), _ONE) == _ONE
