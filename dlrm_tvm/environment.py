@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
+from .cpu import host_flags, host_model
 from .topology import Topology, format_cpu_list
 
 _PACKAGES = ("apache-tvm", "apache-tvm-ffi", "numpy")
@@ -20,11 +21,10 @@ _CPU_FLAGS = re.compile(r"avx2|fma|avx512\w*|avx_vnni|amx_\w+|hypervisor")
 
 def describe_environment(topology: Topology) -> dict[str, object]:
     """JSON-able; what cannot be read is None."""
-    cpuinfo = _text("/proc/cpuinfo") or ""
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "cpu": _cpu_field(cpuinfo, "model name"),
-        "cpu_flags": sorted(set(_CPU_FLAGS.findall(_cpu_field(cpuinfo, "flags") or ""))),
+        "cpu": host_model(),
+        "cpu_flags": sorted(flag for flag in host_flags() if _CPU_FLAGS.fullmatch(flag)),
         "hardware_threads": len(topology.threads),
         "physical_cores": topology.num_cores,
         "numa_nodes": topology.num_nodes,
@@ -40,11 +40,6 @@ def describe_environment(topology: Topology) -> dict[str, object]:
         "git_commit": _git_commit(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
-
-
-def _cpu_field(cpuinfo: str, name: str) -> str | None:
-    found = re.search(rf"^{name}\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    return found.group(1).strip() if found else None
 
 
 def _selected(text: str | None) -> str | None:

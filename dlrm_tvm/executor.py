@@ -54,8 +54,7 @@ class Executor:
         self._owner = get_ident()
         self.batch_size = artifact.manifest.batch_size
         self._card = artifact.manifest.model
-        _claim_pool(threads)
-        place_threads(threads, cores)
+        _place_pool(threads, cores)
         self._module = load_module(str(artifact.library))
         machine = VirtualMachine(self._module, cpu())
         self._main, self._bags = machine["main"], machine["bags"]
@@ -207,12 +206,13 @@ def _first_outside(row: np.ndarray, table_rows: Sequence[int]) -> tuple[int, int
     return next(((table, index) for table, (index, rows) in pairs if not 0 <= index < rows), None)
 
 
-def _claim_pool(threads: int) -> None:
+def _place_pool(threads: int, cores: Sequence[int] | None) -> None:
     """TVM has one pool per calling thread, whose size all of its executors share. Raises UserError on another size."""
     size = getattr(_POOL, "size", threads)
     if size != threads:
         raise UserError(f"this thread's models use {size} threads: load with threads={size}, or in another thread.")
-    _POOL.size = threads
+    place_threads(threads, cores)
+    _POOL.size = threads  # only now: where placing failed, another size may be tried
 
 
 def _aligned(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
