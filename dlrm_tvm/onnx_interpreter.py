@@ -79,7 +79,7 @@ class Interpreter:
                 raise
             except (ValueError, IndexError, TypeError, OverflowError, AttributeError) as error:
                 raise self.graph.refusal(step.node, f"cannot be followed: {_one_line(error)}") from None
-            scope.update(zip(step.node.output, results))
+            scope.maps[0].update(zip(step.node.output, results))
 
     def _run_step(self, step: _Step, scope: Scope) -> tuple[Value, ...]:
         node = step.node
@@ -124,9 +124,10 @@ class Interpreter:
     def _read(self, name: str, scope: Scope, node: onnx.NodeProto | None) -> Value:
         if not name:
             return None
-        value = scope.get(name)
-        if value is None:
-            value = self.graph.constant(name)
+        for values in scope.maps:  # ChainMap's own get takes five times as long
+            if name in values:
+                return values[name]
+        value = self.graph.constant(name)
         if value is None:
             raise self.graph.refusal(node, f"reads {name!r}, which nothing before it makes")
         return value
@@ -173,7 +174,7 @@ class Interpreter:
 
     def _run_body(self, body: _Body, given: list[Value], scope: Scope) -> list[Value]:
         inner = scope.new_child(dict(body.constants))
-        inner.update(zip(body.inputs, given, strict=True))
+        inner.maps[0].update(zip(body.inputs, given, strict=True))
         self._run_steps(body.steps, inner)
         return [self._read(name, inner, None) for name in body.outputs]
 

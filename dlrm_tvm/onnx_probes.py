@@ -18,7 +18,7 @@ from .onnx_interpreter import Interpreter
 
 _BATCHES = (3, 5)
 _BAG_PROBES = 4
-_LARGE_BATCH = 64  # bags of so many items differ enough for one probe
+_LARGE_BATCH = 64  # bags of so many items are of all lengths in a single probe
 _INDICES_PER_BAG = 5
 
 
@@ -89,11 +89,13 @@ def probes_for(roles: Roles) -> list[Probe]:
     sizes taken from another column's inputs show.
     """
     batches = sorted({roles.fixed_batch or batch for batch in _BATCHES})
-    probes = [_one_index_per_bag(roles, batch) for batch in batches if _fits_one_index_per_bag(roles, batch)]
-    if roles.offsets:
-        rng = np.random.default_rng(0)
-        probes += [_bags(roles, batches[-1], rng) for _ in range(1 if batches[-1] >= _LARGE_BATCH else _BAG_PROBES)]
-    return probes
+    if not roles.offsets:
+        return [_one_index_per_bag(roles, batch) for batch in batches]
+    rng = np.random.default_rng(0)
+    if batches[-1] >= _LARGE_BATCH:
+        return [_bags(roles, batches[-1], rng)]
+    probes = [_one_index_per_bag(roles, batch) for batch in batches if _takes_one_index_per_bag(roles, batch)]
+    return probes + [_bags(roles, batches[-1], rng) for _ in range(_BAG_PROBES)]
 
 
 def bind(roles: Roles, probe: Probe, expressions: Expressions) -> dict[str, Symbols | np.ndarray]:
@@ -113,9 +115,9 @@ def bind(roles: Roles, probe: Probe, expressions: Expressions) -> dict[str, Symb
     return values
 
 
-def _fits_one_index_per_bag(roles: Roles, batch: int) -> bool:
-    """Not where the file fixes another number of indices; without offsets the graph itself then has to refuse it."""
-    return not roles.offsets or all(source.dims[-1] in (None, batch) for source in roles.indices)
+def _takes_one_index_per_bag(roles: Roles, batch: int) -> bool:
+    """Not where the file fixes another number of indices."""
+    return all(source.dims[-1] in (None, batch) for source in roles.indices)
 
 
 def _one_index_per_bag(roles: Roles, batch: int) -> Probe:
