@@ -28,6 +28,8 @@ Scope = ChainMap[str, Value]
 _MOST_TRIPS = 100_000
 _MOST_COPIED_ELEMENTS = 2**26
 _DOMAINS = ("", "ai.onnx")
+# What NumPy, onnx and Python's own calls raise where a node's inputs and attributes do not fit together.
+_MISFITS = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
 # A function's name for what an input is called; see Computations.lookup.
 _NAMED = ("Gather", "GatherElements")
 
@@ -68,17 +70,15 @@ class Interpreter:
     def run(self, inputs: Mapping[str, Value]) -> Value:
         """The graph's output. Raises UserError naming the node that is not understood, NeedsValues."""
         scope: Scope = ChainMap(dict(inputs))
-        self._run_steps((self._step(node) for node in self.graph.nodes), scope)
+        self._run_steps((self._ready(node) for node in self.graph.nodes), scope)
         return self._read(self.graph.output, scope, None)
 
     def _run_steps(self, steps: Iterable[_Step], scope: Scope) -> None:
         for step in steps:
             try:
                 results = self._run_step(step, scope)
-            except UserError:
-                raise
-            except (ValueError, IndexError, TypeError, OverflowError, AttributeError) as error:
-                raise self.graph.refusal(step.node, f"cannot be followed: {_one_line(error)}") from None
+            except _MISFITS as error:
+                raise self._misfit(step.node, error) from None
             scope.maps[0].update(zip(step.node.output, results))
 
     def _run_step(self, step: _Step, scope: Scope) -> tuple[Value, ...]:
@@ -192,6 +192,15 @@ class Interpreter:
         return self._computations.join(sequence, lambda arrays: put_together(arrays, axis))
 
     # --- making ready
+
+    def _ready(self, node: onnx.NodeProto) -> _Step:
+        try:
+            return self._step(node)
+        except _MISFITS as error:
+            raise self._misfit(node, error) from None
+
+    def _misfit(self, node: onnx.NodeProto, error: Exception) -> UserError:
+        return self.graph.refusal(node, f"cannot be followed: {_one_line(error)}")
 
     def _step(self, node: onnx.NodeProto) -> _Step:
         graphs = [attribute for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
