@@ -151,6 +151,9 @@ def _steering_inputs(graph: OnnxGraph, dense: Input, integers: list[Input]) -> s
             steering.add(need.input_name)
             if len(steering) == len(integers):
                 raise graph.refusal(need.node, f"works with the values of {need.input_name!r}") from None
+            if dense.dims[0] and next(one for one in integers if one.name == need.input_name).dims[-1] == batch + 1:
+                reason = f"takes offsets {need.input_name!r} with the last bag's end (include_last_offset)"
+                raise graph.refusal(need.node, f"{reason}; those of the bags' beginnings alone are read") from None
             continue
         return steering
 
@@ -205,7 +208,3 @@ def _check_offsets(graph: OnnxGraph, roles: Roles) -> None:
     if roles.offsets and not (stacked or each):
         wanted = f"one [{count}, batch] or {count} [batch] are wanted, a row for each index column"
         raise graph.refusal(None, f"the offsets have dims {shapes}; {wanted}")
-    for source in roles.offsets:
-        if roles.fixed_batch and source.dims[-1] == roles.fixed_batch + 1:
-            reason = "holds where the last bag ends too (include_last_offset); offsets of the bags' beginnings are read"
-            raise graph.refusal(None, f"input {source.name!r} {reason}")
