@@ -25,7 +25,7 @@ from .onnx_operators import MOVES, ON_CONSTANTS, VIEWS, shape, size
 
 Scope = ChainMap[str, Value]
 
-_MOST_TRIPS = 100_000
+_MOST_TRIPS = 1000  # and two for each row of the largest input: more than any loop over items or tables takes
 _MOST_COPIED_ELEMENTS = 2**26
 _DOMAINS = ("", "ai.onnx")
 # What NumPy, onnx and Python's own calls raise where a node's inputs and attributes do not fit together.
@@ -58,6 +58,7 @@ class Interpreter:
         self.graph = graph
         self.expressions = expressions
         self._computations = Computations(expressions)
+        self._most_trips = _MOST_TRIPS
         self._steering = {"Loop": self._loop, "If": self._if}
         self._sequences: dict[str, Callable[..., Value]] = {
             "ConcatFromSequence": self._concat_from_sequence,
@@ -70,6 +71,9 @@ class Interpreter:
     def run(self, inputs: Mapping[str, Value]) -> Value:
         """The graph's output. Raises UserError naming the node that is not understood, NeedsValues."""
         scope: Scope = ChainMap(dict(inputs))
+        self._most_trips = _MOST_TRIPS + 2 * max(
+            (max(_shape(value), default=0) for value in inputs.values()), default=0
+        )
         self._run_steps((self._ready(node) for node in self.graph.nodes), scope)
         return self._read(self.graph.output, scope, None)
 
@@ -142,8 +146,8 @@ class Interpreter:
         stacks: list[list[Value]] = [[] for _ in body.outputs[1 + len(carried) :]]
         trip = 0
         while (limit is None or trip < limit) and (not conditional or self._truth(condition)):
-            if trip == _MOST_TRIPS:
-                raise ValueError(f"runs more than {_MOST_TRIPS} times")
+            if trip == self._most_trips:
+                raise ValueError(f"runs more than {trip} times")
             given = [np.array(trip, np.int64), np.array(True), *carried]
             condition, *made = self._run_body(body, given, scope)
             carried = made[: len(carried)]
@@ -220,6 +224,10 @@ class Interpreter:
         if attribute.type == onnx.AttributeProto.TENSOR:
             return self.graph.array(attribute.t)
         return onnx.helper.get_attribute_value(attribute)
+
+
+def _shape(value: Value) -> tuple[int, ...]:
+    return value.ids.shape if isinstance(value, Symbols) else value.shape
 
 
 def _on_constants(operator: str, inputs: list[np.ndarray | None], attributes: dict) -> np.ndarray | tuple:
