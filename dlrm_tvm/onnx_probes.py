@@ -16,8 +16,9 @@ from .onnx_computations import NeedsValues
 from .onnx_graph import Input, OnnxGraph
 from .onnx_interpreter import Interpreter
 
-_BATCHES = (3, 5)
-_BAG_PROBES = 4
+_BATCHES = (1, 2, 3, 5)
+_MOST_TRIED = 2  # a graph may ask whether a size is 0, 1 or 2: there are smaller and larger ones here
+_BAG_PROBES = 2
 _LARGE_BATCH = 64  # bags of so many items are of all lengths in a single probe
 _INDICES_PER_BAG = 5
 
@@ -45,6 +46,13 @@ class Roles:
         if self.stacked:
             return [(self.indices[0].name, row) for row in range(self.indices[0].dims[0])]
         return [(source.name, 0) for source in self.indices]
+
+    @property
+    def most_tried(self) -> int:
+        """See Interpreter; sizes that the file fixes are what it may ask for."""
+        return max(
+            [_MOST_TRIED, *(size or 0 for source in (self.dense, *self.indices, *self.offsets) for size in source.dims)]
+        )
 
     @property
     def fixed_batch(self) -> int | None:
@@ -83,7 +91,7 @@ def find_roles(graph: OnnxGraph) -> Roles:
 
 
 def probes_for(roles: Roles) -> list[Probe]:
-    """One index per bag at two batch sizes; and, where the graph takes offsets, bags of all lengths, empty included.
+    """One index per bag at several batch sizes; where the graph takes offsets also bags of all lengths, empty ones too.
 
     Every column has its own lengths, and its own number of indices where its input allows that, so that offsets or
     sizes taken from another column's inputs show.
@@ -95,6 +103,7 @@ def probes_for(roles: Roles) -> list[Probe]:
     if batches[-1] >= _LARGE_BATCH:
         return [_bags(roles, batches[-1], rng)]
     probes = [_one_index_per_bag(roles, batch) for batch in batches if _takes_one_index_per_bag(roles, batch)]
+    probes += [_one_full_bag(roles, batch) for batch in batches]
     return probes + [_bags(roles, batches[-1], rng) for _ in range(_BAG_PROBES)]
 
 
@@ -124,15 +133,28 @@ def _one_index_per_bag(roles: Roles, batch: int) -> Probe:
     return Probe(np.ones((len(roles.columns), batch), np.int64))
 
 
+def _one_full_bag(roles: Roles, batch: int) -> Probe:
+    """All of a column's indices in one bag, each column's in another."""
+    lengths = np.zeros((len(roles.columns), batch), np.int64)
+    for column in range(len(lengths)):
+        lengths[column, column % batch] = _total(roles, column, batch)
+    return Probe(lengths)
+
+
 def _bags(roles: Roles, batch: int, rng: np.random.Generator) -> Probe:
     """Each column's indices cut into `batch` bags at random places."""
     lengths = []
     for column in range(len(roles.columns)):
-        source = roles.indices[0 if roles.stacked else column]
-        total = source.dims[-1] or _INDICES_PER_BAG * batch + (0 if roles.stacked else column)
+        total = _total(roles, column, batch)
         cuts = np.sort(rng.integers(0, total + 1, batch - 1))
         lengths.append(np.diff(cuts, prepend=0, append=total))
     return Probe(np.array(lengths))
+
+
+def _total(roles: Roles, column: int, batch: int) -> int:
+    """How many indices a column has: the number that the file fixes, else another for each where it may be."""
+    source = roles.indices[0 if roles.stacked else column]
+    return source.dims[-1] or _INDICES_PER_BAG * batch + (0 if roles.stacked else column)
 
 
 def _steering_inputs(graph: OnnxGraph, dense: Input, integers: list[Input]) -> set[str]:
@@ -141,12 +163,13 @@ def _steering_inputs(graph: OnnxGraph, dense: Input, integers: list[Input]) -> s
     Found by runs in which all of them are symbols but those that are known to steer already, one bag to an item.
     """
     steering: set[str] = set()
-    batch = dense.dims[0] or next((one.dims[0] for one in integers if len(one.dims) == 1 and one.dims[0]), _BATCHES[0])
+    batch = dense.dims[0] or next((one.dims[0] for one in integers if len(one.dims) == 1 and one.dims[0]), _BATCHES[-1])
+    most_tried = Roles(dense, tuple(integers)).most_tried
     while True:
         try:
-            Interpreter(graph, expressions := Expressions()).run(
-                _discovery(dense, integers, steering, batch, expressions)
-            )
+            expressions = Expressions()
+            inputs = _discovery(dense, integers, steering, batch, expressions)
+            Interpreter(graph, expressions, most_tried).run(inputs)
         except NeedsValues as need:
             steering.add(need.input_name)
             if len(steering) == len(integers):

@@ -31,6 +31,7 @@ def mutate(model: ModelProto, rng: np.random.Generator) -> tuple[ModelProto, str
         _change_operator,
         _change_number,
         _swap_branches,
+        _cross_bags,
     )
     while True:
         changed = ModelProto()
@@ -177,6 +178,29 @@ def _swap_branches(graph: GraphProto, rng: np.random.Generator) -> str:
     first, second = node.attribute
     first.name, second.name = second.name, first.name
     return f"the branches of {node.name}"
+
+
+def _cross_bags(graph: GraphProto, rng: np.random.Generator) -> str:
+    """One thing that a table's Loop (or ATen node) reads from around it is taken from another table's."""
+    bodies = [list(_nodes(a.g)) for node in graph.node for a in node.attribute if a.type == AttributeProto.GRAPH]
+    bodies = bodies or [[node] for node in graph.node if node.op_type == "ATen" and len(node.output) > 1]
+    if len(bodies) < 2:
+        return ""
+    # From an earlier one: what a later one reads is not made yet.
+    other, one = (bodies[place] for place in np.sort(rng.choice(len(bodies), 2, replace=False)))
+    around = {name for node in graph.node for name in node.output}
+    around.update(value.name for value in (*graph.input, *graph.initializer))
+    places = [
+        (mine, theirs, place)
+        for mine, theirs in zip(one, other)
+        for place in range(min(len(mine.input), len(theirs.input)))
+        if mine.input[place] != theirs.input[place] and around >= {mine.input[place], theirs.input[place]}
+    ]
+    if not places:
+        return ""
+    mine, theirs, place = places[rng.integers(len(places))]
+    mine.input[place] = theirs.input[place]
+    return f"{mine.name} input {place} to {theirs.name}'s {theirs.input[place]}"
 
 
 def _scale(graph: GraphProto, rng: np.random.Generator) -> str:

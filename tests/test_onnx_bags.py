@@ -174,10 +174,61 @@ def test_a_constant_in_place_of_an_empty_bags_zeros_is_refused(tmp_path: Path) -
 
 
 def test_a_loop_that_never_ends_is_refused(tmp_path: Path) -> None:
-    def forever(graph: onnx.GraphProto) -> None:
-        loop = node_of(graph, "Loop")
-        body = body_of(loop)
-        body.output[0].name = body.input[1].name  # the condition that came in
+    def stand_still(graph: onnx.GraphProto) -> None:
+        body = body_of(node_of(graph, "Loop"))
+        before, after = (
+            next(one for one in names if one.name.startswith("index")) for names in (body.input, body.output)
+        )
+        after.name = before.name  # the number of the bag
 
-    message = refusal_after(tmp_path, forever, "dynamo18_fixed")
-    assert "(Loop) cannot be followed" in message or "(Slice) cannot be followed" in message
+    message = refusal_after(tmp_path, stand_still, "dynamo18_fixed")
+    assert "(Loop) cannot be followed: runs more than 10" in message
+
+
+def keep_sizes_below(bound: int, place: int = 0) -> Change:
+    """A bag's end is at most `bound` indices after the beginning of all: nothing changes while there are fewer."""
+
+    def change(graph: onnx.GraphProto) -> None:
+        add_constant(graph, "bound", np.array([bound], np.int64))
+        body = body_of(node_of(graph, "Loop", place))
+        at, cut = next((at, node) for at, node in enumerate(body.node) if node.op_type == "Slice")
+        body.node.insert(at, helper.make_node("Min", [cut.input[2], "bound"], ["bounded"], name="Min_x"))
+        body.node[at + 1].input[2] = "bounded"
+
+    return change
+
+
+@pytest.mark.parametrize("bound", [1, 7, 24, 1000, 10**9])
+def test_sizes_cut_at_any_bound_are_refused_though_smaller_ones_are_not_cut(bound: int, tmp_path: Path) -> None:
+    message = refusal_after(tmp_path, keep_sizes_below(bound), "op13_lists")
+    assert bound == 1 or f"node Min_x (Min) goes by whether something is more or less than {bound}" in message
+
+
+def test_another_branch_for_many_items_is_refused(tmp_path: Path) -> None:
+    """Up to 100 bags the mean is PyTorch's."""
+
+    def change(graph: onnx.GraphProto) -> None:
+        add_constant(graph, "hundred", np.array(100, np.int64))
+        body = body_of(node_of(graph, "Loop"))
+        chosen = [node for node in body.node if node.op_type == "If"][-1]
+        position = next(one.name for one in body.input if one.name.startswith("index"))
+        body.node.insert(0, helper.make_node("Less", [position, "hundred"], ["few"], name="Less_x"))
+        other = onnx.helper.make_graph(
+            [],
+            "other",
+            [],
+            [onnx.ValueInfoProto(name="zeros")],
+            [onnx.numpy_helper.from_array(np.zeros((1, 4), np.float32), "zeros")],
+        )
+        same = onnx.helper.make_graph(
+            [helper.make_node("Identity", [chosen.output[0]], ["same"])], "same", [], [onnx.ValueInfoProto(name="same")]
+        )
+        insert = next(node for node in body.node if node.op_type == "SequenceInsert")
+        at = list(body.node).index(insert)
+        body.node.insert(
+            at, helper.make_node("If", ["few"], ["either"], name="If_x", then_branch=same, else_branch=other)
+        )
+        body.node[at + 1].input[1] = "either"
+
+    message = refusal_after(tmp_path, change, "dynamo18_mean")
+    assert "node Less_x (Less) goes by whether something is more or less than 100" in message

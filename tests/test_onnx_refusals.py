@@ -180,7 +180,7 @@ REFUSALS = {
     ),
     "upper triangle": (_upper_triangle, "Concat_16", "where a DLRM has"),
     "Tanh": (_tanh, "Relu_3 (Tanh)", "no operation"),
-    "dots joined on the wrong axis": (_join_dots_on_axis_0, "Concat_16", "joins shapes (3, 16), (3, 6) on axis 0"),
+    "dots joined on the wrong axis": (_join_dots_on_axis_0, "Concat_16", "joins shapes (5, 16), (5, 6) on axis 0"),
     "vectors joined on the wrong axis": (_join_vectors_on_axis_0, "MatMul_13", "where a DLRM has x . table.0"),
     "[dots, x] in place of [x, dots]": (_join_dots_first, "Concat_16", "does not begin with"),
     "an index column used twice": (_index_column_used_twice, "Gather_8", "indices, row 0"),
