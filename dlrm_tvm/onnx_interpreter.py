@@ -32,6 +32,7 @@ _DOMAINS = ("", "ai.onnx")
 _MISFITS = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
 # Operators whose results jump at some value of an input.
 _STEPPED = ("Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min")
+_ON_WHOLE_NUMBERS = ("Cast", "CastLike", "Gather", "GatherElements")
 # A function's name for what an input is called; see Computations.lookup.
 _NAMED = ("Gather", "GatherElements")
 
@@ -131,6 +132,9 @@ class Interpreter:
         if symbolic == [0] and operator in MOVES:
             return self._computations.move(operator, inputs, attributes)
         if symbolic and operator in self._computations.by_operator:
+            # Arithmetic on whole numbers is done with their values: an input's are asked for.
+            for value in inputs if operator not in _ON_WHOLE_NUMBERS else ():
+                self._computations.demand_values(value)
             name = {"name": node.input[0]} if operator in _NAMED else {}
             return self._computations.by_operator[operator](*inputs, **attributes, **name)
         # What an operator moves may be symbols; by how much, or where to, it has to know.

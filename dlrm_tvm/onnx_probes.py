@@ -101,7 +101,7 @@ def probes_for(roles: Roles) -> list[Probe]:
         return [_one_index_per_bag(roles, batch) for batch in batches]
     rng = np.random.default_rng(0)
     if batches[-1] >= _LARGE_BATCH:
-        return [_bags(roles, batches[-1], rng)]
+        return [_one_full_bag(roles, batches[-1]), _bags(roles, batches[-1], rng)]
     probes = [_one_index_per_bag(roles, batch) for batch in batches if _takes_one_index_per_bag(roles, batch)]
     probes += [_one_full_bag(roles, batch) for batch in batches]
     return probes + [_bags(roles, batches[-1], rng) for _ in range(_BAG_PROBES)]
