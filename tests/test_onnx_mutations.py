@@ -28,7 +28,7 @@ from dlrm_tvm.reference import predict
 
 MUTATIONS_PER_SHARED_EXPORT = 3
 MUTATIONS_PER_EXPORT = 16
-MUTATIONS_PER_EXPORT_IF_SLOW = 400
+MUTATIONS_PER_EXPORT_IF_SLOW = 120
 MUTATIONS_PER_SMALL_GRAPH = 30
 EXPORT_NAMES = sorted(path.stem for path in EXPORTS.glob("*.onnx"))
 # All widths alike, so that a rewired input fits more often.
