@@ -19,6 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Two numbers below it fit into one int64.
+_MOST_NUMBERS = 2**31
+
 
 @dataclass(frozen=True, eq=False)
 class Symbols:
@@ -42,6 +45,7 @@ class Expressions:
         self._widths: list[int] = []
         self._makers: list[object] = []
         self._next = 0
+        self._known_dots = (np.empty(0, np.int64), np.empty(0, np.int64))  # codes, ascending, and numbers
         self._arrays: dict[int, np.ndarray] = {}  # by id(); holding them keeps their ids unique
         self._names: dict[int, str] = {}
 
@@ -58,7 +62,11 @@ class Expressions:
     def key(self, number: int) -> tuple[tuple, int]:
         """(key of the vector, position in it) of a number."""
         place = self._place(number)
-        return self._keys[place], int(number) - self._starts[place]
+        key, position = self._keys[place], int(number) - self._starts[place]
+        if key[0] == "dots":
+            code = int(np.frombuffer(key[1], np.int64)[position])
+            return ("dot", *divmod(code, _MOST_NUMBERS)), 0
+        return key, position
 
     def maker_of(self, number: int) -> object:
         return self._makers[self._place(number)]
@@ -130,13 +138,24 @@ class Expressions:
         keys = [("linear", identity, transposed, row) for row in self.rows(ids).ravel().tolist()]
         return self._vectors(keys, outputs).reshape(*ids.shape[:-1], outputs)
 
-    def total(self, ids: np.ndarray) -> np.ndarray:
-        """Sums over the last axis; the sum of one value is that value, the sum of none is the constant 0."""
-        return ids[..., 0] if ids.shape[-1] == 1 else self._pool("sum", ids)
+    def pool(self, kind: str, ids: np.ndarray) -> np.ndarray:
+        """The "sum" or "mean" over the last axis.
 
-    def mean(self, ids: np.ndarray) -> np.ndarray:
-        """Means over the last axis; the mean of one value stays a mean, and PyTorch's mean of none is 0."""
-        return self._pool("mean", ids)
+        The sum of one value is that value, its mean stays a mean; of none both are 0, PyTorch's mean too.
+        """
+        if ids.shape[-1] == 0:
+            return np.full(ids.shape[:-1], self.scalar("constant", "float32", 0.0))
+        if kind == "sum" and ids.shape[-1] == 1:
+            return ids[..., 0]
+        flat = ids.reshape(-1, ids.shape[-1])
+        if self._whole_rows(flat.T).all():
+            return self.vector((kind, np.sort(flat[0]).tobytes()), len(flat)).reshape(ids.shape[:-1])
+        return self._pool_elements(kind, flat).reshape(ids.shape[:-1])
+
+    def bags(self, kind: str, rows: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Pooled bags [number of bags, D] of rows [n, D]; bag i is rows[starts[i]:ends[i]]."""
+        pooled = [self.pool(kind, rows[start:end].T) for start, end in zip(starts.tolist(), ends.tolist())]
+        return np.stack(pooled)
 
     def dot(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """left [..., M, K], right [..., N, K] -> [..., M, N]: products of rows with rows, in either order."""
@@ -144,9 +163,10 @@ class Expressions:
             raise ValueError(f"multiplies rows of {left.shape[-1]} by rows of {right.shape[-1]} values")
         first, second = self.rows(left)[..., :, None], self.rows(right)[..., None, :]
         first, second = np.broadcast_arrays(first, second)
-        low, high = np.minimum(first, second), np.maximum(first, second)
-        pairs = zip(low.ravel().tolist(), high.ravel().tolist())
-        return np.array([self.scalar("dot", *pair) for pair in pairs], np.int64).reshape(low.shape)
+        if self._next >= _MOST_NUMBERS:
+            raise OverflowError("has too many values to follow")
+        codes = np.minimum(first, second) * _MOST_NUMBERS + np.maximum(first, second)
+        return self._dots(codes.ravel()).reshape(codes.shape)
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """One number for each vector along the last axis: its first element's where it is a whole vector of its own,
@@ -155,9 +175,10 @@ class Expressions:
         if whole is not None:
             return whole
         flat = np.ascontiguousarray(ids).reshape(-1, ids.shape[-1])
-        known = [self._whole_row(row) for row in flat]
-        numbers = [self.scalar("vector", row.tobytes()) if first is None else first for row, first in zip(flat, known)]
-        return np.array(numbers, np.int64).reshape(ids.shape[:-1])
+        numbers = np.where(self._whole_rows(flat), flat[:, 0], -1)
+        for row in np.flatnonzero(numbers < 0).tolist():
+            numbers[row] = self.scalar("vector", flat[row].tobytes())
+        return numbers.reshape(ids.shape[:-1])
 
     # --- taking formulas apart
 
@@ -171,9 +192,7 @@ class Expressions:
         """The first number of each row of ids [..., N], where all of them are whole vectors; None otherwise."""
         if ids.size == 0 or ids.ndim == 0:
             return None
-        firsts, positions, widths = self._whereabouts(ids)
-        alike = (widths == ids.shape[-1]).all() and (positions == np.arange(ids.shape[-1])).all()
-        return firsts[..., 0] if alike and (firsts == firsts[..., :1]).all() else None
+        return ids[..., 0] if self._whole_rows(ids.reshape(-1, ids.shape[-1])).all() else None
 
     def operands(self, kind: str, rows: np.ndarray) -> list[tuple] | None:
         """The operands of each of the vectors `rows` [n, N], when all are whole ones of that kind; None otherwise."""
@@ -200,18 +219,14 @@ class Expressions:
             raise ValueError(f"divides a sum of {len(summands) // 8} rows by {count:g}")
         return ("mean", summands)
 
-    def _pool(self, kind: str, ids: np.ndarray) -> np.ndarray:
-        if ids.shape[-1] == 0:
-            return self.constants(np.zeros(ids.shape[:-1], np.float32))
-        flat = ids.reshape(-1, ids.shape[-1])
-        firsts, positions, widths = self._whereabouts(flat)
+    def _pool_elements(self, kind: str, ids: np.ndarray) -> np.ndarray:
+        """Each row of ids [n, m] pooled, where each stands in one place of vectors of one width."""
+        firsts, positions, widths = self._whereabouts(ids)
         if (positions != positions[:, :1]).any() or (widths != widths[:, :1]).any():
             raise ValueError("adds up what stands in different places of its vectors")
-        bags, which = np.unique(np.sort(firsts, axis=1), axis=0, return_inverse=True)
-        of_bag = np.zeros(len(bags), np.int64)
-        of_bag[which.ravel()] = widths[:, 0]
-        made = [self._number((kind, bag.tobytes()), int(width)) for bag, width in zip(bags, of_bag)]
-        return (np.array(made, np.int64)[which.ravel()] + positions[:, 0]).reshape(ids.shape[:-1])
+        keys = [(kind, bag.tobytes()) for bag in np.sort(firsts, axis=1)]
+        made = [self._number(key, int(width)) for key, width in zip(keys, widths[:, 0])]
+        return np.array(made, np.int64) + positions[:, 0]
 
     def _map_pairs(self, ids: np.ndarray, others: np.ndarray, key_of: Callable[[int, float], tuple]) -> np.ndarray:
         """Each element's counterpart in the vector of key_of(first of its vector, the other at its place)."""
@@ -231,9 +246,25 @@ class Expressions:
         places = np.searchsorted(starts, ids, side="right") - 1
         return starts[places], ids - starts[places], widths[places]
 
-    def _whole_row(self, row: np.ndarray) -> int | None:
-        first = self.whole(row)
-        return None if first is None else int(first)
+    def _whole_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Which of rows [n, N] are whole vectors."""
+        width = rows.shape[1]
+        _, positions, widths = self._whereabouts(rows[:, 0])
+        return (positions == 0) & (widths == width) & (rows == rows[:, :1] + np.arange(width)).all(axis=1)
+
+    def _dots(self, codes: np.ndarray) -> np.ndarray:
+        """Numbers of products; a code is both factors' numbers in one. Those not met before get a vector together."""
+        known, numbers = self._known_dots
+        ordered = np.sort(codes)  # np.unique's hashing takes ten times as long
+        distinct = ordered[np.diff(ordered, prepend=-1) > 0]
+        new = distinct[~np.isin(distinct, known, assume_unique=True)]
+        if len(new):
+            made = self.vector(("dots", new.tobytes()), len(new))
+            known, numbers = np.concatenate([known, new]), np.concatenate([numbers, made])
+            order = np.argsort(known)
+            self._known_dots = known[order], numbers[order]
+        known, numbers = self._known_dots
+        return numbers[np.searchsorted(known, codes)]
 
     def _vectors(self, keys: list[tuple], width: int) -> np.ndarray:
         """[len(keys), width] numbers of vectors of one width."""

@@ -56,18 +56,15 @@ def _embedding_bag(
         raise ValueError(f"has a table of shape {weight.shape}; [rows, dim] is wanted")
     if factors is not None:
         rows = computations.scale(rows, _column(factors, len(rows.ids)))
+    starts = offsets[:-1] if include_last_offset else offsets
     ends = offsets[1:] if include_last_offset else np.append(offsets[1:], len(rows.ids))
-    return Symbols(_pooled(computations, rows.ids, _POOLINGS[mode], offsets, ends), True)
+    _check_offsets(starts, ends, len(rows.ids))
+    return Symbols(computations.expressions.bags(_POOLINGS[mode], rows.ids, starts, ends), True)
 
 
-def _pooled(
-    computations: Computations, rows: np.ndarray, pooling: str, starts: np.ndarray, ends: np.ndarray
-) -> np.ndarray:
-    """rows [n, D] -> [bags, D]"""
-    if not (starts[:1] == 0).all() or (np.diff(np.append(starts, ends[-1:])) < 0).any() or ends[-1] > len(rows):
+def _check_offsets(starts: np.ndarray, ends: np.ndarray, count: int) -> None:
+    if not (starts[:1] == 0).all() or (np.diff(np.append(starts, ends[-1:])) < 0).any() or (ends > count).any():
         raise ValueError("has offsets that do not begin with 0 and ascend")
-    pool = computations.expressions.total if pooling == "sum" else computations.expressions.mean
-    return np.stack([pool(rows[start:end].T) for start, end in zip(starts, ends)])
 
 
 def _column(factors: Value, count: int) -> Value:

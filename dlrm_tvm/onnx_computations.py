@@ -128,20 +128,18 @@ class Computations:
     def _reduce_sum(
         self, data: Symbols, axes: np.ndarray | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
     ) -> Symbols:
-        return self._reduce(self.expressions.total, data, axes, keepdims)
+        return self._reduce("sum", data, axes, keepdims)
 
     def _reduce_mean(
         self, data: Symbols, axes: np.ndarray | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
     ) -> Symbols:
-        return self._reduce(self.expressions.mean, data, axes, keepdims)
+        return self._reduce("mean", data, axes, keepdims)
 
-    def _reduce(
-        self, reduce: Callable[[np.ndarray], np.ndarray], data: Symbols, axes: np.ndarray | None, keepdims: int
-    ) -> Symbols:
+    def _reduce(self, kind: str, data: Symbols, axes: np.ndarray | None, keepdims: int) -> Symbols:
         if axes is None or len(axes) != 1 or not isinstance(data, Symbols) or not data.real:
             raise ValueError("sums over what is not one axis of looked-up rows")
         axis = int(axes[0])
-        sums = reduce(np.moveaxis(data.ids, axis, -1))
+        sums = self.expressions.pool(kind, np.moveaxis(data.ids, axis, -1))
         return Symbols(np.expand_dims(sums, axis) if keepdims else sums, True)
 
     def _no_maximum(self, *inputs: Value, **attributes: object) -> Symbols:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError
 
 from .errors import UserError
@@ -74,7 +75,22 @@ class OnnxGraph:
     def array(self, tensor: onnx.TensorProto) -> np.ndarray:
         """A tensor of this file as an array: a memory map (external data), or a view of the bytes in the file."""
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            return self._memory_map(tensor)
+            return self._external(tensor)
+        return self._inline(tensor)
+
+    def _external(self, tensor: onnx.TensorProto) -> np.ndarray:
+        """Some writers keep the bytes in the model too (facebookresearch/dlrm issue 135): both must be the same."""
+        if tensor.raw_data and not self._data_file(tensor).is_file():
+            return self._inline(tensor)
+        outside = self._memory_map(tensor)
+        if tensor.raw_data and not _same_bytes(outside, tensor.raw_data):
+            raise UserError(
+                f"{self.path}: tensor {tensor.name} has other values in {self._data_file(tensor)} than in the model "
+                "itself. Remove the one or the other."
+            )
+        return outside
+
+    def _inline(self, tensor: onnx.TensorProto) -> np.ndarray:
         dtype, shape = self._dtype(tensor), tuple(tensor.dims)
         if not tensor.HasField("raw_data"):
             return _typed_data(tensor, self.path)
@@ -91,12 +107,16 @@ class OnnxGraph:
         where = f"node {label(node)} " if node is not None else ""
         return UserError(f"{self.path}: {where}{reason}. {ADVICE}")
 
+    def _data_file(self, tensor: onnx.TensorProto) -> Path:
+        locations = [entry.value for entry in tensor.external_data if entry.key == "location"]
+        return self.path.parent / (locations[0] if locations else "")
+
     def _memory_map(self, tensor: onnx.TensorProto) -> np.ndarray:
         fields = {entry.key: entry.value for entry in tensor.external_data}
         dtype, shape = self._dtype(tensor), tuple(tensor.dims)
         wanted = math.prod(shape) * dtype.itemsize
         offset, length = (int(fields.get(key) or default) for key, default in (("offset", 0), ("length", wanted)))
-        data = self.path.parent / fields.get("location", "")
+        data = self._data_file(tensor)
         # An ONNX file is data from elsewhere: it may not name files outside its own folder.
         if not data.resolve().is_relative_to(self.path.parent.resolve()):
             raise UserError(
@@ -167,8 +187,20 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise UserError(f"{path}: not an ONNX model, or a truncated one. Export or download it again.") from None
     if not model.graph.node or not model.graph.output or not model.opset_import:
         raise UserError(f"{path}: holds no ONNX graph, or is truncated. Export or download it again.")
+    model = _without_functions(model, path)
     _check_single_assignment(model.graph, path)
     return model
+
+
+def _without_functions(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """The model with its own functions, which torch.export wrote up to torch 2.6, put where they are called."""
+    if not model.functions:
+        return model
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except Exception as error:  # of no documented type
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: the functions in the model cannot be put in place: {reason}. {ADVICE}") from None
 
 
 def _constant_nodes(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
@@ -184,6 +216,15 @@ def _check_single_assignment(graph: onnx.GraphProto, path: Path) -> None:
             if name in made:
                 raise UserError(f"{path}: node {label(node)} makes {name!r}, which is made already. {ADVICE}")
             made.add(name)
+
+
+def _same_bytes(array: np.ndarray, data: bytes) -> bool:
+    """Compared piece by piece: a memory map may be large."""
+    flat = array.reshape(-1).view(np.uint8)
+    if flat.size != len(data):
+        return False
+    piece = 2**24
+    return all(flat[at : at + piece].tobytes() == data[at : at + piece] for at in range(0, len(data), piece))
 
 
 def _typed_data(tensor: onnx.TensorProto, path: Path) -> np.ndarray:

@@ -20,25 +20,32 @@ from . import onnx_aten
 from .errors import UserError
 from .expressions import Expressions, Symbols
 from .onnx_computations import Computations, Value
-from .onnx_graph import OnnxGraph, live_nodes
+from .onnx_graph import OnnxGraph, live_nodes, names_read
 from .onnx_operators import MOVES, ON_CONSTANTS, VIEWS, shape, size
 
 Scope = ChainMap[str, Value]
 
-_MOST_TRIPS = 100_000
+_MOST_TRIPS = 1000  # and two for each row of the largest input: more than any loop over items or tables takes
 _MOST_COPIED_ELEMENTS = 2**26
 _DOMAINS = ("", "ai.onnx")
+# What NumPy, onnx and Python's own calls raise where a node's inputs and attributes do not fit together.
+_MISFITS = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+# Operators whose results jump at some value of an input.
+_STEPPED = ("Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min")
+_ON_WHOLE_NUMBERS = ("Cast", "CastLike", "Gather", "GatherElements")
 # A function's name for what an input is called; see Computations.lookup.
 _NAMED = ("Gather", "GatherElements")
 
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """A node made ready to run many times; bodies: the graphs of a Loop or an If, by attribute."""
+    """A node made ready to run many times; bodies: the graphs of a Loop or an If, by attribute; fixed: which of its
+    inputs are the same whatever the graph is fed."""
 
     node: onnx.NodeProto
     attributes: dict[str, object]
     bodies: dict[str, _Body]
+    fixed: list[bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +57,18 @@ class _Body:
 
 
 class Interpreter:
-    """One run over `graph`. Index symbols are made as ("index", input name, ...): see `NeedsValues`."""
+    """One run over `graph`. Index symbols are made as ("index", input name, ...): see `NeedsValues`.
 
-    def __init__(self, graph: OnnxGraph, expressions: Expressions) -> None:
+    most_tried: a size that the graph is fed, or the position of a bag, may be compared with no larger number: the runs
+    would not show what happens beyond it (`Min(size, 1000)`, say).
+    """
+
+    def __init__(self, graph: OnnxGraph, expressions: Expressions, most_tried: int) -> None:
         self.graph = graph
         self.expressions = expressions
         self._computations = Computations(expressions)
+        self._most_trips = _MOST_TRIPS
+        self._most_tried = most_tried
         self._steering = {"Loop": self._loop, "If": self._if}
         self._sequences: dict[str, Callable[..., Value]] = {
             "ConcatFromSequence": self._concat_from_sequence,
@@ -68,7 +81,11 @@ class Interpreter:
     def run(self, inputs: Mapping[str, Value]) -> Value:
         """The graph's output. Raises UserError naming the node that is not understood, NeedsValues."""
         scope: Scope = ChainMap(dict(inputs))
-        self._run_steps((self._step(node) for node in self.graph.nodes), scope)
+        self._most_trips = _MOST_TRIPS + 2 * max(
+            (max(_shape(value), default=0) for value in inputs.values()), default=0
+        )
+        varying = set(inputs)
+        self._run_steps((self._ready(node, varying) for node in self.graph.nodes), scope)
         return self._read(self.graph.output, scope, None)
 
     def _run_steps(self, steps: Iterable[_Step], scope: Scope) -> None:
@@ -77,9 +94,9 @@ class Interpreter:
                 results = self._run_step(step, scope)
             except UserError:
                 raise
-            except (ValueError, IndexError, TypeError, OverflowError, AttributeError) as error:
-                raise self.graph.refusal(step.node, f"cannot be followed: {_one_line(error)}") from None
-            scope.update(zip(step.node.output, results))
+            except _MISFITS as error:
+                raise self._misfit(step.node, error) from None
+            scope.maps[0].update(zip(step.node.output, results))
 
     def _run_step(self, step: _Step, scope: Scope) -> tuple[Value, ...]:
         node = step.node
@@ -92,6 +109,8 @@ class Interpreter:
             kept = self.graph.constant(node.output[0]) if len(scope.maps) == 1 else None
             return (_constant(**step.attributes) if kept is None else kept,)
         inputs = [self._read(name, scope, node) for name in node.input]
+        if node.op_type in _STEPPED:
+            self._check_tried(step, inputs)
         result = self._compute(node, inputs, step.attributes)
         return result if isinstance(result, tuple) else (result,)
 
@@ -113,6 +132,9 @@ class Interpreter:
         if symbolic == [0] and operator in MOVES:
             return self._computations.move(operator, inputs, attributes)
         if symbolic and operator in self._computations.by_operator:
+            # Arithmetic on whole numbers is done with their values: an input's are asked for.
+            for value in inputs if operator not in _ON_WHOLE_NUMBERS else ():
+                self._computations.demand_values(value)
             name = {"name": node.input[0]} if operator in _NAMED else {}
             return self._computations.by_operator[operator](*inputs, **attributes, **name)
         # What an operator moves may be symbols; by how much, or where to, it has to know.
@@ -121,12 +143,21 @@ class Interpreter:
         known = operator in ON_CONSTANTS or operator in self._computations.by_operator
         raise self.graph.refusal(node, f"is no operation of a DLRM{' on such inputs' if known else ''}")
 
+    def _check_tried(self, step: _Step, inputs: list[Value]) -> None:
+        if all(step.fixed) or any(isinstance(value, Symbols) for value in inputs):
+            return
+        for value in (value for value, fixed in zip(inputs, step.fixed) if fixed and value is not None and value.size):
+            if value.dtype != np.bool_ and np.abs(value).max() > self._most_tried:
+                reason = f"goes by whether something is more or less than {value.flat[np.abs(value).argmax()]}"
+                raise self.graph.refusal(step.node, f"{reason}, which no DLRM needs")
+
     def _read(self, name: str, scope: Scope, node: onnx.NodeProto | None) -> Value:
         if not name:
             return None
-        value = scope.get(name)
-        if value is None:
-            value = self.graph.constant(name)
+        for values in scope.maps:  # ChainMap's own get takes five times as long
+            if name in values:
+                return values[name]
+        value = self.graph.constant(name)
         if value is None:
             raise self.graph.refusal(node, f"reads {name!r}, which nothing before it makes")
         return value
@@ -141,8 +172,8 @@ class Interpreter:
         stacks: list[list[Value]] = [[] for _ in body.outputs[1 + len(carried) :]]
         trip = 0
         while (limit is None or trip < limit) and (not conditional or self._truth(condition)):
-            if trip == _MOST_TRIPS:
-                raise ValueError(f"runs more than {_MOST_TRIPS} times")
+            if trip == self._most_trips:
+                raise ValueError(f"runs more than {trip} times")
             given = [np.array(trip, np.int64), np.array(True), *carried]
             condition, *made = self._run_body(body, given, scope)
             carried = made[: len(carried)]
@@ -173,7 +204,7 @@ class Interpreter:
 
     def _run_body(self, body: _Body, given: list[Value], scope: Scope) -> list[Value]:
         inner = scope.new_child(dict(body.constants))
-        inner.update(zip(body.inputs, given, strict=True))
+        inner.maps[0].update(zip(body.inputs, given, strict=True))
         self._run_steps(body.steps, inner)
         return [self._read(name, inner, None) for name in body.outputs]
 
@@ -192,17 +223,34 @@ class Interpreter:
 
     # --- making ready
 
-    def _step(self, node: onnx.NodeProto) -> _Step:
+    def _ready(self, node: onnx.NodeProto, varying: set[str]) -> _Step:
+        """varying: the names whose values hang on what the graph is fed; the node's outputs are added."""
+        try:
+            return self._step(node, varying)
+        except UserError:
+            raise
+        except _MISFITS as error:
+            raise self._misfit(node, error) from None
+
+    def _misfit(self, node: onnx.NodeProto, error: Exception) -> UserError:
+        return self.graph.refusal(node, f"cannot be followed: {_one_line(error)}")
+
+    def _step(self, node: onnx.NodeProto, varying: set[str]) -> _Step:
         graphs = [attribute for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
         values = [attribute for attribute in node.attribute if attribute.type != onnx.AttributeProto.GRAPH]
         attributes = {attribute.name: self._attribute(attribute) for attribute in values}
         if node.op_type == "Split":
             attributes["outputs"] = len(node.output)
-        return _Step(node, attributes, {attribute.name: self._body(attribute.g) for attribute in graphs})
+        bodies = {attribute.name: self._body(attribute.g, varying) for attribute in graphs}
+        fixed = [name not in varying for name in node.input]
+        change = varying.difference_update if varying.isdisjoint(names_read(node)) else varying.update
+        change(node.output)
+        return _Step(node, attributes, bodies, fixed)
 
-    def _body(self, body: onnx.GraphProto) -> _Body:
+    def _body(self, body: onnx.GraphProto, around: set[str]) -> _Body:
         outputs = [value.name for value in body.output]
-        steps = [self._step(node) for node in live_nodes(body.node, outputs)]
+        varying = around.union(value.name for value in body.input)  # the number of the trip, for one
+        steps = [self._step(node, varying) for node in live_nodes(body.node, outputs)]
         constants = {tensor.name: self.graph.array(tensor) for tensor in body.initializer}
         return _Body(steps, [value.name for value in body.input], outputs, constants)
 
@@ -210,6 +258,10 @@ class Interpreter:
         if attribute.type == onnx.AttributeProto.TENSOR:
             return self.graph.array(attribute.t)
         return onnx.helper.get_attribute_value(attribute)
+
+
+def _shape(value: Value) -> tuple[int, ...]:
+    return value.ids.shape if isinstance(value, Symbols) else value.shape
 
 
 def _on_constants(operator: str, inputs: list[np.ndarray | None], attributes: dict) -> np.ndarray | tuple:

@@ -82,7 +82,9 @@ def slice_(
             raise ValueError(f"slices with step {step}, only positive ones are read")
         if not -size <= start <= size or (not -size <= end <= size and end < _OPEN_END):
             raise ValueError(f"slices {start}:{end} out of {size} elements")
-        data = np.moveaxis(np.moveaxis(data, axis, 0)[int(start) : int(end) : int(step)], 0, axis)
+        everything = [slice(None)] * data.ndim
+        everything[axis] = slice(int(start), int(end), int(step))
+        data = data[tuple(everything)]
     return data
 
 

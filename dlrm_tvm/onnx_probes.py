@@ -16,9 +16,10 @@ from .onnx_computations import NeedsValues
 from .onnx_graph import Input, OnnxGraph
 from .onnx_interpreter import Interpreter
 
-_BATCHES = (3, 5)
-_BAG_PROBES = 4
-_LARGE_BATCH = 64  # bags of so many items differ enough for one probe
+_BATCHES = (1, 2, 3, 5)
+_MOST_TRIED = 2  # a graph may ask whether a size is 0, 1 or 2: there are smaller and larger ones here
+_BAG_PROBES = 2
+_LARGE_BATCH = 64  # bags of so many items are of all lengths in a single probe
 _INDICES_PER_BAG = 5
 
 
@@ -45,6 +46,13 @@ class Roles:
         if self.stacked:
             return [(self.indices[0].name, row) for row in range(self.indices[0].dims[0])]
         return [(source.name, 0) for source in self.indices]
+
+    @property
+    def most_tried(self) -> int:
+        """See Interpreter; sizes that the file fixes are what it may ask for."""
+        return max(
+            [_MOST_TRIED, *(size or 0 for source in (self.dense, *self.indices, *self.offsets) for size in source.dims)]
+        )
 
     @property
     def fixed_batch(self) -> int | None:
@@ -83,17 +91,20 @@ def find_roles(graph: OnnxGraph) -> Roles:
 
 
 def probes_for(roles: Roles) -> list[Probe]:
-    """One index per bag at two batch sizes; and, where the graph takes offsets, bags of all lengths, empty included.
+    """One index per bag at several batch sizes; where the graph takes offsets also bags of all lengths, empty ones too.
 
     Every column has its own lengths, and its own number of indices where its input allows that, so that offsets or
     sizes taken from another column's inputs show.
     """
     batches = sorted({roles.fixed_batch or batch for batch in _BATCHES})
-    probes = [_one_index_per_bag(roles, batch) for batch in batches if _fits_one_index_per_bag(roles, batch)]
-    if roles.offsets:
-        rng = np.random.default_rng(0)
-        probes += [_bags(roles, batches[-1], rng) for _ in range(1 if batches[-1] >= _LARGE_BATCH else _BAG_PROBES)]
-    return probes
+    if not roles.offsets:
+        return [_one_index_per_bag(roles, batch) for batch in batches]
+    rng = np.random.default_rng(0)
+    if batches[-1] >= _LARGE_BATCH:
+        return [_one_full_bag(roles, batches[-1]), _bags(roles, batches[-1], rng)]
+    probes = [_one_index_per_bag(roles, batch) for batch in batches if _takes_one_index_per_bag(roles, batch)]
+    probes += [_one_full_bag(roles, batch) for batch in batches]
+    return probes + [_bags(roles, batches[-1], rng) for _ in range(_BAG_PROBES)]
 
 
 def bind(roles: Roles, probe: Probe, expressions: Expressions) -> dict[str, Symbols | np.ndarray]:
@@ -113,24 +124,37 @@ def bind(roles: Roles, probe: Probe, expressions: Expressions) -> dict[str, Symb
     return values
 
 
-def _fits_one_index_per_bag(roles: Roles, batch: int) -> bool:
-    """Not where the file fixes another number of indices; without offsets the graph itself then has to refuse it."""
-    return not roles.offsets or all(source.dims[-1] in (None, batch) for source in roles.indices)
+def _takes_one_index_per_bag(roles: Roles, batch: int) -> bool:
+    """Not where the file fixes another number of indices."""
+    return all(source.dims[-1] in (None, batch) for source in roles.indices)
 
 
 def _one_index_per_bag(roles: Roles, batch: int) -> Probe:
     return Probe(np.ones((len(roles.columns), batch), np.int64))
 
 
+def _one_full_bag(roles: Roles, batch: int) -> Probe:
+    """All of a column's indices in one bag, each column's in another."""
+    lengths = np.zeros((len(roles.columns), batch), np.int64)
+    for column in range(len(lengths)):
+        lengths[column, column % batch] = _total(roles, column, batch)
+    return Probe(lengths)
+
+
 def _bags(roles: Roles, batch: int, rng: np.random.Generator) -> Probe:
     """Each column's indices cut into `batch` bags at random places."""
     lengths = []
     for column in range(len(roles.columns)):
-        source = roles.indices[0 if roles.stacked else column]
-        total = source.dims[-1] or _INDICES_PER_BAG * batch + (0 if roles.stacked else column)
+        total = _total(roles, column, batch)
         cuts = np.sort(rng.integers(0, total + 1, batch - 1))
         lengths.append(np.diff(cuts, prepend=0, append=total))
     return Probe(np.array(lengths))
+
+
+def _total(roles: Roles, column: int, batch: int) -> int:
+    """How many indices a column has: the number that the file fixes, else another for each where it may be."""
+    source = roles.indices[0 if roles.stacked else column]
+    return source.dims[-1] or _INDICES_PER_BAG * batch + (0 if roles.stacked else column)
 
 
 def _steering_inputs(graph: OnnxGraph, dense: Input, integers: list[Input]) -> set[str]:
@@ -139,16 +163,20 @@ def _steering_inputs(graph: OnnxGraph, dense: Input, integers: list[Input]) -> s
     Found by runs in which all of them are symbols but those that are known to steer already, one bag to an item.
     """
     steering: set[str] = set()
-    batch = dense.dims[0] or next((one.dims[0] for one in integers if len(one.dims) == 1 and one.dims[0]), _BATCHES[0])
+    batch = dense.dims[0] or next((one.dims[0] for one in integers if len(one.dims) == 1 and one.dims[0]), _BATCHES[-1])
+    most_tried = Roles(dense, tuple(integers)).most_tried
     while True:
         try:
-            Interpreter(graph, expressions := Expressions()).run(
-                _discovery(dense, integers, steering, batch, expressions)
-            )
+            expressions = Expressions()
+            inputs = _discovery(dense, integers, steering, batch, expressions)
+            Interpreter(graph, expressions, most_tried).run(inputs)
         except NeedsValues as need:
             steering.add(need.input_name)
             if len(steering) == len(integers):
                 raise graph.refusal(need.node, f"works with the values of {need.input_name!r}") from None
+            if dense.dims[0] and next(one for one in integers if one.name == need.input_name).dims[-1] == batch + 1:
+                reason = f"takes offsets {need.input_name!r} with the last bag's end (include_last_offset)"
+                raise graph.refusal(need.node, f"{reason}; those of the bags' beginnings alone are read") from None
             continue
         return steering
 
@@ -203,7 +231,3 @@ def _check_offsets(graph: OnnxGraph, roles: Roles) -> None:
     if roles.offsets and not (stacked or each):
         wanted = f"one [{count}, batch] or {count} [batch] are wanted, a row for each index column"
         raise graph.refusal(None, f"the offsets have dims {shapes}; {wanted}")
-    for source in roles.offsets:
-        if roles.fixed_batch and source.dims[-1] == roles.fixed_batch + 1:
-            reason = "holds where the last bag ends too (include_last_offset); offsets of the bags' beginnings are read"
-            raise graph.refusal(None, f"input {source.name!r} {reason}")

@@ -5,7 +5,7 @@ taken apart from the prediction down, and what is found must be exactly
 
     top MLP ( [x, z_i . z_j ...] )    z = [x, e_1 .. e_T]    x = bottom MLP (dense)    e_t = pooled rows of table t
 
-or a clamp of it, for every item of several probes: two batch sizes, and bags of all lengths where the graph takes
+or a clamp of it, for every item of several probes: several batch sizes, and bags of all lengths where the graph takes
 offsets. Node names
 and the order of operations do not matter; an element in another place does. Knows nothing of TVM.
 """
@@ -65,7 +65,7 @@ class _Recognition:
     def model(self) -> Dlrm:
         values = bind(self.roles, self.probe, self.expressions)
         try:
-            prediction = Interpreter(self.graph, self.expressions).run(values)
+            prediction = Interpreter(self.graph, self.expressions, self.roles.most_tried).run(values)
         except NeedsValues as need:
             raise self.graph.refusal(need.node, f"works with the values of {need.input_name!r}") from None
         rows, clamp = self._clamp(self._prediction_rows(prediction))

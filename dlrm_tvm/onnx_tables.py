@@ -34,9 +34,10 @@ class TableUses:
     def tables(self) -> tuple[Table, ...]:
         """The table that each index column looks up in, in the columns' order."""
         found: dict[Column, Table] = {}
+        columns = set(self.roles.columns)
         for key in self.expressions.keys_of_kind("row"):
             column = self._column(key)
-            if column not in self.roles.columns:
+            if column not in columns:
                 raise self.graph.refusal(self.expressions.maker_of_key(key), "looks up what is no index of an input")
             table = found.get(column) or self._table(key, column)
             if table.rows is not self.expressions.array(key[1]):
@@ -61,8 +62,7 @@ class TableUses:
         rows = self.expressions.lookup(table.rows, indices, table.name)
         if table.row_weights is not None:
             rows = self.expressions.scale(rows, self._row_factors(column, indices)[:, None])
-        pool = self.expressions.total if table.pooling == "sum" else self.expressions.mean
-        return np.stack([pool(rows[start : start + n].T) for start, n in zip(starts, lengths)])
+        return self.expressions.bags(table.pooling, rows, starts, starts + lengths)
 
     def _row_factors(self, column: Column, indices: np.ndarray) -> np.ndarray:
         (key,) = self._factors[column]

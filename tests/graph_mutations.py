@@ -13,6 +13,8 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, numpy_helper
 
 _AXES = ("axis", "axes", "perm", "transA", "transB", "keepdims", "split")
 _FUNCTIONS = ("Relu", "Sigmoid", "Tanh", "Identity", "Neg", "LeakyRelu")
+_POOLINGS = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceProd")
+_COMPARISONS = ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Max", "Min", "Add", "Sub", "Mul", "Div")
 
 
 def mutate(model: ModelProto, rng: np.random.Generator) -> tuple[ModelProto, str]:
@@ -26,6 +28,10 @@ def mutate(model: ModelProto, rng: np.random.Generator) -> tuple[ModelProto, str
         _change_activation,
         _drop_node,
         _scale,
+        _change_operator,
+        _change_number,
+        _swap_branches,
+        _cross_bags,
     )
     while True:
         changed = ModelProto()
@@ -122,11 +128,79 @@ def _change_activation(graph: GraphProto, rng: np.random.Generator) -> str:
 
 
 def _drop_node(graph: GraphProto, rng: np.random.Generator) -> str:
-    """A node's readers read its first input instead."""
-    dropped = _pick(rng, [node for node in graph.node if node.input and node.output[0] != graph.output[0].name])
+    """A node's readers read its first input instead; now and then it is one of a Loop's body."""
+    nodes = list(_nodes(graph)) if rng.random() < 0.3 else list(graph.node)
+    outputs = {value.name for value in graph.output}
+    dropped = _pick(rng, [node for node in nodes if node.input and not outputs.intersection(node.output)])
     for node in _nodes(graph):
         node.input[:] = [dropped.input[0] if name == dropped.output[0] else name for name in node.input]
     return f"{dropped.name} ({dropped.op_type})"
+
+
+def _change_operator(graph: GraphProto, rng: np.random.Generator) -> str:
+    """A sum over a bag becomes a mean, a comparison another one; an ATen node pools in another mode."""
+    for names in [_POOLINGS, _COMPARISONS][:: rng.choice([-1, 1])]:
+        nodes = [node for node in _nodes(graph) if node.op_type in names]
+        if nodes:
+            node = _pick(rng, nodes)
+            old, node.op_type = node.op_type, str(rng.choice([name for name in names if name != node.op_type]))
+            return f"{node.name} from {old} to {node.op_type}"
+    numbers = [attribute for node in graph.node if node.op_type == "ATen" for attribute in node.attribute]
+    modes = [attribute for attribute in numbers if attribute.name == "mode"]
+    if not modes:
+        return ""
+    mode = modes[rng.integers(len(modes))]
+    mode.i = 1 - mode.i
+    return f"an ATen node's mode to {mode.i}"
+
+
+def _change_number(graph: GraphProto, rng: np.random.Generator) -> str:
+    """One float constant of few values (a clamp's bound, a weight of rows) is changed."""
+    tensors = [(node.name, node.attribute[0].t) for node in _nodes(graph) if node.op_type == "Constant"]
+    tensors += [(tensor.name, tensor) for tensor in graph.initializer]
+    few = [(name, tensor) for name, tensor in tensors if tensor.data_type == 1 and len(tensor.dims) < 2]
+    if not few:
+        return ""
+    name, tensor = few[rng.integers(len(few))]
+    values = numpy_helper.to_array(tensor).copy()
+    if not values.size:
+        return ""
+    values.flat[rng.integers(values.size)] += np.float32(0.125)
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    return f"{name}: a value by 0.125"
+
+
+def _swap_branches(graph: GraphProto, rng: np.random.Generator) -> str:
+    choices = [node for node in _nodes(graph) if node.op_type == "If"]
+    if not choices:
+        return ""
+    node = choices[rng.integers(len(choices))]
+    first, second = node.attribute
+    first.name, second.name = second.name, first.name
+    return f"the branches of {node.name}"
+
+
+def _cross_bags(graph: GraphProto, rng: np.random.Generator) -> str:
+    """One thing that a table's Loop (or ATen node) reads from around it is taken from another table's."""
+    bodies = [list(_nodes(a.g)) for node in graph.node for a in node.attribute if a.type == AttributeProto.GRAPH]
+    bodies = bodies or [[node] for node in graph.node if node.op_type == "ATen" and len(node.output) > 1]
+    if len(bodies) < 2:
+        return ""
+    # From an earlier one: what a later one reads is not made yet.
+    other, one = (bodies[place] for place in np.sort(rng.choice(len(bodies), 2, replace=False)))
+    around = {name for node in graph.node for name in node.output}
+    around.update(value.name for value in (*graph.input, *graph.initializer))
+    places = [
+        (mine, theirs, place)
+        for mine, theirs in zip(one, other)
+        for place in range(min(len(mine.input), len(theirs.input)))
+        if mine.input[place] != theirs.input[place] and around >= {mine.input[place], theirs.input[place]}
+    ]
+    if not places:
+        return ""
+    mine, theirs, place = places[rng.integers(len(places))]
+    mine.input[place] = theirs.input[place]
+    return f"{mine.name} input {place} to {theirs.name}'s {theirs.input[place]}"
 
 
 def _scale(graph: GraphProto, rng: np.random.Generator) -> str:

@@ -209,11 +209,16 @@ def _model(nodes: _Nodes, inputs: list, batch: int | None) -> ModelProto:
 
 def _save(model: ModelProto, path: Path, external: str | None) -> Path:
     if external is not None:
-        offset = 0
-        for tensor in model.graph.initializer:
-            offset = _move_out(tensor, path, external, offset)
+        move_weights_out(model, path, external)
     save_model(model, path)
     return path
+
+
+def move_weights_out(model: ModelProto, path: Path, external: str) -> None:
+    """Put the float initializers of a model that will be saved at `path` beside it, in "one_file" or "per_tensor"."""
+    offset = 0
+    for tensor in model.graph.initializer:
+        offset = _move_out(tensor, path, external, offset)
 
 
 def _move_out(tensor: TensorProto, path: Path, external: str, offset: int) -> int:

@@ -25,7 +25,6 @@ from torch.onnx.symbolic_helper import parse_args
 from torch_dlrm import Shape, TorchDlrm
 
 FOLDER = Path(__file__).resolve().parent / "exports"
-TRACED_BATCH = 4
 # name of a pattern -> items, least and most indices of a bag
 PATTERNS = {"one_index": (6, 1, 1), "bags": (9, 0, 4), "long_bags": (5, 0, 12)}
 
@@ -34,13 +33,15 @@ PATTERNS = {"one_index": (6, 1, 1), "bags": (9, 0, 4), "long_bags": (5, 0, 12)}
 class Export:
     """form: "legacy" (TorchScript), "aten" (the same with ATen nodes as torch 1.6 wrote them) or "dynamo"
     (torch.export). inputs: "stacked" ([T, n] offsets and indices), "lists" (one of each per table), "mixed" (stacked
-    offsets, indices per table) or "gather" (no offsets). fixed: static shapes. bag: indices per bag when traced."""
+    offsets, indices per table) or "gather" (no offsets). fixed: static shapes. batch, bag: items and indices per bag
+    when traced."""
 
     form: str
     opset: int
     shape: Shape = field(default_factory=Shape)
     inputs: str = "stacked"
     fixed: bool = False
+    batch: int = 4
     bag: int = 1
     options: dict = field(default_factory=dict)
 
@@ -56,6 +57,7 @@ EXPORTS = {
     "op10_unrolled_mean": Export("legacy", 10, MEAN, fixed=True, bag=2),
     "op11_stacked": Export("legacy", 11),
     "op11_fixed_bags": Export("legacy", 11, fixed=True, bag=3),
+    "op11_mean_one_item": Export("legacy", 11, MEAN, fixed=True, batch=1),
     "op11_unfolded": Export("legacy", 11, SELF, options={"do_constant_folding": False}),
     "op11_cat_mixed": Export("legacy", 11, CAT, inputs="mixed"),
     "op12_gather": Export("legacy", 12, inputs="gather"),
@@ -67,6 +69,7 @@ EXPORTS = {
     "op17_no_sigmoid": Export("legacy", 17, Shape(sigmoid_top=None, interaction="dot_self"), inputs="mixed"),
     "op18_mean_weights_inputs": Export("legacy", 18, MEAN, options={"keep_initializers_as_inputs": True}),
     "dynamo18_fixed": Export("dynamo", 18, fixed=True),
+    "dynamo18_one_item": Export("dynamo", 18, fixed=True, batch=1),
     "dynamo18_stacked": Export("dynamo", 18),
     "dynamo18_mean_fixed_bags": Export("dynamo", 18, MEAN, fixed=True, bag=3),
     "dynamo18_mean": Export("dynamo", 18, MEAN),
@@ -145,9 +148,9 @@ def random_bags(
 def _arguments(how: Export) -> tuple[tuple, list[str], tuple]:
     """(what the model is traced with, names of the inputs, their dynamic dimensions for torch.export)."""
     tables = range(len(how.shape.table_rows))
-    dense = torch.randn(TRACED_BATCH, how.shape.num_dense)
-    indices = [torch.randint(0, rows, (TRACED_BATCH * how.bag,)) for rows in how.shape.table_rows]
-    offsets = [torch.arange(0, TRACED_BATCH * how.bag, how.bag) for _ in tables]
+    dense = torch.randn(how.batch, how.shape.num_dense)
+    indices = [torch.randint(0, rows, (how.batch * how.bag,)) for rows in how.shape.table_rows]
+    offsets = [torch.arange(0, how.batch * how.bag, how.bag) for _ in tables]
     batch = Dim("batch", min=2)
     stacked = how.inputs == "stacked"
     totals = {1: Dim("total", min=2)} if stacked else [{0: Dim(f"total_{t}", min=2)} for t in tables]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from graph_surgery import changed, refusal
-from graphs import write_dlrm
+from graph_surgery import EXPORTS, changed, refusal
+from graphs import move_weights_out, write_dlrm
 from onnx import helper, numpy_helper
 
 from dlrm_tvm.errors import UserError
@@ -118,3 +120,80 @@ def test_external_data_outside_the_models_folder_is_refused(tmp_path: Path) -> N
     tensor.external_data[0].value = "../table.0"
     onnx.save(model, path)
     assert "outside the model's folder" in refusal(path)
+
+
+@pytest.mark.parametrize("external", ["one_file", "per_tensor"])
+@pytest.mark.parametrize("name", ["op9_aten", "op11_stacked", "op16_weighted_lists", "dynamo18_mean"])
+def test_export_with_external_data_is_the_same_model(name: str, external: str, tmp_path: Path) -> None:
+    model = onnx.load(EXPORTS / f"{name}.onnx")
+    move_weights_out(model, tmp_path / "moved.onnx", external)
+    onnx.save(model, tmp_path / "moved.onnx")
+    moved = read_dlrm(tmp_path / "moved.onnx")
+    assert moved.fingerprint == read_dlrm(EXPORTS / f"{name}.onnx").fingerprint
+    assert all(isinstance(table.rows, np.memmap) for table in moved.tables)
+
+
+def with_table_inside_too(tmp_path: Path, add: float) -> Path:
+    """A model whose table.1 lies in a file and in the model as well, there with `add` added to its last value."""
+    path = write_dlrm(tmp_path / "both.onnx", external="per_tensor")
+    model = onnx.load(path, load_external_data=False)
+    (tensor,) = [tensor for tensor in model.graph.initializer if tensor.name == "table.1"]
+    values = np.fromfile(tmp_path / "table.1", np.float32)
+    values[-1] += add
+    tensor.raw_data = values.tobytes()
+    assert tensor.data_location == onnx.TensorProto.EXTERNAL
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_table_kept_both_outside_and_inside_is_read_when_both_are_the_same(tmp_path: Path) -> None:
+    """As in facebookresearch/dlrm issue 135."""
+    path = with_table_inside_too(tmp_path, add=0)
+    same = read_dlrm(write_dlrm(tmp_path / "inline.onnx")).fingerprint
+    assert read_dlrm(path).fingerprint == same
+    assert isinstance(read_dlrm(path).tables[1].rows, np.memmap)
+    (tmp_path / "table.1").unlink()
+    assert read_dlrm(path).fingerprint == same, "what is in the model is enough"
+
+
+def test_table_kept_outside_and_inside_with_different_values_is_refused(tmp_path: Path) -> None:
+    message = refusal(with_table_inside_too(tmp_path, add=1))
+    assert f"tensor table.1 has other values in {tmp_path / 'table.1'} than in the model itself" in message
+
+
+def test_graph_of_mlperfs_size_is_read_in_seconds_without_its_tables(tmp_path: Path) -> None:
+    """26 tables of 40 million rows, 20 GB each, in sparse files; their pages would count as resident memory."""
+
+    def grow(graph: onnx.GraphProto) -> None:
+        for tensor in graph.initializer:
+            if tensor.name.startswith("table."):
+                tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=1, dims=[39_979_771, 128]))
+                tensor.data_location = onnx.TensorProto.EXTERNAL
+                tensor.external_data.add(key="location", value=tensor.name)
+                with (tmp_path / tensor.name).open("wb") as sparse:
+                    sparse.truncate(39_979_771 * 128 * 4)
+
+    path = changed(tmp_path, grow, table_rows=[3] * 26, dim=128)
+    started, resident = time.perf_counter(), resident_bytes()
+    model = read_dlrm(path)
+    assert time.perf_counter() - started < 10
+    assert resident_bytes() - resident < 200e6
+    assert model.table_bytes > 500e9
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_export_with_wrong_bytes_is_read_or_refused_never_a_traceback(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    for name in ("op9_aten", "op13_lists", "dynamo18_mean"):
+        whole = np.frombuffer((EXPORTS / f"{name}.onnx").read_bytes(), np.uint8)
+        for _ in range(25):
+            damaged = whole.copy()
+            damaged[rng.integers(1, whole.size)] = rng.integers(256)
+            (tmp_path / "flipped.onnx").write_bytes(damaged.tobytes())
+            try:
+                read_dlrm(tmp_path / "flipped.onnx")
+            except UserError as error:
+                assert "\n" not in str(error)

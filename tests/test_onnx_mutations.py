@@ -28,7 +28,7 @@ from dlrm_tvm.reference import predict
 
 MUTATIONS_PER_SHARED_EXPORT = 3
 MUTATIONS_PER_EXPORT = 16
-MUTATIONS_PER_EXPORT_IF_SLOW = 400
+MUTATIONS_PER_EXPORT_IF_SLOW = 120
 MUTATIONS_PER_SMALL_GRAPH = 30
 EXPORT_NAMES = sorted(path.stem for path in EXPORTS.glob("*.onnx"))
 # All widths alike, so that a rewired input fits more often.
@@ -103,10 +103,10 @@ def _runner(model: onnx.ModelProto) -> Callable[[dict[str, np.ndarray]], np.ndar
     """Gives a graph's output, flat, for inputs by name; None for a graph that is none."""
     if any(node.op_type == "ATen" for node in model.graph.node):
         return lambda inputs: evaluate_with_aten(model, inputs)
-    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime")
     try:
         session = onnxruntime_session(model.SerializeToString())
-    except (onnxruntime.capi.onnxruntime_pybind11_state.Fail, onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph):
+    except Exception:  # of a dozen types, one for each status of onnxruntime
         return None
     return lambda inputs: onnxruntime_outputs(session, inputs)
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from graph_surgery import (
+    EXPORTS,
     SHARED_EXPORTS,
     SHARED_NAMES,
-    body_of,
+    add_before_output,
+    add_constant,
     changed,
+    changed_file,
     node_of,
     shared_export,
 )
 from graphs import onnx_feed, onnxruntime_predictions, random_items, write_dlrm
+from onnx import helper
 
 from dlrm_tvm.model import Interaction
 from dlrm_tvm.onnx_reader import read_dlrm
@@ -119,13 +125,88 @@ def test_names_and_order_of_nodes_do_not_matter(tmp_path: Path) -> None:
     assert read_dlrm(changed(tmp_path, anonymise)).fingerprint == read_dlrm(write_dlrm(tmp_path / "a.onnx")).fingerprint
 
 
-def test_mean_in_place_of_the_sum_of_a_bag_is_read_for_that_table_alone(tmp_path: Path) -> None:
-    model = onnx.load(shared_export("t171_stacked"))
-    body = body_of(node_of(model.graph, "Loop", 3))
-    node_of(body, "ReduceSum").op_type = "ReduceMean"
-    onnx.save(model, tmp_path / "mean.onnx")
-    pooled = [table.pooling for table in read_dlrm(tmp_path / "mean.onnx").tables]
-    assert pooled == ["mean" if t == 3 else "sum" for t in range(26)]
+def clip(*bounds: float | None, graph: onnx.GraphProto) -> onnx.NodeProto:
+    names = []
+    for value in bounds:
+        names.append("" if value is None else f"bound_{len(graph.initializer)}")
+        if value is not None:
+            add_constant(graph, names[-1], np.float32(value))
+    return helper.make_node("Clip", names, [], name=f"Clip_{len(graph.initializer)}")
+
+
+def limit(op_type: str, value: float, *, graph: onnx.GraphProto) -> onnx.NodeProto:
+    name = f"bound_{len(graph.initializer)}"
+    add_constant(graph, name, np.array([value], np.float32))
+    return helper.make_node(op_type, [name], [], name=f"{op_type}_{name}")
+
+
+LOWEST, HIGHEST = float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)
+CLAMPS = {
+    "Clip": (lambda graph: [clip(0.45, 0.6, graph=graph)], (0.45, 0.6)),
+    "Clip from below": (lambda graph: [clip(0.5, graph=graph)], (0.5, HIGHEST)),
+    "Clip from above": (lambda graph: [clip(None, 0.55, graph=graph)], (LOWEST, 0.55)),
+    "Clip of a Clip": (lambda graph: [clip(0.3, 0.6, graph=graph), clip(0.5, 0.9, graph=graph)], (0.5, 0.6)),
+    "Clip of a Clip beside it": (lambda graph: [clip(0.7, 0.9, graph=graph), clip(0.1, 0.2, graph=graph)], (0.2, 0.2)),
+    "Max, then Min": (lambda graph: [limit("Max", 0.4, graph=graph), limit("Min", 0.6, graph=graph)], (0.4, 0.6)),
+    "Min, then Max": (lambda graph: [limit("Min", 0.6, graph=graph), limit("Max", 0.4, graph=graph)], (0.4, 0.6)),
+    "Min alone": (lambda graph: [limit("Min", 0.5, graph=graph)], (LOWEST, 0.5)),
+}
+
+
+@pytest.mark.parametrize("case", CLAMPS)
+def test_clamp_of_the_prediction_is_read_as_onnx_runtime_computes_it(case: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    nodes, wanted = CLAMPS[case]
+    path = changed(tmp_path, lambda graph: add_before_output(graph, *nodes(graph)))
+    model = read_dlrm(path)
+    assert model.clamp == pytest.approx(wanted)
+    dense, indices = random_items(40)
+    predictions = onnxruntime_predictions(path, dense, indices)
+    assert np.abs(predict(model, dense, indices) - predictions).max() <= 2e-6
+    unclamped = predict(dataclasses.replace(model, clamp=None), dense, indices)
+    assert np.abs(unclamped - predictions).max() > 0.01
+
+
+def test_weights_in_constant_nodes_are_read(tmp_path: Path) -> None:
+    def into_nodes(graph: onnx.GraphProto) -> None:
+        constants = [helper.make_node("Constant", [], [one.name], value=one) for one in graph.initializer]
+        del graph.initializer[:]
+        nodes = [*constants, *graph.node]
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+    for name in ("op17_mean", "op11_stacked", "op16_weighted_lists", "dynamo18_stacked"):
+        same = read_dlrm(EXPORTS / f"{name}.onnx")
+        model = read_dlrm(changed_file(tmp_path, into_nodes, EXPORTS / f"{name}.onnx"))
+        assert model.fingerprint == same.fingerprint
+        assert model.graph_inputs == same.graph_inputs
+
+
+def test_a_models_own_functions_are_read_where_they_are_called(tmp_path: Path) -> None:
+    path = write_dlrm(tmp_path / "small.onnx")
+    model = onnx.load(path)
+    body = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["product"], transB=1),
+        helper.make_node("Relu", ["product"], ["y"]),
+    ]
+    opsets = [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("torch", "layer", ["x", "w", "b"], ["y"], body, opsets))
+    model.opset_import.append(helper.make_opsetid("torch", 1))
+    relu = node_of(model.graph, "Relu", 1)
+    gemm = next(node for node in model.graph.node if relu.input[0] in node.output)
+    gemm.op_type, gemm.domain = "layer", "torch"
+    del gemm.attribute[:]
+    gemm.output[0] = relu.output[0]
+    model.graph.node.remove(relu)
+    onnx.save(model, tmp_path / "called.onnx")
+    assert read_dlrm(tmp_path / "called.onnx").fingerprint == read_dlrm(path).fingerprint
+
+
+def test_graph_fixed_to_many_items_is_read_in_seconds(tmp_path: Path) -> None:
+    path = write_dlrm(tmp_path / "fixed.onnx", batch=2048, table_rows=[9] * 26, bottom=(512,), top=(512,))
+    started = time.perf_counter()
+    assert read_dlrm(path).num_vectors == 27
+    assert time.perf_counter() - started < 20
 
 
 def test_onnx_feed_gives_one_index_per_bag() -> None:

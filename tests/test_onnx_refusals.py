@@ -7,7 +7,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graph_surgery import changed, node_of, refusal, set_attribute, set_constant, shared_export
+from graph_surgery import (
+    add_before_output,
+    add_constant,
+    changed,
+    node_of,
+    refusal,
+    set_attribute,
+    set_constant,
+    shared_export,
+)
 from onnx import helper, numpy_helper
 
 
@@ -112,6 +121,57 @@ def _reads_its_own_output(graph: onnx.GraphProto) -> None:
     node_of(graph, "Concat", 1).input[1] = node_of(graph, "Gemm", 3).output[0]
 
 
+def _clamp_before_the_sigmoid(graph: onnx.GraphProto) -> None:
+    sigmoid = node_of(graph, "Sigmoid")
+    add_constant(graph, "bound", np.float32(0.5))
+    graph.node.insert(
+        len(graph.node) - 1, helper.make_node("Clip", [sigmoid.input[0], "bound"], ["cut"], name="Clip_x")
+    )
+    sigmoid.input[0] = "cut"
+
+
+def _clamp_to_a_vector(graph: onnx.GraphProto) -> None:
+    add_constant(graph, "bound", np.array([[0.1], [0.2], [0.3]], np.float32))
+    add_before_output(graph, helper.make_node("Max", ["bound"], [], name="Max_x"))
+
+
+def _clamp_to_nan(graph: onnx.GraphProto) -> None:
+    add_constant(graph, "bound", np.float32("nan"))
+    add_before_output(graph, helper.make_node("Clip", ["bound"], [], name="Clip_x"))
+
+
+def _leaky_relu(graph: onnx.GraphProto) -> None:
+    node_of(graph, "Relu", 0).op_type = "LeakyRelu"
+
+
+def _doubled_prediction(graph: onnx.GraphProto) -> None:
+    add_constant(graph, "two", np.float32(2))
+    add_before_output(graph, helper.make_node("Mul", ["two"], [], name="Mul_x"))
+
+
+def _halved_prediction(graph: onnx.GraphProto) -> None:
+    add_constant(graph, "two", np.float32(2))
+    add_before_output(graph, helper.make_node("Div", ["two"], [], name="Div_x"))
+
+
+def _bias_added_twice(graph: onnx.GraphProto) -> None:
+    bias = next(
+        node.input[2] for node in graph.node if node.op_type == "Gemm" and node.output[0] == graph.node[-1].input[0]
+    )
+    sigmoid = node_of(graph, "Sigmoid")
+    graph.node.insert(len(graph.node) - 1, helper.make_node("Add", [sigmoid.input[0], bias], ["more"], name="Add_x"))
+    sigmoid.input[0] = "more"
+
+
+def _product_of_two_rows(graph: onnx.GraphProto) -> None:
+    lookups = [node for node in graph.node if node.op_type == "Gather" and node.input[0].startswith("table.")]
+    place = list(graph.node).index(lookups[-1]) + 1
+    product = helper.make_node("Mul", [lookups[0].output[0], lookups[1].output[0]], ["product"], name="Mul_x")
+    graph.node.insert(place, product)
+    concat = node_of(graph, "Concat")
+    concat.input[2] = "product"
+
+
 REFUSALS = {
     "pairs in another order": (
         _wrong_pairs,
@@ -120,7 +180,7 @@ REFUSALS = {
     ),
     "upper triangle": (_upper_triangle, "Concat_16", "where a DLRM has"),
     "Tanh": (_tanh, "Relu_3 (Tanh)", "no operation"),
-    "dots joined on the wrong axis": (_join_dots_on_axis_0, "Concat_16", "joins shapes (3, 16), (3, 6) on axis 0"),
+    "dots joined on the wrong axis": (_join_dots_on_axis_0, "Concat_16", "joins shapes (5, 16), (5, 6) on axis 0"),
     "vectors joined on the wrong axis": (_join_vectors_on_axis_0, "MatMul_13", "where a DLRM has x . table.0"),
     "[dots, x] in place of [x, dots]": (_join_dots_first, "Concat_16", "does not begin with"),
     "an index column used twice": (_index_column_used_twice, "Gather_8", "indices, row 0"),
@@ -136,6 +196,14 @@ REFUSALS = {
     "float16 weights": (_half_weight, "Gemm_17", "float16"),
     "a bias that is the batch size": (_bias_from_the_batch, "", "depend on the batch size"),
     "an operator of another domain": (_foreign_operator, "Relu_1", "com.example"),
+    "a clamp before the sigmoid": (_clamp_before_the_sigmoid, "(Sigmoid)", "is no layer of an MLP"),
+    "a clamp to a bound for each item": (_clamp_to_a_vector, "Max_x", "what is not one float number"),
+    "a clamp to NaN": (_clamp_to_nan, "Clip_x", "what is not one float number"),
+    "LeakyRelu": (_leaky_relu, "(LeakyRelu)", "is no operation of a DLRM"),
+    "a doubled prediction": (_doubled_prediction, "Mul_x", "are no rows of a table, but made by sigmoid"),
+    "a halved prediction": (_halved_prediction, "Div_x", "divides what is no sum of looked-up rows"),
+    "a bias added twice": (_bias_added_twice, "(Sigmoid)", "is no layer of an MLP"),
+    "a product of two rows": (_product_of_two_rows, "Mul_x", "multiplies two computed values"),
     "a cycle": (_reads_its_own_output, "Concat_16", "nothing before it makes"),
 }
 
