@@ -9,10 +9,11 @@ Blocked form: up to 8 vectors of a row are accumulated in registers over the who
 read; wider rows take one more pass over the bag per 8 vectors. Registers: 8 accumulators of AVX-512's 32; AVX2's 16,
 in pairs, hold them too, rows being added straight from memory.
 
-    for table:  for item of the tile:  for r in bag:  acc[8] += tables[row(r)];   pooled[item, table] = acc
+    for table:  for item:  for r in bag:  acc[8] += tables[row(r)];   pooled[item, table] = acc
 
 Random rows are what costs: a row of 512 bytes comes from memory through a page walk of its own. So rows are asked for
-some indices ahead, on over the ends of bags and, at the end of the tile's bags of one table, over to the next table.
+some indices ahead, on over the ends of bags and, at the end of the bags of one table, over to the next table; and many
+items are pooled together, table by table, so that the pages of one table stay known to the TLB for long.
 
 Kernel names: embedding_bag_fp32, and embedding_bag_plain for the plain definition.
 """
@@ -28,6 +29,7 @@ from tvm.tirx.script.builder import ir as T
 from .vectors import LANES, broadcast, load, prefetch, store, zeros
 
 MOST_VECTORS = 8  # accumulators
+POOLED_BYTES = 2 << 20  # at most of one group of items: what the next layers read comes from L2 or L3, once
 _NONE, _ONE = T.int64(0), T.int64(1)
 
 
@@ -44,7 +46,13 @@ class BagFetch:
 
 
 # tests/benchmarks/EXPERIMENTS.md, "Bags".
-BAG_FETCH = BagFetch(distance=8, stride=1, locality=3)
+BAG_FETCH = BagFetch(distance=16, stride=8, locality=3)
+
+
+def tiles_at_once(tiles: int, tile_bytes: int) -> int:
+    """How many tiles are pooled together; groups of nearly one size."""
+    most = max(1, POOLED_BYTES // tile_bytes)
+    return -(-tiles // -(-tiles // most))
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ def embedding_bag_plain(shape: BagShape, dim: int):
     """The plain definition as a TIR function, left to TVM's default code generation.
 
     indices [total] i64, offsets [T, batch + 1] i64, tables, table_info -> pooled [batch, T, dim] f32, the first `dim`
-    elements of the rows, and wrong [batch] i64, as in pool_tile.
+    elements of the rows, and wrong [batch] i64, as pool_items counts it.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("embedding_bag_plain")
@@ -151,10 +159,10 @@ def embedding_bag_plain(shape: BagShape, dim: int):
     return builder.get()
 
 
-def embedding_bag(shape: BagShape, mr: int, fetch: BagFetch):
+def embedding_bag(shape: BagShape, items: int, fetch: BagFetch):
     """The kernel of the network alone, as a TIR function named embedding_bag_fp32: what lookups cost by themselves.
 
-    Arguments as embedding_bag_plain has them, but pooled [batch * T * shape.dim]. mr: items per tile.
+    Arguments as embedding_bag_plain has them, but pooled [batch * T * shape.dim]. items: so many are pooled together.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("embedding_bag_fp32")
@@ -164,9 +172,9 @@ def embedding_bag(shape: BagShape, mr: int, fetch: BagFetch):
         wrong = T.arg("wrong", T.buffer((shape.batch,), "int64"))
         with T.serial(shape.batch) as item:
             T.buffer_store(wrong, _NONE, [item])
-        for first, items, tiles in _tiles(shape.batch, mr):
-            with T.serial(tiles) as tile:
-                begin = T.bind(first + tile * items)
+        for first, size, groups in _groups(shape.batch, items):
+            with T.serial(groups) as group:
+                begin = T.bind(first + group * size)
 
                 def write(row, table, block, value, begin=begin) -> None:
                     at = T.cast((begin + row) * bags.num_tables + table, "int64") * T.int64(shape.dim)
@@ -175,20 +183,20 @@ def embedding_bag(shape: BagShape, mr: int, fetch: BagFetch):
                 def count(row, value, begin=begin) -> None:
                     T.buffer_store(wrong, wrong[begin + row] + value, [begin + row])
 
-                pool_tile(bags, fetch, begin, items, write, count)
+                pool_items(bags, fetch, begin, size, write, count)
     return builder.get()
 
 
-def _tiles(batch: int, mr: int) -> list[tuple[int, int, int]]:
-    """(first item, items per tile, how many tiles): the whole ones, then what is left."""
-    whole = batch // mr
-    return [part for part in ((0, mr, whole), (whole * mr, batch - whole * mr, 1)) if part[1] and part[2]]
+def _groups(batch: int, items: int) -> list[tuple[int, int, int]]:
+    """(first item, items per group, how many groups): the whole ones, then what is left."""
+    whole = batch // items
+    return [part for part in ((0, items, whole), (whole * items, batch - whole * items, 1)) if part[1] and part[2]]
 
 
-def pool_tile(bags: Bags, fetch: BagFetch, first_item, items: int, write, count) -> None:
+def pool_items(bags: Bags, fetch: BagFetch, first_item, items, write, count) -> None:
     """All tables' bags of the items first_item .. + items - 1; those past the batch are the last item's again.
 
-    write(item, table, block, value): stores 16 elements of the pooled vector of the tile's item.
+    write(item, table, block, value): stores 16 elements of a pooled vector; item counts from first_item.
     count(item, number): adds how many of a bag's indices are outside their table, and 1 where its offsets decrease or
     lie outside the indices; no such index or offset is followed.
     """

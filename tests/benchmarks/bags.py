@@ -138,15 +138,16 @@ def open_ours(lookups: Lookups) -> list[Engine]:
     import tvm
     import tvm_ffi
 
-    from dlrm_tvm.kernels.embedding_bag import BAG_FETCH, BagShape, embedding_bag
+    from dlrm_tvm.kernels.embedding_bag import BAG_FETCH, BagShape, embedding_bag, tiles_at_once
     from dlrm_tvm.schedules import default_network
     from dlrm_tvm.target import cpu_target
 
     cpu = cpu_target(None)
     tables, rows, dim = lookups.tables.shape
     mr = default_network(lookups.batch, cpu.registers).mr
+    items = mr * tiles_at_once(-(-lookups.batch // mr), mr * tables * dim * 4)
     shape = BagShape(lookups.batch, dim, lookups.tables.size, (False,) * tables)
-    module = tvm.IRModule({"embedding_bag_fp32": embedding_bag(shape, mr, BAG_FETCH)})
+    module = tvm.IRModule({"embedding_bag_fp32": embedding_bag(shape, items, BAG_FETCH)})
     function = tvm.compile(module, target=cpu.tvm_target)["embedding_bag_fp32"]
     arrays = {name: in_huge_pages(*size) for name, size in {
         "offsets": ((tables, lookups.batch + 1), np.int64), "info": ((2, tables), np.int64),
