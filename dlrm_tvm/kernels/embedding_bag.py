@@ -46,7 +46,7 @@ class BagFetch:
 
 
 # tests/benchmarks/EXPERIMENTS.md, "Bags".
-BAG_FETCH = BagFetch(distance=16, stride=8, locality=3)
+BAG_FETCH = BagFetch(distance=32, stride=8, locality=2)
 
 
 def tiles_at_once(tiles: int, tile_bytes: int) -> int:
@@ -86,11 +86,17 @@ class Bags:
         right = T.bitwise_and(self.offsets[table, item] == begin, self.offsets[table, item + 1] == end)
         return begin, end, T.bind(T.Select(right, _NONE, _ONE))
 
-    def row(self, number, table):
+    def place(self, table) -> tuple[Any, Any]:
+        """(first element, number of rows) of a table."""
+        return T.bind(self.table_info[0, table]), T.bind(self.table_info[1, table])
+
+    def row(self, number, place: tuple[Any, Any]):
         """(element offset of the row that indices[number] names, whether its table has it); row 0 where not."""
+        first, num_rows = place
         index = T.bind(self.indices[number])
-        inside = T.bind(T.bitwise_and(index >= _NONE, index < self.table_info[1, table]))
-        return T.bind(self.table_info[0, table] + T.Select(inside, index, _NONE) * T.int64(self.dim)), inside
+        # As unsigned numbers negative ones are larger than any table: one comparison does for both ends.
+        inside = T.bind(T.cast(index, "uint64") < T.cast(num_rows, "uint64"))
+        return T.bind(first + T.Select(inside, index, _NONE) * T.int64(self.dim)), inside
 
     def scale(self, table, count):
         """What the sum of `count` rows is multiplied by; None where no table averages."""
@@ -141,12 +147,13 @@ def embedding_bag_plain(shape: BagShape, dim: int):
         with T.serial(shape.batch) as item:
             T.buffer_store(wrong, _NONE, [item])
             with T.serial(bags.num_tables) as table:
+                place = bags.place(table)
                 begin, end, misplaced = bags.bounds(table, item)
                 T.buffer_store(wrong, wrong[item] + misplaced, [item])
                 with T.serial(dim) as d:
                     T.buffer_store(pooled, T.float32(0), [item, table, d])
                 with T.serial(end - begin) as step:
-                    at, inside = bags.row(begin + step, table)
+                    at, inside = bags.row(begin + step, place)
                     T.buffer_store(wrong, wrong[item] + T.Select(inside, _NONE, _ONE), [item])
                     with T.serial(dim) as d:
                         value = pooled[item, table, d] + bags.tables[at + T.cast(d, "int64")]
@@ -201,42 +208,37 @@ def pool_items(bags: Bags, fetch: BagFetch, first_item, items, write, count) -> 
     lie outside the indices; no such index or offset is followed.
     """
     with T.serial(bags.num_tables) as table:
-        run_end = bags.begin(table, T.min(first_item + items, bags.batch))
         next_table = T.bind(T.min(table + 1, bags.num_tables - 1))
-        ahead = _Ahead(bags, fetch, table, run_end, next_table, bags.begin(next_table, first_item))
+        run = _Run(
+            place=bags.place(table),
+            end=bags.begin(table, T.min(first_item + items, bags.batch)),
+            next_place=bags.place(next_table),
+            next_begin=bags.begin(next_table, first_item),
+        )
         with T.serial(items) as row:
             item = T.bind(T.min(first_item + row, bags.batch - 1))
             _pool_bag(
-                bags, table, item, ahead,
+                bags, fetch, table, item, run,
                 lambda block, value: write(row, table, block, value), lambda number: count(row, number),
             )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Ahead:
-    """Asks for the row that is read `fetch.distance` indices after the one at `number`."""
+class _Run:
+    """One table's bags of a group of items: where the table lies, where in the indices its last bag ends, and where
+    reading goes on then.
+    """
 
-    bags: Bags
-    fetch: BagFetch
-    table: Any
-    run_end: Any
-    next_table: Any
+    place: tuple[Any, Any]
+    end: Any
+    next_place: tuple[Any, Any]
     next_begin: Any
 
-    def ask(self, number, blocks: range) -> None:
-        if not self.fetch.distance:
-            return
-        wanted = T.bind(number + T.int64(self.fetch.distance))
-        over = T.bind(wanted >= self.run_end)
-        wanted = T.Select(over, wanted - self.run_end + self.next_begin, wanted)
-        wanted = T.bind(T.max(T.min(wanted, self.bags.total - _ONE), _NONE))
-        at, _ = self.bags.row(wanted, T.bind(T.Select(over, self.next_table, self.table)))
-        for block in blocks[:: self.fetch.stride]:
-            prefetch(self.bags.tables, at + block * LANES, self.fetch.locality)
 
-
-def _pool_bag(bags: Bags, table, item, ahead: _Ahead, write, count) -> None:
+def _pool_bag(bags: Bags, fetch: BagFetch, table, item, run: _Run, write, count) -> None:
     begin, end, misplaced = bags.bounds(table, item)
+    # From here on the row to be asked for belongs to the next table.
+    turn = T.bind(T.max(T.min(run.end - T.int64(fetch.distance), end), begin))
     outside = T.alloc_buffer((1,), "int64", scope="local")
     T.buffer_store(outside, misplaced, [0])
     blocks = bags.dim // LANES
@@ -245,14 +247,27 @@ def _pool_bag(bags: Bags, table, item, ahead: _Ahead, write, count) -> None:
         acc = T.alloc_buffer((len(span) * LANES,), "float32", scope="local")
         for v in range(len(span)):
             store(acc, v * LANES, zeros())
-        with T.serial(end - begin) as step:
-            number = T.bind(begin + step)
-            ahead.ask(number, span)
-            at, inside = bags.row(number, table)
-            if first == 0:
+
+        def add(number, acc=acc, span=span) -> None:
+            at, inside = bags.row(number, run.place)
+            if span.start == 0:
                 T.buffer_store(outside, outside[0] + T.Select(inside, _NONE, _ONE), [0])
             for v, block in enumerate(span):
                 store(acc, v * LANES, load(acc, v * LANES) + load(bags.tables, at + block * LANES))
+
+        def ask(number, place, span=span) -> None:
+            if fetch.distance:
+                at, _ = bags.row(number, place)
+                for block in span[:: fetch.stride]:
+                    prefetch(bags.tables, at + block * LANES, fetch.locality)
+
+        with T.serial(turn - begin) as step:
+            ask(T.bind(begin + step + T.int64(fetch.distance)), run.place)
+            add(T.bind(begin + step))
+        with T.serial(end - turn) as step:
+            wanted = turn + step + T.int64(fetch.distance) - run.end + run.next_begin
+            ask(T.bind(T.min(T.max(wanted, _NONE), bags.total - _ONE)), run.next_place)
+            add(T.bind(turn + step))
         scale = bags.scale(table, end - begin)
         scale = None if scale is None else T.bind(broadcast(scale))
         for v, block in enumerate(span):
