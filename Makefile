@@ -1,6 +1,7 @@
 # make demo    compile the built-in model, check it, measure it
 # make test    the tests, with the packages they need     (PYTEST_ARGS="-m slow": those that are left out by default)
 # make bench   ours beside ONNX Runtime and OpenVINO       (BENCH_ARGS="--batches 100 --rounds 3")
+# make bench-bags   embedding bags alone beside PyTorch's and ONNX Runtime's       (BENCH_ARGS="--bag 100")
 # make lint    ruff
 # make clean   remove what the above left, .venv included
 #
@@ -14,7 +15,7 @@ CHECK_VERSION := import sys; v = sys.version_info[:2]; \
   (3, 10) <= v <= (3, 13) or sys.exit("Python %d.%d found, 3.10 to 3.13 was wanted. Try make PYTHON=python3.12." % v)
 CHECK_VENV := import ensurepip, venv
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench bench-bags lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -27,6 +28,9 @@ test: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	PYTHONPATH=. $(PY) tests/benchmarks/bench.py $(BENCH_ARGS)
+
+bench-bags: $(VENV)/.installed-dev
+	PYTHONPATH=. $(PY) tests/benchmarks/bags.py $(BENCH_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .

@@ -65,12 +65,12 @@ class Summary:
         return json.dumps({key: getattr(self, key) for key in (*keys, "log_loss", "passed")})
 
 
-def score(predict: Callable[[np.ndarray, np.ndarray], np.ndarray], data: ReferenceData) -> Scored:
-    """Run every item of the data through `predict` ([n, 13], [n, 26] -> [n]), chunk by chunk."""
+def score(predict: Callable[..., np.ndarray], data: ReferenceData) -> Scored:
+    """Run every item of the data through `predict`, a model as load() gives it, chunk by chunk."""
     predictions, references, labels = [], [], []
     with tqdm(total=data.num_items, unit=" items", disable=None) as bar:
         for chunk in data:
-            predictions.append(np.array(predict(chunk.dense, chunk.indices), dtype=np.float32))
+            predictions.append(np.array(predict(chunk.dense, *chunk.lookups), dtype=np.float32))
             references.append(chunk.reference)
             labels.append(chunk.labels)
             bar.update(len(chunk.dense))
@@ -146,8 +146,9 @@ def main() -> int:
     model = load(args.model)
     manifest = model.artifact.manifest
     data = open_reference(args.ref_data, manifest.model, max_items=args.max_items)
+    bags = "" if data.indices_per_bag == 1 else f", {data.indices_per_bag:.3g} indices per bag"
     print(f"model  {args.model}: {manifest.model.name}, {manifest.precision}, batch {manifest.batch_size}")
-    print(f"data   {os.path.relpath(args.ref_data)}: {data.kind}, {data.num_items:,} items")
+    print(f"data   {os.path.relpath(args.ref_data)}: {data.kind}, {data.num_items:,} items{bags}")
     summary = summarize(score(model, data), rtol=args.rtol, atol=args.atol)
     print_table(summary, rtol=args.rtol, atol=args.atol)
     print(summary.to_json())

@@ -46,6 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--cores", metavar="LIST", help="use these, in this order, such as 0-3,8,10-11")
     parser.add_argument("--hyper-threading", action="store_true", help="use all hardware threads of a core, not one")
     parser.add_argument("--ref-data", type=Path, metavar="FILE", help="take inputs from it; default: random rows")
+    parser.add_argument("--indices-per-bag", type=count, metavar="P", help="random bags of P rows; default 1: no bags")
     parser.add_argument("--preload", action="store_true", help="read the tables into memory first, in parallel")
     parser.add_argument(
         "--huge-pages",
@@ -60,6 +61,9 @@ def parse_args() -> argparse.Namespace:
     check_seconds("--warmup", args.warmup)
     if args.duration == 0:
         raise UserError("--duration 0: more than 0 seconds were wanted.")
+    if args.indices_per_bag and args.ref_data:
+        raise UserError(f"--indices-per-bag makes random bags, {args.ref_data} has its own: give one of the two.")
+    args.indices_per_bag = args.indices_per_bag or 1
     return args
 
 
@@ -86,13 +90,14 @@ def main() -> int:
         core_list=args.cores,
     )
     artifact = open_artifact(args.model)
-    if args.ref_data:
-        open_reference(args.ref_data, artifact.manifest.model, outputs_wanted=False)  # refuses what does not fit
+    if args.ref_data:  # refuses what does not fit
+        data = open_reference(args.ref_data, artifact.manifest.model, outputs_wanted=False)
+        args.indices_per_bag = data.indices_per_bag
     environment = describe_environment(topology)
     busiest = disturbances.busiest_core([core for each in cores for core in each])
 
     inputs = f"items of {args.ref_data}" if args.ref_data else "random rows of whole tables, different in every batch"
-    print(static_card(artifact.manifest, str(args.model), cores, inputs), flush=True)
+    print(static_card(artifact.manifest, str(args.model), cores, inputs, args.indices_per_bag), flush=True)
     table_bytes = artifact.manifest.table_range.nbytes
     plan = plan_numa(topology, cores, table_bytes=table_bytes, node_bytes=node_memory(), wanted=args.numa)
     with (
@@ -125,6 +130,7 @@ def assignments(
             ref_data=str(args.ref_data) if args.ref_data else None,
             l3_bytes=topology.l3_bytes,
             parent_pid=os.getpid(),
+            indices_per_bag=args.indices_per_bag,
             tables_fd=weights.of_instance(instance).tables,
             parameters_fd=weights.of_instance(instance).parameters,
             numa_node=None if plan.policy is None else plan.instance_nodes[instance],
@@ -175,6 +181,7 @@ def measure(
         tables=setup,
         environment=environment,
         interrupted=interrupted,
+        indices_per_bag=args.indices_per_bag,
     )
 
 

@@ -13,14 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .errors import UserError
-
-if TYPE_CHECKING:
-    from .manifest import ModelCard
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +34,24 @@ class Bags:
             tuple(cut - cut[0] for cut in cuts),
         )
 
+    def take(self, items: np.ndarray) -> Bags:
+        """The bags of these items, in this order; an item may come more than once."""
+        picked = [_take(values, begins, items) for values, begins in zip(self.indices, self.begins)]
+        return Bags(*map(tuple, zip(*picked)))
+
     @property
     def num_indices(self) -> int:
         return sum(map(len, self.indices))
+
+    @property
+    def offsets(self) -> tuple[np.ndarray, ...]:
+        """[n] per table: with `indices`, what torch.nn.EmbeddingBag takes."""
+        return tuple(begins[:-1] for begins in self.begins)
+
+    @property
+    def of_one(self) -> bool:
+        """Whether every bag holds exactly one index."""
+        return all(np.array_equal(begins, np.arange(len(begins))) for begins in self.begins)
 
     def write(self, indices: np.ndarray, offsets: np.ndarray) -> None:
         """Into indices [num_indices or more] and offsets [T, batch + 1], as the library takes them."""
@@ -51,22 +62,38 @@ class Bags:
             at += len(values)
             offsets[table, len(begins) :] = at
 
-    def first_outside(self, item: int, table_rows: Sequence[int]) -> tuple[int, int] | None:
-        """(table, index) of the item's first index that its table does not have."""
+    def first_outside(self, table_rows: Sequence[int]) -> tuple[int, int, int] | None:
+        """(item, table, index) of the first index that its table does not have, in the first table that has one."""
         for table, (values, begins, rows) in enumerate(zip(self.indices, self.begins, table_rows)):
-            bag = values[begins[item] : begins[item + 1]]
-            outside = np.flatnonzero((bag < 0) | (bag >= rows))
+            outside = np.flatnonzero((values < 0) | (values >= rows))
             if outside.size:
-                return table, int(bag[outside[0]])
+                item = np.searchsorted(begins, outside[0], side="right") - 1  # after all empty bags that begin there
+                return int(item), table, int(values[outside[0]])
         return None
 
 
-def check_bags(indices: Sequence, offsets: Sequence, items: int, card: ModelCard) -> Bags:
-    """Bags of `items` items for this model; raises UserError with the table and item that is wrong."""
+def _take(values: np.ndarray, begins: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    taken = np.concatenate([[0], np.cumsum((begins[1:] - begins[:-1])[items])])
+    shift = np.repeat(begins[items] - taken[:-1], np.diff(taken))
+    return values[np.arange(taken[-1]) + shift], taken
+
+
+def join_bags(parts: Sequence[Bags]) -> Bags:
+    """The items of all parts one after another."""
+    joined = []
+    for table in range(len(parts[0].indices)):
+        lengths = [np.diff(part.begins[table]) for part in parts]
+        begins = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+        joined.append((np.concatenate([part.indices[table] for part in parts]), begins))
+    return Bags(*map(tuple, zip(*joined)))
+
+
+def check_bags(indices: Sequence, offsets: Sequence, items: int, tables: int) -> Bags:
+    """Bags of `items` items in so many tables; raises UserError with the table and item that is wrong."""
     for name, given in (("indices", indices), ("offsets", offsets)):
-        if not hasattr(given, "__len__") or len(given) != card.num_tables:
+        if not hasattr(given, "__len__") or len(given) != tables:
             found = len(given) if hasattr(given, "__len__") else type(given).__name__
-            raise UserError(f"{name}: {found} given, one array for each of {card.num_tables} tables was wanted.")
+            raise UserError(f"{name}: {found} given, one array for each of {tables} tables was wanted.")
     values = [_vector("indices", table, given) for table, given in enumerate(indices)]
     begins = [_begins(table, given, items, len(values[table])) for table, given in enumerate(offsets)]
     return Bags(tuple(values), tuple(begins))

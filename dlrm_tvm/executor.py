@@ -96,13 +96,13 @@ class Executor:
 
     def _predict_bags(self, dense: np.ndarray, indices: Sequence, offsets: Sequence) -> np.ndarray:
         dense = self._checked_dense(dense)
-        bags = check_bags(indices, offsets, len(dense), self._card)
+        bags = check_bags(indices, offsets, len(dense), self._card.num_tables)
         pred = np.empty(len(dense), np.float32)
         for at in range(0, len(dense), self.batch_size):
             end = min(at + self.batch_size, len(dense))
             pred[at:end] = self.run(self._bag_batch(dense[at:end], bags.part(at, end)))[: end - at]
         if isnan(pred.dot(pred)):
-            self._explain_nan(pred, dense, lambda item: bags.first_outside(item, self._card.table_rows))
+            self._explain_nan(pred, dense, lambda item: bags.part(item, item + 1).first_outside(self._card.table_rows))
         return pred
 
     def prepare(
@@ -114,7 +114,7 @@ class Executor:
             dense, indices = self._checked(dense, indices)
         else:
             dense = self._checked_dense(dense)
-            bags = check_bags(indices, offsets, len(dense), self._card)
+            bags = check_bags(indices, offsets, len(dense), self._card.num_tables)
         if len(dense) != self.batch_size:
             raise ValueError(f"{len(dense)} items for a library of batch size {self.batch_size}")
         if bags is not None:
@@ -186,10 +186,10 @@ class Executor:
         return dense, indices
 
     def _explain_nan(self, pred: np.ndarray, dense: np.ndarray, first_outside: Callable) -> None:
-        """first_outside(item): (table, index) of the item's first index outside its table, or None."""
+        """first_outside(item): (.., table, index) of the item's first index outside its table, or None."""
         for item in np.flatnonzero(np.isnan(pred)):
             if outside := first_outside(item):
-                table, index = outside
+                *_, table, index = outside
                 rows = self._card.table_rows[table]
                 raise UserError(
                     f"item {item}: index {index} is outside table {table}, which has {rows} rows (0..{rows - 1})."

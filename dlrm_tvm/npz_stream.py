@@ -50,6 +50,24 @@ class NpyHeader:
         return self.dtype.itemsize * math.prod(self.shape[1:])
 
 
+def require_keys(path: Path, headers: dict[str, NpyHeader], keys: tuple[str, ...]) -> None:
+    missing = [key for key in keys if key not in headers]
+    if missing:
+        raise UserError(f"{path}: lacks {', '.join(missing)}; has {', '.join(headers)}, want {', '.join(keys)}.")
+
+
+def require(path: Path, key: str, headers: dict[str, NpyHeader], shape: tuple[int, ...], *, kinds: str) -> None:
+    """Shape and dtype of one array; an [N] array may come as [N, 1]."""
+    header = headers[key]
+    if header.shape != shape and not (len(shape) == 1 and header.shape == (*shape, 1)):
+        raise UserError(f"{path}: {key} has shape {list(header.shape)}; this model and file need {list(shape)}.")
+    # float32 cannot hold the row numbers of the big tables.
+    narrow = kinds == "iuf" and header.dtype.kind == "f" and header.dtype.itemsize < 8
+    if header.dtype.kind not in kinds or narrow:
+        wanted = {"f": "floating point", "iu": "integers", "iuf": "integers or float64", "iufb": "numbers"}[kinds]
+        raise UserError(f"{path}: {key} is {header.dtype}; want {wanted}.")
+
+
 def is_npz(path: Path) -> bool:
     """Whether the file starts as a zip does; it may still be truncated."""
     with path.open("rb") as file:

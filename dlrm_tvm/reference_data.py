@@ -2,7 +2,8 @@
 
     kind                     keys or records                                            reference  labels
     MLPerf-style npz         X_int [N,13] log(1+x), X_cat [N,26], torch_res, target     yes        yes
-    the graph's own inputs   dense_x, indices (as the ONNX graph names them), pred      yes        no
+    the graph's own inputs   dense_x, indices, offsets (as the ONNX graph names them),  yes        no
+                             pred; bags of any lengths
     Criteo npz (day_23)      X_int raw counts, X_cat, y                                 no         yes
     Criteo binary            40 int32: label, 13 counts, 26 categories                  no         yes
 
@@ -21,8 +22,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from .bags import Bags, check_bags, join_bags
 from .errors import UserError
-from .npz_stream import NpyHeader, NpzStream, is_npz, read_arrays, read_headers
+from .npz_stream import NpyHeader, NpzStream, is_npz, read_arrays, read_headers, require, require_keys
 
 if TYPE_CHECKING:
     from .manifest import ModelCard
@@ -38,12 +40,21 @@ _FINGERPRINT_KEY = "model_fingerprint"
 
 
 class Chunk(NamedTuple):
-    """dense [n, D] float32, indices [n, T] int64, reference [n] float32 or None, labels [n] uint8 0/1 or None."""
+    """dense [n, D] float32, indices [n, T] int64, reference [n] float32 or None, labels [n] uint8 0/1 or None.
+
+    Where items have bags of other than one index, `bags` holds those and indices is None.
+    """
 
     dense: np.ndarray
-    indices: np.ndarray
+    indices: np.ndarray | None
     reference: np.ndarray | None
     labels: np.ndarray | None
+    bags: Bags | None = None
+
+    @property
+    def lookups(self) -> tuple:
+        """What a model takes after dense: indices, or for bags indices and offsets per table."""
+        return (self.indices,) if self.bags is None else (self.bags.indices, self.bags.offsets)
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,8 @@ class ReferenceData:
     """An opened file; iterating reads it from the start, checked, `CHUNK_ITEMS` items at a time.
 
     Iterating raises UserError for values the model cannot take: an index outside its table (table, item, value),
-    a dense value that is not finite, a label that is not 0 or 1.
+    a dense value that is not finite, a label that is not 0 or 1, offsets that are no bags.
+    indices_per_bag: 1, or the mean over all bags.
     """
 
     path: Path
@@ -61,6 +73,7 @@ class ReferenceData:
     has_labels: bool
     _card: ModelCard
     _read: Callable[[int], Iterator[Chunk]]
+    indices_per_bag: float = 1
 
     def __iter__(self) -> Iterator[Chunk]:
         start = 0
@@ -85,7 +98,8 @@ def open_reference(
         data = _open_binary(path, card)
     else:
         headers = read_headers(path)
-        graph_keys = {card.graph_inputs.dense, *card.graph_inputs.indices, "pred"}
+        names = card.graph_inputs
+        graph_keys = {names.dense, *names.indices, *names.offsets, "pred"}
         if outputs_wanted:
             _check_fingerprint(path, headers, card)
         if headers.keys() & {*_MLPERF_KEYS, *_CRITEO_KEYS}:
@@ -102,23 +116,26 @@ def open_reference(
     return replace(data, num_items=min(data.num_items, max_items or data.num_items))
 
 
-def read_inputs(path: str | Path, card: ModelCard, max_items: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `max_items` items' inputs, or all: dense [n, D] float32, indices [n, T] int64, checked."""
+def read_inputs(path: str | Path, card: ModelCard, max_items: int) -> tuple[np.ndarray, np.ndarray | Bags]:
+    """The first `max_items` items' inputs, or all: dense [n, D] float32, indices [n, T] int64 or bags, checked."""
     chunks = list(open_reference(path, card, max_items=max_items, outputs_wanted=False))
-    return np.concatenate([c.dense for c in chunks]), np.concatenate([c.indices for c in chunks])
+    dense = np.concatenate([c.dense for c in chunks])
+    if chunks[0].bags is not None:
+        return dense, join_bags([c.bags for c in chunks])
+    return dense, np.concatenate([c.indices for c in chunks])
 
 
 def _open_mlperf(path: Path, headers: dict[str, NpyHeader], card: ModelCard) -> ReferenceData:
     """X_int and X_cat with either torch_res and target, or, as Criteo's preprocessing leaves it, y."""
     is_criteo = "y" in headers and not headers.keys() & {"torch_res", "target"}
     keys = _CRITEO_KEYS if is_criteo else _MLPERF_KEYS
-    _require_keys(path, headers, keys)
+    require_keys(path, headers, keys)
     num_items = headers["X_int"].num_rows
     # Raw counts come as integers or float64; log(1 + x) never comes as integers, so those would be counts.
-    _require(path, "X_int", headers, (num_items, card.num_dense), kinds="iuf" if is_criteo else "f")
-    _require(path, "X_cat", headers, (num_items, len(card.table_rows)), kinds="iuf" if is_criteo else "iu")
+    require(path, "X_int", headers, (num_items, card.num_dense), kinds="iuf" if is_criteo else "f")
+    require(path, "X_cat", headers, (num_items, len(card.table_rows)), kinds="iuf" if is_criteo else "iu")
     for key in keys[2:]:
-        _require(path, key, headers, (num_items,), kinds="f" if key == "torch_res" else "iufb")
+        require(path, key, headers, (num_items,), kinds="f" if key == "torch_res" else "iufb")
 
     def read(limit: int) -> Iterator[Chunk]:
         with NpzStream(path, keys) as stream:
@@ -157,34 +174,62 @@ def _open_binary(path: Path, card: ModelCard) -> ReferenceData:
 
 
 def _open_graph_inputs(path: Path, headers: dict[str, NpyHeader], card: ModelCard) -> ReferenceData:
-    """What an export was checked with; small, so read whole. One index per bag."""
-    names = card.graph_inputs
-    num_tables = len(card.table_rows)
-    _require_keys(path, headers, (names.dense, *names.indices, "pred"))
+    """What an export was checked with; small, so read whole.
+
+    Indices are stacked [T, n] or an array per table, offsets likewise; without offsets (in the graph or in the file)
+    every bag holds one index.
+    """
+    names, num_tables = card.graph_inputs, len(card.table_rows)
+    offsets_keys = names.offsets if any(name in headers for name in names.offsets) else ()
+    require_keys(path, headers, (names.dense, *names.indices, *offsets_keys, "pred"))
     num_items = headers[names.dense].num_rows
-    _require(path, names.dense, headers, (num_items, card.num_dense), kinds="f")
-    stacked = len(names.indices) == 1 and len(headers[names.indices[0]].shape) == 2
-    shape = (num_tables, num_items) if stacked else (num_items,)
-    for name in names.indices:
-        if headers[name].shape and headers[name].shape[-1:] != shape[-1:]:
-            raise _bags(path, f"{name} has {headers[name].shape[-1:]} indices per table for {num_items} items")
-        _require(path, name, headers, shape, kinds="iu")
-    _require(path, "pred", headers, (num_items,), kinds="f")
+    require(path, names.dense, headers, (num_items, card.num_dense), kinds="f")
+    require(path, "pred", headers, (num_items,), kinds="f")
+    num_indices = _require_tables(path, names.indices, headers, num_tables, None if offsets_keys else num_items)
+    if offsets_keys:
+        _require_tables(path, offsets_keys, headers, num_tables, num_items)
 
     def read(limit: int) -> Iterator[Chunk]:
-        offsets_key = [name for name in names.offsets if name in headers]
-        arrays = read_arrays(path, (names.dense, *names.indices, *offsets_key, "pred"))
-        offsets = arrays[offsets_key[0]] if offsets_key else np.arange(num_items)
-        if offsets.shape[-1:] != (num_items,) or (offsets != np.arange(num_items)).any():
-            raise _bags(path, f"{names.offsets[0]} are not 0, 1, 2, ..")
-        columns = arrays[names.indices[0]] if stacked else np.stack([arrays[name] for name in names.indices])
+        arrays = read_arrays(path, (names.dense, *names.indices, *offsets_keys, "pred"))
+        bags = _bags_of(path, arrays, names.indices, offsets_keys, num_items, num_tables)
         dense, pred = arrays[names.dense].astype(np.float32), arrays["pred"].reshape(-1).astype(np.float32)
-        indices = np.ascontiguousarray(columns.T, dtype=np.int64)
+        indices = np.stack(bags.indices, axis=1).astype(np.int64) if bags.of_one else None
         for start in range(0, limit, CHUNK_ITEMS):
             part = slice(start, min(start + CHUNK_ITEMS, limit))
-            yield Chunk(dense[part], indices[part], pred[part], None)
+            if indices is None:
+                yield Chunk(dense[part], None, pred[part], None, bags.part(part.start, part.stop))
+            else:
+                yield Chunk(dense[part], indices[part], pred[part], None)
 
-    return ReferenceData(path, "the graph's own inputs", num_items, True, False, card, read)
+    per_bag = num_indices / (num_tables * max(num_items, 1))
+    return ReferenceData(path, "the graph's own inputs", num_items, True, False, card, read, per_bag)
+
+
+def _require_tables(
+    path: Path, names: tuple[str, ...], headers: dict[str, NpyHeader], num_tables: int, length: int | None
+) -> int:
+    """One array [num_tables, length], or one [length] per table (None: any length); how many values in all."""
+    stacked = len(names) == 1 and (num_tables > 1 or len(headers[names[0]].shape) == 2)
+    total = 0
+    for name in names:
+        found = headers[name].shape
+        own = length if length is not None else (found[-1] if found else 0)
+        require(path, name, headers, (num_tables, own) if stacked else (own,), kinds="iu")
+        total += own * (num_tables if stacked else 1)
+    return total
+
+
+def _bags_of(
+    path: Path, arrays: dict[str, np.ndarray], indices: tuple, offsets: tuple, num_items: int, num_tables: int
+) -> Bags:
+    def per_table(names: tuple[str, ...]) -> list[np.ndarray]:
+        return [row for name in names for row in arrays[name].reshape(num_tables // len(names), -1)]
+
+    starts = per_table(offsets) if offsets else [np.arange(num_items)] * num_tables
+    try:
+        return check_bags(per_table(indices), starts, num_items, num_tables)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def log_counts(counts: np.ndarray) -> np.ndarray:
@@ -213,11 +258,10 @@ def _as_labels(path: Path, key: str, labels: np.ndarray, start: int) -> np.ndarr
 
 
 def _check_values(path: Path, card: ModelCard, chunk: Chunk, start: int) -> None:
-    outside = (chunk.indices < 0) | (chunk.indices >= np.array(card.table_rows))
-    if outside.any():
-        item, table = np.argwhere(outside)[0]
+    if outside := _first_outside(chunk, card.table_rows):
+        item, table, index = outside
         raise UserError(
-            f"{path}: item {start + item} takes row {chunk.indices[item, table]} of table {table} "
+            f"{path}: item {start + item} takes row {index} of table {table} "
             f"({card.table_names[table]}), which has {card.table_rows[table]} rows. Use data made for this model."
         )
     if not np.isfinite(chunk.dense).all():
@@ -229,6 +273,17 @@ def _check_values(path: Path, card: ModelCard, chunk: Chunk, start: int) -> None
         raise UserError(f"{path}: the reference output of item {start + item} is {chunk.reference[item]}.")
 
 
+def _first_outside(chunk: Chunk, table_rows: tuple[int, ...]) -> tuple[int, int, int] | None:
+    """(item, table, index) of an index that its table does not have."""
+    if chunk.bags is not None:
+        return chunk.bags.first_outside(table_rows)
+    outside = (chunk.indices < 0) | (chunk.indices >= np.array(table_rows))
+    if not outside.any():
+        return None
+    item, table = np.argwhere(outside)[0]
+    return int(item), int(table), int(chunk.indices[item, table])
+
+
 def _check_fingerprint(path: Path, headers: dict[str, NpyHeader], card: ModelCard) -> None:
     if _FINGERPRINT_KEY not in headers:
         return
@@ -238,25 +293,3 @@ def _check_fingerprint(path: Path, headers: dict[str, NpyHeader], card: ModelCar
             f"{path}: its outputs were recorded for another model (fingerprint {recorded[:12]}); the library holds "
             f"{card.name} ({card.fingerprint[:12]}). Give --ref-data recorded for {card.name}."
         )
-
-
-def _require_keys(path: Path, headers: dict[str, NpyHeader], keys: tuple[str, ...]) -> None:
-    missing = [key for key in keys if key not in headers]
-    if missing:
-        raise UserError(f"{path}: lacks {', '.join(missing)}; has {', '.join(headers)}, want {', '.join(keys)}.")
-
-
-def _require(path: Path, key: str, headers: dict[str, NpyHeader], shape: tuple[int, ...], *, kinds: str) -> None:
-    """Shape and dtype of one array; an [N] array may come as [N, 1]."""
-    header = headers[key]
-    if header.shape != shape and not (len(shape) == 1 and header.shape == (*shape, 1)):
-        raise UserError(f"{path}: {key} has shape {list(header.shape)}; this model and file need {list(shape)}.")
-    # float32 cannot hold the row numbers of the big tables.
-    narrow = kinds == "iuf" and header.dtype.kind == "f" and header.dtype.itemsize < 8
-    if header.dtype.kind not in kinds or narrow:
-        wanted = {"f": "floating point", "iu": "integers", "iuf": "integers or float64", "iufb": "numbers"}[kinds]
-        raise UserError(f"{path}: {key} is {header.dtype}; want {wanted}.")
-
-
-def _bags(path: Path, found: str) -> UserError:
-    return UserError(f"{path}: {found}: bags are not supported yet; want one index per table and item.")

@@ -2,6 +2,7 @@
 
     items_per_s    = batches_per_s x batch_size
     gflops         = items_per_s x 2 x the model's multiply-adds per item
+    (adding up the rows of a bag counts neither as multiply-adds nor in the peak share; its bytes are counted)
     peak_fraction  = gflops / the larger peak of these very cores, measured right before and right after
 
 MB are 10^6 bytes. What it does not know: accuracy, power, and what the model would do behind a network.
@@ -47,6 +48,7 @@ class RunReport:
     tables: TableSetup
     environment: dict[str, object]
     interrupted: bool
+    indices_per_bag: float = 1
 
     @property
     def items_per_s(self) -> float:
@@ -93,12 +95,16 @@ class RunReport:
         return bytes_per_s / (sum(self.stream_gbps) * 1e9)
 
 
-def static_card(manifest: Manifest, library: str, cores: tuple[tuple[int, ...], ...], inputs: str) -> str:
+def static_card(
+    manifest: Manifest, library: str, cores: tuple[tuple[int, ...], ...], inputs: str, indices_per_bag: float = 1
+) -> str:
     """What is about to be measured."""
     card = manifest.model
+    bags = "" if indices_per_bag == 1 else f" ({indices_per_bag:.3g} indices per bag)"
+    rows_kb = card.gather_bytes_per_item * indices_per_bag / 1e3
     lines = [
         f"{card.name}, {manifest.precision}, batch {manifest.batch_size}  ({library})",
-        line("per item", f"{card.flops_per_item / 1e6:.3f} MFLOP, {card.gather_bytes_per_item / 1e3:.1f} KB of rows"),
+        line("per item", f"{card.flops_per_item / 1e6:.3f} MFLOP, {rows_kb:.1f} KB of rows{bags}"),
         line("weights", f"{_weights(card)}, mapped once for all"),
         line("inputs", inputs),
         line("placement", describe_placement(cores)),
@@ -151,7 +157,8 @@ def results_json(report: RunReport) -> dict[str, object]:
         "mlperf_qps_equivalent": report.mlperf_qps,
         "latency_ms": report.latency_ms,
         "flops_per_item": card.flops_per_item,
-        "gather_bytes_per_item": card.gather_bytes_per_item,
+        "indices_per_bag": report.indices_per_bag,
+        "gather_bytes_per_item": card.gather_bytes_per_item * report.indices_per_bag,
         "gflops": report.gflops,
         "peak_gflops": report.peak_gflops,
         "peak_before_gflops": sum(report.peak_before_gflops),

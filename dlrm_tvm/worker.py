@@ -50,6 +50,7 @@ class Assignment:
     ref_data: str | None
     l3_bytes: int
     parent_pid: int
+    indices_per_bag: float = 1  # of random bags, or the mean in ref_data
     tables_fd: int | None = None  # inherited descriptors of shared memory that holds the weights; see SharedCopies
     parameters_fd: int | None = None
     numa_node: int | None = None  # None: the machine has one
@@ -164,17 +165,23 @@ def serve(
 
 def prepare_batches(engine: Executor, assignment: Assignment) -> list[Batch]:
     """The rotating set, each batch in the executor's own form."""
-    from .workload import items_to_rotate, random_items, recorded_items
+    from .bags import Bags
+    from .workload import items_to_rotate, random_bags, random_items, recorded_items
 
-    card = engine.artifact.manifest.model
-    items = items_to_rotate(card, engine.batch_size, assignment.l3_bytes)
+    card, per_bag = engine.artifact.manifest.model, assignment.indices_per_bag
+    items = items_to_rotate(card, engine.batch_size, assignment.l3_bytes, per_bag)
     who = {"instance": assignment.instance}
-    if assignment.ref_data is None:
-        dense, indices = random_items(card, items, **who)
+    if assignment.ref_data is not None:
+        dense, lookups = recorded_items(assignment.ref_data, card, items, **who, instances=assignment.instances)
+    elif per_bag > 1:
+        dense, lookups = random_bags(card, items, int(per_bag), **who)
     else:
-        dense, indices = recorded_items(assignment.ref_data, card, items, **who, instances=assignment.instances)
+        dense, lookups = random_items(card, items, **who)
     parts = [slice(start, start + engine.batch_size) for start in range(0, items, engine.batch_size)]
-    return [engine.prepare(dense[part], indices[part]) for part in parts]
+    if isinstance(lookups, Bags):
+        bags = [lookups.part(part.start, part.stop) for part in parts]
+        return [engine.prepare(dense[part], each.indices, each.offsets) for part, each in zip(parts, bags)]
+    return [engine.prepare(dense[part], lookups[part]) for part in parts]
 
 
 def check_once(engine: Executor, batch: Batch) -> None:

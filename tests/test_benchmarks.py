@@ -40,6 +40,23 @@ def test_bench_checks_then_times_every_installed_engine(demo_library: Path) -> N
     assert not list((ROOT / "__prebuilt").glob("pytest_bench_*"))
 
 
+def test_bags_are_checked_then_timed_with_every_installed_engine(require_fma: None) -> None:
+    sizes = ("--tables=3", "--table-rows=50", "--dim=32", "--batch=7", "--bag=4", "--rounds=2")
+    command = [sys.executable, str(BENCH.with_name("bags.py")), *sizes]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])["results"]
+    installed = [name for name in ("torch", "onnxruntime") if importlib.util.find_spec(name) is not None]
+    assert done.stdout.count("skipped: not installed") == 2 - len(installed)
+    names = ["ours", *["PyTorch"] * ("torch" in installed)]
+    names += ["ONNX Runtime, Loop", "ONNX Runtime, Gather"] * ("onnxruntime" in installed)
+    assert [row["engine"] for row in rows] == names
+    for row in rows:
+        assert row["max_abs_error"] <= 1e-5
+        assert 0 < row["ns_per_row_p10"] <= row["ns_per_row"] <= row["ns_per_row_p90"]
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

@@ -21,7 +21,7 @@ from dlrm_tvm.errors import UserError
 from dlrm_tvm.instances import Instances
 from dlrm_tvm.window import Run, merge_runs
 from dlrm_tvm.worker import Assignment, StopClock, timed_loop
-from dlrm_tvm.workload import items_to_rotate, random_items
+from dlrm_tvm.workload import items_to_rotate, random_bags, random_items
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 MS = 1_000_000
@@ -156,6 +156,23 @@ def test_random_rows_cover_the_tables_and_differ_by_instance() -> None:
     assert indices[:, 1].min() < 100_000 and indices[:, 1].max() > 39_900_000
     assert (random_items(CARD, 5000, instance=1)[1][:, 1] != indices[:, 1]).mean() > 0.99
     assert (random_items(CARD, 5000, instance=0)[1] == indices).all()
+
+
+def test_random_bags_hold_so_many_rows_of_whole_tables_different_for_each_instance():
+    dense, bags = random_bags(CARD, 500, 20, instance=0)
+    assert dense.shape == (500, CARD.num_dense)
+    for table, rows in enumerate(CARD.table_rows):
+        assert (np.diff(bags.begins[table]) == 20).all()
+        assert bags.indices[table].min() >= 0 and 0.99 * (rows - 1) < bags.indices[table].max() < rows
+    other = random_bags(CARD, 500, 20, instance=1)[1]
+    assert (other.indices[1] != bags.indices[1]).mean() > 0.9
+
+
+def test_bags_need_fewer_items_for_the_same_rows_and_no_more_memory_than_there_is():
+    one, twenty = (items_to_rotate(CARD, 100, 32 << 20, per_bag) for per_bag in (1, 20))
+    assert 100 * 2 <= twenty < one / 10
+    with pytest.raises(UserError, match=r"two batches of 100 items with 1e\+06 indices per bag take .* MB"):
+        items_to_rotate(CARD, 100, 32 << 20, 1_000_000)
 
 
 # Worker processes

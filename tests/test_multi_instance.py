@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from models import build_plain, random_dlrm
 
 from dlrm_tvm.artifact import open_artifact
+from dlrm_tvm.model import GraphInputs
 
 ROOT = Path(__file__).parents[1]
 CORES = sorted(os.sched_getaffinity(0))
@@ -169,6 +172,37 @@ def assert_one_line(done: subprocess.CompletedProcess, *parts: str) -> None:
     assert done.stdout == ""
     for part in parts:
         assert part in done.stderr
+
+
+def test_random_bags_are_measured(demo_library: Path) -> None:
+    options = ("--model", demo_library, "--num-instances", 1, "--duration", 0.3, "--warmup", 0)
+    done = run(*options, "--indices-per-bag", 3)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["indices_per_bag"], result["gather_bytes_per_item"]) == (3, 3 * 26 * 512)
+    assert "39.9 KB of rows (3 indices per bag)" in done.stdout
+
+
+def test_reference_data_with_bags_serves_as_inputs_and_brings_its_own_lengths(tmp_path: Path) -> None:
+    model = random_dlrm(table_rows=(7, 30))
+    names = GraphInputs("dense_x", ("indices",), ("offsets",), "pred")
+    library = build_plain(replace(model, graph_inputs=names), 10, tmp_path)
+    arrays = {"dense_x": np.zeros((30, 13), np.float32), "pred": np.zeros(30, np.float32)}
+    arrays |= {"indices": np.zeros((2, 60), np.int64), "offsets": np.tile(2 * np.arange(30), (2, 1))}
+    np.savez(tmp_path / "bags.npz", **arrays)
+    options = ("--model", library, "--num-instances", 1, "--duration", 0.3, "--warmup", 0)
+    done = run(*options, "--ref-data", tmp_path / "bags.npz")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["indices_per_bag"] == 2
+    done = run(*options, "--ref-data", tmp_path / "bags.npz", "--indices-per-bag", 2)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "bags.npz has its own: give one of the two" in done.stderr
+
+
+def test_bags_that_no_memory_holds_are_one_line(demo_library: Path) -> None:
+    done = run("--model", demo_library, "--num-instances", 1, "--indices-per-bag", 1_000_000)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "Try fewer indices or a library of a smaller batch" in done.stderr
 
 
 def test_more_instances_than_cores_is_one_line() -> None:

@@ -18,11 +18,13 @@ from models import (
 )
 
 from dlrm_tvm import lower, reference, target
+from dlrm_tvm.kernels import embedding_bag
 from dlrm_tvm.kernels.dense import DenseSchedule
 from dlrm_tvm.kernels.gather import RowFetch
+from dlrm_tvm.kernels.network import network
 from dlrm_tvm.model import Dlrm
 from dlrm_tvm.onnx_reader import read_dlrm
-from dlrm_tvm.plan import LayerShape
+from dlrm_tvm.plan import LayerShape, plan_network
 from dlrm_tvm.schedules import NetworkSchedule, default_dense, default_network
 
 NO_DUMP = lower.Dump(None)
@@ -297,3 +299,29 @@ def test_tuned_kernels_are_refused_for_a_cpu_without_fma():
             target.cpu_target("sandybridge"),
             NO_DUMP,
         )
+
+
+def test_bags_are_pooled_in_as_many_groups_as_their_memory_takes(require_fma, monkeypatch):
+    """33 items in 5 tiles of 8: groups of 2, 2 and 1 tiles on one thread, of others on three."""
+    case = TUNED[19]
+    assert (case.batch, case.mr) == (33, 8)
+    model = case.model()
+    tile_bytes = case.mr * len(model.tables) * model.dim * 4
+    monkeypatch.setattr(embedding_bag, "POOLED_BYTES", 2 * tile_bytes)
+    run = compiled_tuned(model, case)
+    check_bags(model, case.batch, run)
+    check_bad_bags(model, case.batch, run)
+    dense, _ = random_batch(model, case.batch)
+    flat, begins = flat_bags(*random_bags(model, case.batch), case.batch)
+    one, three = (run(dense, flat, offsets=begins, threads=threads) for threads in (1, 3))
+    np.testing.assert_array_equal(three, one)
+
+
+@pytest.mark.parametrize("case", [TUNED[3], TUNED[9]], ids=str)
+def test_what_runs_one_row_per_table_is_the_same_code_whatever_bags_are(case):
+    """Averaging is of bags only; not a statement of `main` may depend on it."""
+    model = case.model()
+    schedule = NetworkSchedule(case.mr, case.block_tiles, RowFetch(every=case.every, locality=2))
+    planned = plan_network(model, case.batch, schedule, lambda _: DenseSchedule(case.nr, case.unroll), 4096)
+    texts = {network(replace(planned.plan, means=(mean,) * len(model.tables))).script() for mean in (False, True)}
+    assert len(texts) == 1

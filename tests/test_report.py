@@ -53,6 +53,15 @@ def report() -> RunReport:
     )
 
 
+def test_bags_multiply_the_bytes_per_item_and_not_the_flops(report: RunReport) -> None:
+    one, bags = results_json(report), results_json(replace(report, indices_per_bag=20))
+    assert (one["indices_per_bag"], bags["indices_per_bag"]) == (1, 20)
+    assert (one["gather_bytes_per_item"], bags["gather_bytes_per_item"]) == (13_312, 266_240)
+    assert one["gflops"] == bags["gflops"]
+    card = static_card(report.manifest, "demo.so", ((0,),), "random rows", 20)
+    assert "4.820 MFLOP, 266.2 KB of rows (20 indices per bag)" in card
+
+
 def test_json_has_the_contracts_keys_and_is_one_line(report: RunReport) -> None:
     fields = results_json(report)
     assert set(fields) >= DESIGN_KEYS

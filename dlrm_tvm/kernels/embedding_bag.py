@@ -9,10 +9,11 @@ Blocked form: up to 8 vectors of a row are accumulated in registers over the who
 read; wider rows take one more pass over the bag per 8 vectors. Registers: 8 accumulators of AVX-512's 32; AVX2's 16,
 in pairs, hold them too, rows being added straight from memory.
 
-    for table:  for item of the tile:  for r in bag:  acc[8] += tables[row(r)];   pooled[item, table] = acc
+    for table:  for item:  for r in bag:  acc[8] += tables[row(r)];   pooled[item, table] = acc
 
 Random rows are what costs: a row of 512 bytes comes from memory through a page walk of its own. So rows are asked for
-some indices ahead, on over the ends of bags and, at the end of the tile's bags of one table, over to the next table.
+some indices ahead, on over the ends of bags and, at the end of the bags of one table, over to the next table; and many
+items are pooled together, table by table, so that the pages of one table stay known to the TLB for long.
 
 Kernel names: embedding_bag_fp32, and embedding_bag_plain for the plain definition.
 """
@@ -28,6 +29,7 @@ from tvm.tirx.script.builder import ir as T
 from .vectors import LANES, broadcast, load, prefetch, store, zeros
 
 MOST_VECTORS = 8  # accumulators
+POOLED_BYTES = 2 << 20  # at most of one group of items: what the next layers read comes from L2 or L3, once
 _NONE, _ONE = T.int64(0), T.int64(1)
 
 
@@ -44,7 +46,13 @@ class BagFetch:
 
 
 # tests/benchmarks/EXPERIMENTS.md, "Bags".
-BAG_FETCH = BagFetch(distance=8, stride=1, locality=3)
+BAG_FETCH = BagFetch(distance=32, stride=8, locality=2)
+
+
+def tiles_at_once(tiles: int, tile_bytes: int) -> int:
+    """How many tiles are pooled together; groups of nearly one size."""
+    most = max(1, POOLED_BYTES // tile_bytes)
+    return -(-tiles // -(-tiles // most))
 
 
 @dataclass(frozen=True)
@@ -78,11 +86,17 @@ class Bags:
         right = T.bitwise_and(self.offsets[table, item] == begin, self.offsets[table, item + 1] == end)
         return begin, end, T.bind(T.Select(right, _NONE, _ONE))
 
-    def row(self, number, table):
+    def place(self, table) -> tuple[Any, Any]:
+        """(first element, number of rows) of a table."""
+        return T.bind(self.table_info[0, table]), T.bind(self.table_info[1, table])
+
+    def row(self, number, place: tuple[Any, Any]):
         """(element offset of the row that indices[number] names, whether its table has it); row 0 where not."""
+        first, num_rows = place
         index = T.bind(self.indices[number])
-        inside = T.bind(T.bitwise_and(index >= _NONE, index < self.table_info[1, table]))
-        return T.bind(self.table_info[0, table] + T.Select(inside, index, _NONE) * T.int64(self.dim)), inside
+        # As unsigned numbers negative ones are larger than any table: one comparison does for both ends.
+        inside = T.bind(T.cast(index, "uint64") < T.cast(num_rows, "uint64"))
+        return T.bind(first + T.Select(inside, index, _NONE) * T.int64(self.dim)), inside
 
     def scale(self, table, count):
         """What the sum of `count` rows is multiplied by; None where no table averages."""
@@ -122,7 +136,7 @@ def embedding_bag_plain(shape: BagShape, dim: int):
     """The plain definition as a TIR function, left to TVM's default code generation.
 
     indices [total] i64, offsets [T, batch + 1] i64, tables, table_info -> pooled [batch, T, dim] f32, the first `dim`
-    elements of the rows, and wrong [batch] i64, as in pool_tile.
+    elements of the rows, and wrong [batch] i64, as pool_items counts it.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("embedding_bag_plain")
@@ -133,12 +147,13 @@ def embedding_bag_plain(shape: BagShape, dim: int):
         with T.serial(shape.batch) as item:
             T.buffer_store(wrong, _NONE, [item])
             with T.serial(bags.num_tables) as table:
+                place = bags.place(table)
                 begin, end, misplaced = bags.bounds(table, item)
                 T.buffer_store(wrong, wrong[item] + misplaced, [item])
                 with T.serial(dim) as d:
                     T.buffer_store(pooled, T.float32(0), [item, table, d])
                 with T.serial(end - begin) as step:
-                    at, inside = bags.row(begin + step, table)
+                    at, inside = bags.row(begin + step, place)
                     T.buffer_store(wrong, wrong[item] + T.Select(inside, _NONE, _ONE), [item])
                     with T.serial(dim) as d:
                         value = pooled[item, table, d] + bags.tables[at + T.cast(d, "int64")]
@@ -151,10 +166,10 @@ def embedding_bag_plain(shape: BagShape, dim: int):
     return builder.get()
 
 
-def embedding_bag(shape: BagShape, mr: int, fetch: BagFetch):
+def embedding_bag(shape: BagShape, items: int, fetch: BagFetch):
     """The kernel of the network alone, as a TIR function named embedding_bag_fp32: what lookups cost by themselves.
 
-    Arguments as embedding_bag_plain has them, but pooled [batch * T * shape.dim]. mr: items per tile.
+    Arguments as embedding_bag_plain has them, but pooled [batch * T * shape.dim]. items: so many are pooled together.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("embedding_bag_fp32")
@@ -164,9 +179,9 @@ def embedding_bag(shape: BagShape, mr: int, fetch: BagFetch):
         wrong = T.arg("wrong", T.buffer((shape.batch,), "int64"))
         with T.serial(shape.batch) as item:
             T.buffer_store(wrong, _NONE, [item])
-        for first, items, tiles in _tiles(shape.batch, mr):
-            with T.serial(tiles) as tile:
-                begin = T.bind(first + tile * items)
+        for first, size, groups in _groups(shape.batch, items):
+            with T.serial(groups) as group:
+                begin = T.bind(first + group * size)
 
                 def write(row, table, block, value, begin=begin) -> None:
                     at = T.cast((begin + row) * bags.num_tables + table, "int64") * T.int64(shape.dim)
@@ -175,60 +190,55 @@ def embedding_bag(shape: BagShape, mr: int, fetch: BagFetch):
                 def count(row, value, begin=begin) -> None:
                     T.buffer_store(wrong, wrong[begin + row] + value, [begin + row])
 
-                pool_tile(bags, fetch, begin, items, write, count)
+                pool_items(bags, fetch, begin, size, write, count)
     return builder.get()
 
 
-def _tiles(batch: int, mr: int) -> list[tuple[int, int, int]]:
-    """(first item, items per tile, how many tiles): the whole ones, then what is left."""
-    whole = batch // mr
-    return [part for part in ((0, mr, whole), (whole * mr, batch - whole * mr, 1)) if part[1] and part[2]]
+def _groups(batch: int, items: int) -> list[tuple[int, int, int]]:
+    """(first item, items per group, how many groups): the whole ones, then what is left."""
+    whole = batch // items
+    return [part for part in ((0, items, whole), (whole * items, batch - whole * items, 1)) if part[1] and part[2]]
 
 
-def pool_tile(bags: Bags, fetch: BagFetch, first_item, items: int, write, count) -> None:
+def pool_items(bags: Bags, fetch: BagFetch, first_item, items, write, count) -> None:
     """All tables' bags of the items first_item .. + items - 1; those past the batch are the last item's again.
 
-    write(item, table, block, value): stores 16 elements of the pooled vector of the tile's item.
+    write(item, table, block, value): stores 16 elements of a pooled vector; item counts from first_item.
     count(item, number): adds how many of a bag's indices are outside their table, and 1 where its offsets decrease or
     lie outside the indices; no such index or offset is followed.
     """
     with T.serial(bags.num_tables) as table:
-        run_end = bags.begin(table, T.min(first_item + items, bags.batch))
         next_table = T.bind(T.min(table + 1, bags.num_tables - 1))
-        ahead = _Ahead(bags, fetch, table, run_end, next_table, bags.begin(next_table, first_item))
+        run = _Run(
+            place=bags.place(table),
+            end=bags.begin(table, T.min(first_item + items, bags.batch)),
+            next_place=bags.place(next_table),
+            next_begin=bags.begin(next_table, first_item),
+        )
         with T.serial(items) as row:
             item = T.bind(T.min(first_item + row, bags.batch - 1))
             _pool_bag(
-                bags, table, item, ahead,
+                bags, fetch, table, item, run,
                 lambda block, value: write(row, table, block, value), lambda number: count(row, number),
             )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Ahead:
-    """Asks for the row that is read `fetch.distance` indices after the one at `number`."""
+class _Run:
+    """One table's bags of a group of items: where the table lies, where in the indices its last bag ends, and where
+    reading goes on then.
+    """
 
-    bags: Bags
-    fetch: BagFetch
-    table: Any
-    run_end: Any
-    next_table: Any
+    place: tuple[Any, Any]
+    end: Any
+    next_place: tuple[Any, Any]
     next_begin: Any
 
-    def ask(self, number, blocks: range) -> None:
-        if not self.fetch.distance:
-            return
-        wanted = T.bind(number + T.int64(self.fetch.distance))
-        over = T.bind(wanted >= self.run_end)
-        wanted = T.Select(over, wanted - self.run_end + self.next_begin, wanted)
-        wanted = T.bind(T.max(T.min(wanted, self.bags.total - _ONE), _NONE))
-        at, _ = self.bags.row(wanted, T.bind(T.Select(over, self.next_table, self.table)))
-        for block in blocks[:: self.fetch.stride]:
-            prefetch(self.bags.tables, at + block * LANES, self.fetch.locality)
 
-
-def _pool_bag(bags: Bags, table, item, ahead: _Ahead, write, count) -> None:
+def _pool_bag(bags: Bags, fetch: BagFetch, table, item, run: _Run, write, count) -> None:
     begin, end, misplaced = bags.bounds(table, item)
+    # From here on the row to be asked for belongs to the next table.
+    turn = T.bind(T.max(T.min(run.end - T.int64(fetch.distance), end), begin))
     outside = T.alloc_buffer((1,), "int64", scope="local")
     T.buffer_store(outside, misplaced, [0])
     blocks = bags.dim // LANES
@@ -237,14 +247,27 @@ def _pool_bag(bags: Bags, table, item, ahead: _Ahead, write, count) -> None:
         acc = T.alloc_buffer((len(span) * LANES,), "float32", scope="local")
         for v in range(len(span)):
             store(acc, v * LANES, zeros())
-        with T.serial(end - begin) as step:
-            number = T.bind(begin + step)
-            ahead.ask(number, span)
-            at, inside = bags.row(number, table)
-            if first == 0:
+
+        def add(number, acc=acc, span=span) -> None:
+            at, inside = bags.row(number, run.place)
+            if span.start == 0:
                 T.buffer_store(outside, outside[0] + T.Select(inside, _NONE, _ONE), [0])
             for v, block in enumerate(span):
                 store(acc, v * LANES, load(acc, v * LANES) + load(bags.tables, at + block * LANES))
+
+        def ask(number, place, span=span) -> None:
+            if fetch.distance:
+                at, _ = bags.row(number, place)
+                for block in span[:: fetch.stride]:
+                    prefetch(bags.tables, at + block * LANES, fetch.locality)
+
+        with T.serial(turn - begin) as step:
+            ask(T.bind(begin + step + T.int64(fetch.distance)), run.place)
+            add(T.bind(begin + step))
+        with T.serial(end - turn) as step:
+            wanted = turn + step + T.int64(fetch.distance) - run.end + run.next_begin
+            ask(T.bind(T.min(T.max(wanted, _NONE), bags.total - _ONE)), run.next_place)
+            add(T.bind(turn + step))
         scale = bags.scale(table, end - begin)
         scale = None if scale is None else T.bind(broadcast(scale))
         for v, block in enumerate(span):

@@ -2,10 +2,11 @@
 
 Both offer the same, which network.py emits in this order for every tile:
 
-    start(first_item, poison_at)     before the bottom MLP; poison[poison_at + item] = NaN for wrong input, else 0
-    hooks()                          what to do in the k loops of the bottom layers
-    vector(item, table)              (buffer, element offset) of one vector of the tile
-    beside_group(item, group)        while the interaction writes its groups of pairs
+    start(tile, first_item, poison_at)    before the bottom MLP of the task's `tile`; poison[poison_at + item] = NaN
+                                          for wrong input, else 0
+    hooks()                               what to do in the k loops of the bottom layers
+    vector(item, table)                   (buffer, element offset) of one vector of the tile
+    beside_group(item, group)             while the interaction writes its groups of pairs
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tvm.tirx.script.builder import ir as T
 
 from .dense import Hook, hook_places
-from .embedding_bag import Bags, pool_tile
+from .embedding_bag import Bags, pool_items, tiles_at_once
 from .gather import Rows, locate_rows, poison_dense
 from .vectors import LANES, store
 
@@ -31,7 +32,7 @@ class RowLookup:
         self._plan, self._args, self._poison = plan, args, poison
         self._rows = Rows(offsets, args["tables"], plan.num_tables, plan.mr, plan.dim)
 
-    def start(self, first_item, poison_at) -> None:
+    def start(self, tile, first_item, poison_at) -> None:
         """Offsets of the rows of the tile; touch the rows."""
         plan, args = self._plan, self._args
         inputs = (args["dense"], plan.num_dense, args["indices"], args["table_info"])
@@ -79,34 +80,48 @@ class RowLookup:
 
 
 class BagLookup:
-    """Any number of rows per table and item, pooled into [mr][T][dim] of a tile's own (embedding_bag.py)."""
+    """Any number of rows per table and item, pooled for a group of tiles together (embedding_bag.py).
 
-    def __init__(self, plan: NetworkPlan, dense, bags: Bags, poison) -> None:
-        self._plan, self._dense, self._bags, self._poison = plan, dense, bags, poison
-        self._pooled = T.alloc_buffer((plan.mr * plan.num_tables * plan.dim,), "float32", scope="global")
+    tiles: of the task, an expression.
+    """
 
-    def start(self, first_item, poison_at) -> None:
-        plan, poison = self._plan, self._poison
+    def __init__(self, plan: NetworkPlan, dense, bags: Bags, tiles, poison) -> None:
+        self._plan, self._dense, self._bags, self._tiles, self._poison = plan, dense, bags, tiles, poison
+        tile_elements = plan.mr * plan.num_tables * plan.dim
+        self._group = tiles_at_once(plan.tiles, 4 * tile_elements)
+        self._pooled = T.alloc_buffer((self._group * tile_elements,), "float32", scope="global")
+        self._wrong = T.alloc_buffer((self._group * plan.mr,), "int64", scope="global")
+
+    def start(self, tile, first_item, poison_at) -> None:
+        """Pool a whole group of tiles when its first one begins; poison those items that pooling found wrong."""
+        plan = self._plan
+        within = T.bind(tile % self._group)
+        self._first = T.bind(within * plan.mr)  # the tile's first item in the group
+        with T.If(within == 0), T.Then():
+            self._pool(first_item, T.bind(T.min(self._group, self._tiles - tile) * plan.mr))
         with T.serial(plan.mr) as row:
             item = T.bind(T.min(first_item + row, plan.batch - 1))
             wrong = T.alloc_buffer((1,), "int64", scope="local")
-            T.buffer_store(wrong, T.int64(0), [0])
-            poison_dense(item, self._dense, plan.num_dense, wrong, poison, poison_at + row)
+            T.buffer_store(wrong, self._wrong[self._first + row], [0])
+            poison_dense(item, self._dense, plan.num_dense, wrong, self._poison, poison_at + row)
+
+    def _pool(self, first_item, items) -> None:
+        with T.serial(items) as item:
+            T.buffer_store(self._wrong, T.int64(0), [item])
 
         def write(item, table, block, value) -> None:
             store(self._pooled, self._at(item, table) + block * LANES, value)
 
         def count(item, wrong) -> None:
-            at, nan = poison_at + item, T.float32(float("nan"))
-            T.buffer_store(poison, T.Select(wrong == T.int64(0), poison[at], nan), [at])
+            T.buffer_store(self._wrong, self._wrong[item] + wrong, [item])
 
-        pool_tile(self._bags, plan.bag_fetch, first_item, plan.mr, write, count)
+        pool_items(self._bags, self._plan.bag_fetch, first_item, items, write, count)
 
     def hooks(self) -> list:
         return [None] * len(self._plan.bottom)
 
     def vector(self, item, table) -> tuple[Any, Any]:
-        return self._pooled, T.bind(self._at(item, table))
+        return self._pooled, T.bind(self._at(self._first + item, table))
 
     def beside_group(self, item, group) -> None:
         """Nothing: the next item's vectors are in L1 or L2 already."""

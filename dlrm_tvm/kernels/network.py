@@ -7,7 +7,7 @@
     for task in parallel(threads):
         for block of the task's tiles:                # a few tiles of mr items
             for tile in block:
-                locate the tile's rows, touch them    # bags: pool them all
+                locate the tile's rows, touch them    # bags: pool them, for a group of tiles at once
                 bottom MLP of the tile, fetching the rest of those rows meanwhile
                 interaction of the tile, straight from the tables, into the top MLP's input
             top MLP over the block, layer by layer
@@ -77,7 +77,7 @@ class NetworkPlan:
 class _Task:
     """Emits what one thread does; holds the buffers that all its parts share.
 
-    lookup(poison): where the vectors of items come from, a RowLookup or a BagLookup.
+    lookup(poison, tiles): where the vectors of items come from, a RowLookup or a BagLookup.
     """
 
     def __init__(self, plan: NetworkPlan, args: dict, lookup: Callable, first_tile, tiles) -> None:
@@ -91,7 +91,7 @@ class _Task:
         self.top_at = at[1:3]
         self.bottom_at = [at[3], at[3] + bottom_size]
         self.poison = T.alloc_buffer((most * mr,), "float32", scope="global")
-        self.lookup = lookup(self.poison)
+        self.lookup = lookup(self.poison, tiles)
         if plan.skip_zeros:
             self.live = T.alloc_buffer(
                 (1 + max(layer.inputs for layer in plan.bottom + plan.top),), "int32", scope="global"
@@ -105,7 +105,7 @@ class _Task:
             tiles = T.bind(T.min(plan.block_tiles, self.tiles - begin))
             with T.serial(tiles) as tile:
                 first_item = T.bind((self.first_tile + (begin + tile)) * plan.mr)
-                self.lookup.start(first_item, tile * plan.mr)
+                self.lookup.start(begin + tile, first_item, tile * plan.mr)
                 self.bottom(begin + tile, tile, self.lookup.hooks())
                 if plan.grouping is None:
                     self.concatenate(tile)
@@ -232,7 +232,7 @@ def network(plan: NetworkPlan):
             "table_info": T.arg("table_info", T.buffer((2, plan.num_tables), "int64")),
             **_last_arguments(plan),
         }
-        _emit_tasks(plan, args, lambda poison: RowLookup(plan, args, poison))
+        _emit_tasks(plan, args, lambda poison, _: RowLookup(plan, args, poison))
     return builder.get()
 
 
@@ -244,7 +244,7 @@ def bag_network(plan: NetworkPlan):
         dense = T.arg("dense", T.buffer((plan.batch, plan.num_dense), "float32"))
         bags = declare_bags(BagShape(plan.batch, plan.dim, plan.table_elements, plan.means))
         args = {"dense": dense, **_last_arguments(plan)}
-        _emit_tasks(plan, args, lambda poison: BagLookup(plan, dense, bags, poison))
+        _emit_tasks(plan, args, lambda poison, tiles: BagLookup(plan, dense, bags, tiles, poison))
     return builder.get()
 
 
