@@ -18,7 +18,8 @@ import tvm
 from tvm import relax, tirx
 
 from .errors import UserError
-from .kernels.network import NetworkPlan, bag_network, network
+from .kernels.network import bag_network, network
+from .kernels.network_plan import NetworkPlan
 from .kernels.peak import flops_per_round, peak_fma, stream_read
 from .model import Dlrm
 from .parameters import ParameterSource, array_source

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .kernels.dense import DenseSchedule, PackedDense
-from .kernels.network import NetworkPlan
+from .kernels.network_plan import NetworkPlan
 from .kernels.packing import Packer, pack_bias, pack_weight, top_columns
 from .kernels.vectors import LANES, padded
 from .model import Dense, Dlrm

@@ -126,10 +126,11 @@ def numpy_predictions(
 def numpy_pooled(table: Table, indices: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """One table's bags [items, dim] float64, row by row."""
     pooled = np.zeros((len(offsets), table.dim))
+    weights = np.ones(table.num_rows) if table.row_weights is None else table.row_weights
     ends = [*offsets[1:], len(indices)]
     for item, (begin, end) in enumerate(zip(offsets, ends)):
         for index in indices[begin:end]:
-            pooled[item] += table.rows[index]
+            pooled[item] += weights[index] * table.rows[index]
         if table.pooling == "mean" and end > begin:
             pooled[item] /= end - begin
     return pooled

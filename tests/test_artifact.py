@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from models import build_plain, random_dlrm
+from models import assert_close, build_plain, numpy_predictions, random_batch, random_dlrm
+from sparse_tables import on_disk
 
 from dlrm_tvm import cpu, errors
 from dlrm_tvm.artifact import open_artifact
@@ -91,6 +94,52 @@ def test_tables_lie_one_after_another_in_whole_vectors(built):
     np.testing.assert_array_equal(rows[:, :20], np.concatenate([table.rows for table in MODEL.tables]))
     np.testing.assert_array_equal(rows[:, 20:], 0)
     np.testing.assert_array_equal(info, [[0, 11 * 32, 12 * 32], [11, 1, 300]])
+
+
+TVM_ALONE = """
+import json, sys
+import numpy as np, tvm_ffi
+from pathlib import Path
+from tvm.runtime import cpu, load_module
+from tvm.runtime.vm import VirtualMachine
+
+library = Path(sys.argv[1])
+manifest = json.loads(library.with_suffix(".json").read_text())
+
+def aligned(array):
+    raw = np.zeros(array.nbytes + 64, np.uint8)
+    at = -raw.ctypes.data % 64
+    copy = raw[at : at + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return tvm_ffi.from_dlpack(copy)
+
+tables = np.zeros(manifest["table_range"]["nbytes"], np.uint8)
+for piece in manifest["table_range"]["pieces"]:
+    part = np.fromfile(library.parent / piece["file"], np.uint8, piece["nbytes"], offset=piece["offset"])
+    tables[piece["at"] : piece["at"] + piece["nbytes"]] = part
+rest = [
+    np.fromfile(library.parent / manifest["parameter_file"], entry["dtype"], int(np.prod(entry["shape"])),
+                offset=entry["offset"]).reshape(entry["shape"])
+    for entry in manifest["parameters"] if entry["name"] != "tables"
+]
+inputs = np.load(sys.argv[2])
+main = VirtualMachine(load_module(str(library)), cpu())["main"]
+arguments = [inputs[name] for name in manifest["inputs"]] + [tables.view(np.float32), *rest]
+print(json.dumps(np.from_dlpack(main(*map(aligned, arguments))).tolist()))
+assert not any(name.startswith("dlrm_tvm") for name in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["copied", "in place"])
+def test_a_library_runs_with_tvm_alone_by_what_its_manifest_says(tmp_path, in_place):
+    model = random_dlrm(table_rows=(11, 1, 300))
+    library = build_plain(on_disk(model, tmp_path / "data") if in_place else model, 4, tmp_path)
+    dense, indices = random_batch(model, 4)
+    np.savez(tmp_path / "inputs.npz", dense=dense, indices=indices)
+    command = [sys.executable, "-c", TVM_ALONE, str(library), str(tmp_path / "inputs.npz")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert_close(np.array(json.loads(done.stdout)), numpy_predictions(model, dense, indices))
 
 
 def test_an_opened_parameter_cannot_be_written_to(library):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import assert_close, build_plain, numpy_predictions, random_batch, random_dlrm
+from models import assert_close, build_plain, numpy_predictions, random_bags, random_batch, random_dlrm
 from sparse_tables import on_disk, sparse_model
 
 from dlrm_tvm import building, load, lower, target
@@ -113,6 +113,9 @@ def test_weights_of_rows_are_multiplied_in_as_they_are_copied(tmp_path):
     layout = lay_out_tables(model)
     assert reasons(layout) == {"emb_2": "its rows have weights, which are multiplied in"}
     assert_all_there(model, as_opened(model, tmp_path))
+    opened = load(build_plain(model, 4, tmp_path))
+    for inputs in (random_batch(model, 6), (random_batch(model, 6)[0], *random_bags(model, 6))):
+        assert_close(opened(*inputs), numpy_predictions(model, *inputs))
 
 
 def test_transposed_tables_and_those_in_memory_are_copied(tmp_path):
@@ -151,7 +154,11 @@ def test_the_last_row_of_the_biggest_table_is_read_with_64_bit_indices(tmp_path,
     narrow = numpy_predictions(model, dense, np.minimum(indices, (1 << 32) // 128 - 1))
     assert np.abs(wanted - narrow).max() > 1e-3, "rows past 32 bits must matter"
     library = build_plain(model, 8, tmp_path) if kernels == "plain" else build_ours(model, 8, tmp_path)
-    assert_close(load(library)(dense, indices), wanted)
+    opened = load(library)
+    assert_close(opened(dense, indices), wanted)
+    lasts = [np.array([0, BIGGEST - 1, BIGGEST - 2]), np.array([BIGGEST - 1] * 3)]
+    offsets = [np.array([0, 2]), np.array([0, 1])]
+    assert_close(opened(dense[:2], lasts, offsets), numpy_predictions(model, dense[:2], lasts, offsets))
     assert library.with_suffix(".params").stat().st_size < 100 << 20
 
 

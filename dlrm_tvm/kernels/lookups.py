@@ -11,17 +11,15 @@ Both offer the same, which network.py emits in this order for every tile:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
 from .dense import Hook, hook_places
 from .embedding_bag import Bags, pool_items, tiles_at_once
 from .gather import Rows, locate_rows, poison_dense
+from .network_plan import NetworkPlan
 from .vectors import LANES, store
-
-if TYPE_CHECKING:
-    from .network import NetworkPlan
 
 
 class RowLookup:

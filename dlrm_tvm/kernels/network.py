@@ -20,58 +20,19 @@ too (embedding_bag.py). The two are functions of their own, so that one row per 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from .dense import PackedDense, dense_layer
-from .embedding_bag import BAG_FETCH, BagFetch, BagShape, declare_bags
-from .gather import RowFetch
+from .embedding_bag import BagShape, declare_bags
 from .gemv import gemv_layer
-from .interaction import Grouping, dot_interaction
+from .interaction import dot_interaction
 from .lookups import BagLookup, RowLookup
+from .network_plan import NetworkPlan
 from .tiles import Tiles
 from .vectors import LANES, fma, load, padded, store, zeros
-
-
-@dataclass(frozen=True)
-class NetworkPlan:
-    """All that the function is made from. Elements are float32; dim is a multiple of 16.
-
-    mr: items per tile; block_tiles: tiles a block has at most; final: the last layer, with one output;
-    skip_zeros: take the kernel for one item (gemv.py); only for a batch of one.
-    means: per table whether bags are averaged; clamp: least and greatest prediction, None for none.
-    """
-
-    batch: int
-    num_dense: int
-    num_tables: int
-    dim: int
-    table_elements: int
-    mlp_elements: int
-    bottom: tuple[PackedDense, ...]
-    grouping: Grouping | None  # None: interaction "cat"
-    top: tuple[PackedDense, ...]
-    final: PackedDense
-    mr: int
-    block_tiles: int
-    fetch: RowFetch
-    skip_zeros: bool
-    means: tuple[bool, ...]
-    clamp: tuple[float, float] | None = None
-    bag_fetch: BagFetch = BAG_FETCH
-
-    @property
-    def tiles(self) -> int:
-        return -(-self.batch // self.mr)
-
-    @property
-    def top_columns(self) -> int:
-        if self.grouping is None:
-            return self.dim * (self.num_tables + 1)
-        return self.dim + LANES * self.grouping.num_groups
 
 
 class _Task:
