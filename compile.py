@@ -10,19 +10,23 @@ import argparse
 import json
 import os
 import resource
+import signal
+import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlrm_tvm.errors import UserError, run_script
 
 if TYPE_CHECKING:
-    from dlrm_tvm.building import Verification
     from dlrm_tvm.lower import Lowered
+    from dlrm_tvm.manifest import Piece
     from dlrm_tvm.model import Dlrm
     from dlrm_tvm.selection import Selection
     from dlrm_tvm.table_layout import TableLayout
     from dlrm_tvm.target import CpuTarget
+    from dlrm_tvm.verification import Verification
 
 ROOT = Path(__file__).resolve().parent
 PREBUILT = ROOT / "__prebuilt"
@@ -78,6 +82,8 @@ def check(args: argparse.Namespace) -> None:
 def main() -> int:
     args = parse_args()
     check(args)
+    # As Ctrl-C does: what was begun is removed on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     start = time.perf_counter()
     # Imported here: --help and wrong flags should not wait for TVM.
     from dlrm_tvm import building
@@ -153,10 +159,14 @@ def print_card(model: Dlrm, cpu: CpuTarget, args: argparse.Namespace) -> None:
 
 def print_tables(tables: TableLayout) -> None:
     """Where the tables will be read from, and why not in place where they are not."""
+    files: dict[str, list[Piece]] = defaultdict(list)
     for piece in tables.pieces:
-        print(
-            f"tables      {piece.nbytes / 1e6:,.1f} MB used in place in {os.path.relpath(piece.file)}: keep that file"
-        )
+        files[os.path.relpath(Path(piece.file).parent)].append(piece)
+    for folder, pieces in files.items():
+        size = f"{sum(piece.nbytes for piece in pieces) / 1e6:,.1f} MB"
+        one = len(pieces) == 1
+        where = os.path.relpath(pieces[0].file) if one else f"{len(pieces)} files of {folder}"
+        print(f"tables      {size} used in place in {where}: keep {'that file' if one else 'those files'}")
     if tables.copied is not None:
         print(f"tables      {tables.copied.nbytes / 1e6:,.1f} MB copied beside the library")
     for name, reason in tables.reasons[:3]:

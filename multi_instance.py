@@ -22,7 +22,7 @@ from dlrm_tvm.environment import describe_environment
 from dlrm_tvm.errors import UserError, run_script
 from dlrm_tvm.instances import Instances
 from dlrm_tvm.memory import memory_use
-from dlrm_tvm.numa import POLICIES, NumaPlan, node_memory, plan_numa
+from dlrm_tvm.numa import POLICIES, NumaPlan, node_memory, placing_refusal, plan_numa
 from dlrm_tvm.reference_data import open_reference
 from dlrm_tvm.report import RunReport, line, peak_line, results_json, results_text, static_card
 from dlrm_tvm.topology import Topology, read_topology
@@ -97,9 +97,8 @@ def main() -> int:
     busiest = disturbances.busiest_core([core for each in cores for core in each])
 
     inputs = f"items of {args.ref_data}" if args.ref_data else "random rows of whole tables, different in every batch"
+    plan = plan_memory(args, topology, cores, artifact)
     print(static_card(artifact.manifest, str(args.model), cores, inputs, args.indices_per_bag), flush=True)
-    table_bytes = artifact.manifest.table_range.nbytes
-    plan = plan_numa(topology, cores, table_bytes=table_bytes, node_bytes=node_memory(), wanted=args.numa)
     with (
         prepared_weights(artifact, plan, preload=args.preload, huge_pages=args.huge_pages, say=say) as weights,
         Instances(assignments(args, topology, cores, plan, weights)) as instances,
@@ -108,6 +107,21 @@ def main() -> int:
     print(results_text(report))
     print(json.dumps(results_json(report)), flush=True)
     return 1 if report.interrupted else 0
+
+
+def plan_memory(
+    args: argparse.Namespace, topology: Topology, cores: tuple[tuple[int, ...], ...], artifact: Artifact
+) -> NumaPlan:
+    """On which NUMA nodes the weights are to lie."""
+    nodes = node_memory()
+    return plan_numa(
+        topology,
+        cores,
+        table_bytes=artifact.manifest.table_range.nbytes,
+        node_bytes=nodes,
+        wanted=args.numa,
+        refusal=placing_refusal(sorted(nodes)) if len(nodes) > 1 else None,
+    )
 
 
 def say(label: str, text: str) -> None:

@@ -41,6 +41,7 @@ class AddressRange:
         start = _map(None, self._reserved, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, -1, 0)
         self.address = -(-start // HUGE_PAGE) * HUGE_PAGE
         self._give_back = weakref.finalize(self, _libc.munmap, start, self._reserved)
+        self._give_back.atexit = False  # arrays may still be in use then; the kernel takes all back at the very end
 
     def map_file(self, fd: int, offset: int, nbytes: int, *, at: int, writable: bool = False) -> None:
         """Put a file's bytes from `offset` on at byte `at` of the range; both multiples of a page. Raises OSError."""

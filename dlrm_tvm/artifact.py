@@ -160,7 +160,7 @@ def check_in_place(path: Path, piece: Piece) -> None:
     # Another time alone proves nothing: copying and unpacking set it anew.
     if status.st_mtime_ns == piece.modified_ns:
         return
-    if sample_sha256(path, piece.offset, piece.nbytes) != piece.sample_sha256:
+    if sample_sha256(path, piece.tables) != piece.sample_sha256:
         raise UserError(f"{path} was changed since the library was compiled from it. {remedy}")
 
 

@@ -99,8 +99,16 @@ def check_bags(indices: Sequence, offsets: Sequence, items: int, tables: int) ->
     return Bags(tuple(values), tuple(begins))
 
 
+def as_array(name: str, given) -> np.ndarray:
+    """NumPy's view of what was given; UserError where it makes no array of it."""
+    try:
+        return np.asarray(given)
+    except ValueError:  # nested lists of different lengths
+        raise UserError(f"{name}: rows of different lengths were given, an array was wanted.") from None
+
+
 def _vector(name: str, table: int, given) -> np.ndarray:
-    array = np.asarray(given)
+    array = as_array(f"{name} of table {table}", given)
     if array.size == 0 and array.ndim == 1:
         array = array.astype(np.int64)  # an empty list is of no integer type
     if array.ndim != 1 or array.dtype.kind not in "iu":

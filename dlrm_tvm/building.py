@@ -10,7 +10,6 @@ import sys
 import time
 import uuid
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
@@ -19,8 +18,7 @@ import numpy as np
 import tvm
 from tqdm import tqdm
 
-from . import reference
-from .artifact import Artifact, open_artifact
+from .artifact import open_artifact
 from .cpu import host_flags
 from .errors import UserError
 from .lower import BAG_INPUTS, INPUTS, OUTPUTS, Lowered
@@ -28,26 +26,13 @@ from .manifest import FORMAT_VERSION, Manifest, describe
 from .model import Dlrm
 from .parameters import TABLES, ParameterSource, lay_out, write_parameters
 from .selection import Selection
-from .table_files import let_go_of_rows
 from .table_layout import TableLayout
 from .target import CpuTarget
+from .verification import Verification, verify
 
 COMPILERS = ("g++", "gcc", "clang++", "clang", "c++", "cc")
-VERIFIED_BATCHES = 3
-VERIFIED_ROWS = 48  # of each table, per batch
-VERIFIED_BAG = 4  # indices of a bag at most
-VERIFIED_ITEMS = 256  # at most per batch: the reference is slow
-TOLERANCE = 1e-5
-_STALE_SECONDS = 24 * 3600
+_STALE_SECONDS = 60  # a build that goes on writes, or creates a file, more often
 LINK_BYTES = 16 << 20  # object files and library; those of the MLPerf model take 0.3 MB
-
-
-@dataclass(frozen=True)
-class Verification:
-    """items: how many random items were compared; max_abs_error: against the NumPy reference."""
-
-    items: int
-    max_abs_error: float
 
 
 def check_compiler() -> None:
@@ -69,8 +54,8 @@ def check_finite(model: Dlrm) -> None:
 def staging_directory(destination: Path):
     """A directory beside the destination, on its file system, that vanishes whatever happens."""
     destination.mkdir(parents=True, exist_ok=True)
-    for left in destination.glob(".building-*"):  # by a process that was killed outright, long enough ago to be sure
-        if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+    for left in destination.glob(".building-*"):
+        if _is_abandoned(left):
             shutil.rmtree(left, ignore_errors=True)
     staging = destination / f".building-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     staging.mkdir()
@@ -78,6 +63,19 @@ def staging_directory(destination: Path):
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _is_abandoned(staging: Path) -> bool:
+    """Whether the process that made it was killed outright. Its number may be that of a process in another container,
+    so what is still being written to is not abandoned either."""
+    pid = staging.name.split("-")[1]
+    if pid.isdecimal() and Path(f"/proc/{pid}").exists():
+        return False
+    try:
+        newest = max(path.stat().st_mtime for path in (staging, *staging.iterdir()))
+    except OSError:  # it vanishes right now
+        return False
+    return time.time() - newest > _STALE_SECONDS
 
 
 def build_library(
@@ -175,47 +173,3 @@ def _link(lowered: Lowered, path: Path) -> None:
         lines = [line.strip() for line in str(error).splitlines()]
         reason = [line for line in lines if line and not line.startswith("Command line:")][-1]
         raise UserError(f"{path.name} could not be linked: {reason}. Check the C compiler and the disk.") from error
-
-
-def verify(artifact: Artifact, model: Dlrm) -> Verification:
-    """Random batches through the library against the NumPy reference of the model; UserError when they differ.
-
-    One index per table and item in all but the last batch, which has bags of all lengths, empty ones included.
-    """
-    from .executor import Executor
-
-    executor = Executor(artifact)
-    rng = np.random.default_rng(0)
-    items, worst = min(executor.batch_size, VERIFIED_ITEMS), 0.0
-    for number in range(VERIFIED_BATCHES):
-        for table in model.tables:
-            let_go_of_rows(table.rows)
-        artifact.tables.let_go()
-        dense = rng.random((items, model.num_dense), dtype=np.float32) * 4
-        inputs = _one_each(model, items, rng) if number < VERIFIED_BATCHES - 1 else _bags(model, items, rng)
-        wanted = reference.predict(model, dense, *inputs)
-        error = np.abs(executor(dense, *inputs) - wanted)
-        worst = float(np.maximum(worst, error.max()))  # unlike max(), keeps a NaN
-        if not (error <= TOLERANCE * np.maximum(1, np.abs(wanted))).all():
-            raise UserError(
-                f"the library's predictions are off by {worst:.3g} from the model's, more than {TOLERANCE:g}: "
-                "nothing was written. Please report this model."
-            )
-    return Verification(VERIFIED_BATCHES * items, worst)
-
-
-def _one_each(model: Dlrm, items: int, rng: np.random.Generator) -> tuple:
-    return (np.stack([_some_rows(table.num_rows, items, rng) for table in model.tables], axis=1),)
-
-
-def _bags(model: Dlrm, items: int, rng: np.random.Generator) -> tuple:
-    """indices, offsets per table, as torch.nn.EmbeddingBag takes them."""
-    lengths = rng.integers(0, VERIFIED_BAG + 1, (len(model.tables), items))
-    indices = [_some_rows(table.num_rows, each.sum(), rng) for table, each in zip(model.tables, lengths)]
-    return indices, [np.cumsum([0, *each[:-1]]) for each in lengths]
-
-
-def _some_rows(num_rows: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` rows: the first, the last, and few others, as each may bring 2 MB of a table into memory."""
-    rows = np.concatenate([[0, num_rows - 1], rng.integers(0, num_rows, VERIFIED_ROWS - 2)])
-    return rng.permutation(np.resize(rng.permutation(rows), count))

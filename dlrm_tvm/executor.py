@@ -20,7 +20,7 @@ from tvm.runtime.vm import VirtualMachine
 
 from .address_range import writable_view
 from .artifact import Artifact
-from .bags import Bags, check_bags
+from .bags import Bags, as_array, check_bags
 from .errors import UserError
 from .parameters import ALIGNMENT
 from .placement import place_threads
@@ -169,14 +169,14 @@ class Executor:
         return Batch(self._bags, tuple(map(tvm_ffi.from_dlpack, arrays)))
 
     def _checked_dense(self, dense: np.ndarray) -> np.ndarray:
-        dense = np.asarray(dense)
+        dense = as_array("dense", dense)
         if dense.shape[1:] != self._dense_shape or dense.dtype != np.float32:
             shape, wanted = list(dense.shape), self._dense_shape[0]
             raise UserError(f"dense is {dense.dtype} {shape}, float32 [n, {wanted}] was wanted.")
         return dense
 
     def _checked(self, dense: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        dense, indices = self._checked_dense(dense), np.asarray(indices)
+        dense, indices = self._checked_dense(dense), as_array("indices", indices)
         if indices.shape != (len(dense), *self._indices_shape) or indices.dtype.kind not in "iu":
             found, wanted = list(indices.shape), self._indices_shape[0]
             shape = f"[{len(dense)}, {wanted}]"

@@ -89,6 +89,7 @@ class Piece:
     file: the parameter file's name, or the absolute path of a file that is used in place, such as an ONNX model's
     external data; offset: bytes into it; at: bytes from the beginning of the range. Both are multiples of 2 MiB.
     file_bytes, modified_ns, sample_sha256: by which a file used in place is known again; None for the parameter file.
+    tables: (offset in the file, nbytes) of each of its tables, of which the sample is taken.
     """
 
     file: str
@@ -98,6 +99,7 @@ class Piece:
     file_bytes: int | None = None
     modified_ns: int | None = None
     sample_sha256: str | None = None
+    tables: tuple[tuple[int, int], ...] = ()
 
     @property
     def is_in_place(self) -> bool:
@@ -154,9 +156,13 @@ class Manifest:
         card = _tuples(fields["model"])
         card["graph_inputs"] = GraphInputs(**_tuples(card["graph_inputs"]))
         fields["parameters"] = tuple(Parameter(**_tuples(entry)) for entry in fields["parameters"])
-        pieces = tuple(Piece(**piece) for piece in fields["table_range"]["pieces"])
+        pieces = tuple(_piece(piece) for piece in fields["table_range"]["pieces"])
         fields["table_range"] = TableRange(fields["table_range"]["nbytes"], pieces)
         return Manifest(**_tuples(fields | {"model": ModelCard(**card)}))
+
+
+def _piece(fields: dict[str, Any]) -> Piece:
+    return Piece(**fields | {"tables": tuple((int(offset), int(nbytes)) for offset, nbytes in fields["tables"])})
 
 
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:

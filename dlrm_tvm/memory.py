@@ -45,7 +45,9 @@ def _left(limit: Path, usage: Path, stat: Path) -> int | None:
         return None
     if not most.isdecimal():  # "max"
         return None
-    cached = sum(int(size) for size in re.findall(r"^(?:in)?active_file (\d+)$", counters, re.MULTILINE))
+    # In the older groups plain counters leave out the groups below, whose usage is counted in.
+    prefix = "total_" if "total_active_file" in counters else ""
+    cached = sum(int(size) for size in re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", counters, re.MULTILINE))
     return max(int(most) - used + cached, 0)
 
 

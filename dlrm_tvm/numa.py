@@ -11,18 +11,20 @@ Knows nothing of files or of TVM. (Linux: set_mempolicy(2), mbind(2), linux/memp
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .topology import Topology
+from .errors import UserError
+from .topology import Topology, parse_cpu_list
 
 POLICIES = ("replicate", "interleave", "local")
 
 _PREFERRED, _BIND, _INTERLEAVE = 1, 2, 3  # MPOL_*
-_NUMBERS = {"mbind": 237, "set_mempolicy": 238, "get_mempolicy": 239}  # x86-64
+_NUMBERS = {"mbind": 237, "set_mempolicy": 238}  # x86-64
 _MARGIN = 1.05  # of a node's memory: workers and page tables want some too
 
 
@@ -39,13 +41,12 @@ class MemoryPolicy:
 
 @dataclass(frozen=True)
 class NumaPlan:
-    """wanted: what the user asked for; policy: one of POLICIES, None on a machine of one node; reason: for people.
+    """policy: one of POLICIES, None where nothing is placed; reason: why, for people, empty where nobody asks.
 
-    instance_nodes: for each instance the node of its first core.
+    instance_nodes: for each instance the node whose memory it uses, that of its first core if it has any.
     table_copies: the policy of each copy of the tables; table_copy_of: which of them each instance reads, None: none.
     """
 
-    wanted: str | None
     policy: str | None
     reason: str
     instance_nodes: tuple[int, ...]
@@ -65,32 +66,60 @@ def plan_numa(
     table_bytes: int,
     node_bytes: dict[int, int],
     wanted: str | None,
+    refusal: str | None = None,
 ) -> NumaPlan:
-    """wanted: what the user asks for, None for the best that fits; node_bytes: available memory of each node."""
+    """wanted: what the user asks for, None for the best that fits; node_bytes: available memory of each node that has
+    any; refusal: what the kernel says to mbind, None where it lets us.
+
+    Raises UserError for a policy that is asked for and cannot be had.
+    """
     node_of = {thread.cpu: thread.node for thread in topology.threads}
-    instance_nodes = tuple(node_of[each[0]] for each in cores)
-    count = len(instance_nodes)
-    if topology.num_nodes == 1:
-        reason = "this machine has one NUMA node, so --numa changes nothing"
-        return NumaPlan(wanted, None, reason, instance_nodes, (), (None,) * count)
-    nodes = tuple(sorted(set(instance_nodes)))
-    short = [node for node in nodes if node_bytes.get(node, 0) < _MARGIN * table_bytes]
-    together = sum(node_bytes.values()) >= _MARGIN * table_bytes
-    policy, reason = wanted, "as asked"
-    if wanted is None:
-        policy, reason = _best(short, together, nodes)
+    with_memory = sorted(node_bytes) or [0]
+    instance_nodes = tuple(node if node in node_bytes else with_memory[0] for node in (node_of[c[0]] for c in cores))
+    alone = NumaPlan(None, "", instance_nodes, (), (None,) * len(instance_nodes))
+    if len(with_memory) == 1:
+        reason = "this machine has one NUMA node with memory, so --numa changes nothing"
+        return replace(alone, reason=reason if wanted else "")
+    if refusal is not None:
+        return replace(alone, reason=_without_placing(wanted, refusal))
+    policy, reason = _choose(wanted, instance_nodes, table_bytes, node_bytes)
+    plan = replace(alone, policy=policy, reason=reason)
     if policy == "replicate":
-        copies = tuple(MemoryPolicy((node,)) for node in nodes)
-        return NumaPlan(
-            wanted, policy, reason, instance_nodes, copies, tuple(nodes.index(node) for node in instance_nodes)
-        )
+        copies = tuple(MemoryPolicy((node,)) for node in plan.nodes)
+        copy_of = tuple(plan.nodes.index(node) for node in instance_nodes)
+        return replace(plan, table_copies=copies, table_copy_of=copy_of)
     if policy == "interleave":
-        everywhere = MemoryPolicy(tuple(sorted(node_bytes)))
-        return NumaPlan(wanted, policy, reason, instance_nodes, (everywhere,), (0,) * count)
-    return NumaPlan(wanted, policy, reason, instance_nodes, (), (None,) * count)
+        everywhere = MemoryPolicy(tuple(with_memory))
+        return replace(plan, table_copies=(everywhere,), table_copy_of=(0,) * len(instance_nodes))
+    return plan
 
 
-def _best(short: list[int], together: bool, nodes: tuple[int, ...]) -> tuple[str, str]:
+def _without_placing(wanted: str | None, refusal: str) -> str:
+    remedy = "In a container, start it with --cap-add SYS_NICE"
+    if wanted in ("replicate", "interleave"):
+        raise UserError(f"--numa {wanted}: the kernel does not let this process place memory ({refusal}). {remedy}.")
+    return f"memory lies where it is first touched: the kernel does not let this process place it ({refusal}). {remedy}"
+
+
+def _choose(
+    wanted: str | None, instance_nodes: tuple[int, ...], table_bytes: int, node_bytes: dict[int, int]
+) -> tuple[str, str]:
+    """(policy, reason)."""
+    nodes = sorted(set(instance_nodes))
+    short = [node for node in nodes if node_bytes[node] < _MARGIN * table_bytes]
+    together = sum(node_bytes.values()) >= _MARGIN * table_bytes
+    if wanted == "replicate" and short:
+        raise UserError(
+            f"--numa replicate: node {short[0]} has {node_bytes[short[0]] / 1e9:,.1f} GB of memory available, a copy "
+            f"of the tables takes {table_bytes / 1e9:,.1f} GB. Try --numa {'interleave' if together else 'local'}."
+        )
+    if wanted == "interleave" and not together:
+        raise UserError(
+            f"--numa interleave: all nodes together have {sum(node_bytes.values()) / 1e9:,.1f} GB of memory available, "
+            f"a copy of the tables takes {table_bytes / 1e9:,.1f} GB. Try --numa local."
+        )
+    if wanted is not None:
+        return wanted, "as asked"
     if not short:
         return "replicate", f"all {len(nodes)} copies fit in memory"
     if together:
@@ -99,14 +128,43 @@ def _best(short: list[int], together: bool, nodes: tuple[int, ...]) -> tuple[str
 
 
 def node_memory(root: Path = Path("/")) -> dict[int, int]:
-    """Bytes that each node can give, clean file pages included: from its meminfo."""
+    """Bytes that each node which has memory, and may be used here, can give, clean file pages included."""
     memory = {}
+    allowed = re.search(r"^Mems_allowed_list:\s*(\S+)", _text(root / "proc/self/status"), re.MULTILINE)
     for folder in (root / "sys/devices/system/node").glob("node[0-9]*"):
-        text = (folder / "meminfo").read_text()
+        node, text = int(folder.name[4:]), _text(folder / "meminfo")
+        if allowed and node not in parse_cpu_list(allowed[1]):
+            continue
         sizes = {name: int(size) for name, size in re.findall(r"Node \d+ ([\w()]+):\s+(\d+) kB", text)}
         free = ("MemFree", "Active(file)", "Inactive(file)")
-        memory[int(folder.name[4:])] = 1024 * sum(sizes.get(name, 0) for name in free)
+        if sizes.get("MemTotal"):
+            memory[node] = 1024 * sum(sizes.get(name, 0) for name in free)
     return memory
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def placing_refusal(nodes: Sequence[int], call: Callable[..., None] | None = None) -> str | None:
+    """What the kernel says when memory is to be placed on these nodes: None where it does so, else its reason.
+
+    Container run-times forbid mbind and set_mempolicy by default (Docker's seccomp profile: without CAP_SYS_NICE).
+    """
+    page = mmap.mmap(-1, mmap.PAGESIZE)
+    held = ctypes.c_char.from_buffer(page)
+    try:
+        for node in nodes:
+            bind_memory(ctypes.addressof(held), mmap.PAGESIZE, MemoryPolicy((node,)), call or _syscall)
+    except OSError as error:
+        return str(error.strerror)
+    finally:
+        del held
+        page.close()
+    return None
 
 
 def _syscall(name: str, *arguments: object) -> None:

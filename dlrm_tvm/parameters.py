@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from .address_range import HUGE_PAGE
 from .manifest import FORMAT_VERSION, Parameter
 
 HEADER_BYTES = 4096
 ALIGNMENT = 64
-HUGE_PAGE = 2 << 20
 TABLES = "tables"
 
 

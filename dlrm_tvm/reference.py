@@ -1,6 +1,7 @@
 """The model in plain NumPy, from the paper's formulas: what every compiled library is checked against.
 
-Computes in float64 so that its own rounding does not count as the library's error. Deliberately simple and slow;
+Computes in float64 so that its own rounding does not count as the library's error, or in float32 to see how much
+rounding a model brings. Deliberately simple and slow;
 tables are only indexed, never copied, so a memory map of any size serves.
 """
 
@@ -16,32 +17,37 @@ Indices = np.ndarray | Sequence[np.ndarray]
 
 
 def predict(
-    model: Dlrm, dense: np.ndarray, indices: Indices, offsets: Sequence[np.ndarray] | None = None
+    model: Dlrm,
+    dense: np.ndarray,
+    indices: Indices,
+    offsets: Sequence[np.ndarray] | None = None,
+    *,
+    dtype: type = np.float64,
 ) -> np.ndarray:
-    """dense [n, num_dense] -> predictions [n] float64.
+    """dense [n, num_dense] -> predictions [n], computed in `dtype`.
 
     Without offsets, indices are [n, T] integers: one per table and item. With offsets, both are given per table as
     torch.nn.EmbeddingBag takes them: indices[t] [any number] integers, offsets[t] [n] where each item's bag begins
     in them; a bag ends where the next begins, the last with the indices.
     """
-    x = mlp(model.bottom, dense)  # [n, D]
+    x = mlp(model.bottom, dense.astype(dtype))  # [n, D]
     if offsets is None:
         indices = np.asarray(indices).T
         offsets = [np.arange(len(x))] * len(model.tables)
-    bags = [bag(*inputs) for inputs in zip(model.tables, indices, offsets, strict=True)]
+    bags = [bag(*inputs, dtype) for inputs in zip(model.tables, indices, offsets, strict=True)]
     vectors = np.stack([x, *bags], axis=1)  # [n, 1 + T, D]
     predictions = mlp(model.top, interact(model, vectors))[:, 0]
     return predictions if model.clamp is None else np.clip(predictions, *model.clamp)
 
 
-def bag(table: Table, indices: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """indices [any number], offsets [n] -> [n, D] float64: each bag's rows pooled; an empty bag gives zeros."""
-    rows = table.rows[indices].astype(np.float64)
+def bag(table: Table, indices: np.ndarray, offsets: np.ndarray, dtype: type = np.float64) -> np.ndarray:
+    """indices [any number], offsets [n] -> [n, D]: each bag's rows pooled; an empty bag gives zeros."""
+    rows = table.rows[indices].astype(dtype)
     if table.row_weights is not None:
-        rows *= table.row_weights[indices].astype(np.float64)[:, None]
+        rows *= table.row_weights[indices].astype(dtype)[:, None]
     ends = np.append(offsets[1:], len(indices))
     sums = np.array([rows[start:end].sum(axis=0) for start, end in zip(offsets, ends)]).reshape(-1, table.dim)
-    return sums if table.pooling == "sum" else sums / np.maximum(ends - offsets, 1)[:, None]
+    return sums if table.pooling == "sum" else sums / np.maximum(ends - offsets, 1)[:, None].astype(dtype)
 
 
 def interact(model: Dlrm, vectors: np.ndarray) -> np.ndarray:
@@ -54,10 +60,9 @@ def interact(model: Dlrm, vectors: np.ndarray) -> np.ndarray:
 
 
 def mlp(layers: tuple[Dense, ...], x: np.ndarray) -> np.ndarray:
-    """x [n, inputs] -> [n, outputs] float64 through all layers."""
-    x = x.astype(np.float64)
+    """x [n, inputs] -> [n, outputs] of the same dtype through all layers."""
     for layer in layers:
-        x = activate(x @ layer.weight.astype(np.float64).T + layer.bias, layer.activation)
+        x = activate(x @ layer.weight.astype(x.dtype).T + layer.bias.astype(x.dtype), layer.activation)
     return x
 
 

@@ -105,7 +105,7 @@ def static_card(
     lines = [
         f"{card.name}, {manifest.precision}, batch {manifest.batch_size}  ({library})",
         line("per item", f"{card.flops_per_item / 1e6:.3f} MFLOP, {rows_kb:.1f} KB of rows{bags}"),
-        line("weights", f"{_weights(card)}, mapped once for all"),
+        line("weights", _weights(card)),
         line("inputs", inputs),
         line("placement", describe_placement(cores)),
     ]

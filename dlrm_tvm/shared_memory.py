@@ -18,7 +18,7 @@ from .numa import MemoryPolicy, bind_memory
 
 _HUGETLB_2MB = 21 << 26  # MFD_HUGE_2MB
 _MADV_COLLAPSE = 25  # Linux 6.1
-_FREE_HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+_POOL = "hugepages/hugepages-2048kB/free_hugepages"
 _HUGE = re.compile(r"(?:ShmemPmdMapped|Shared_Hugetlb|Private_Hugetlb):\s+(\d+)")
 _SMAPS = Path("/proc/self/smaps")
 
@@ -34,7 +34,7 @@ class SharedMemory:
         self.nbytes = -(-nbytes // HUGE_PAGE) * HUGE_PAGE
         self.range = AddressRange(self.nbytes)
         self._huge = huge
-        self.is_hugetlb = huge and self._reserve_hugetlb()
+        self.is_hugetlb = huge and self.nbytes <= free_hugetlb_bytes(policy) and self._reserve_hugetlb()
         if not self.is_hugetlb:
             self.descriptor = os.memfd_create("dlrm_tvm", os.MFD_CLOEXEC)
             os.ftruncate(self.descriptor, self.nbytes)
@@ -58,9 +58,7 @@ class SharedMemory:
         os.close(self.descriptor)
 
     def _reserve_hugetlb(self) -> bool:
-        """Whether the system had enough huge pages set aside; mapping them reserves them all."""
-        if _free_huge_pages() * HUGE_PAGE < self.nbytes:
-            return False
+        """Whether the huge pages set aside could be had; mapping them reserves them all."""
         descriptor = os.memfd_create("dlrm_tvm", os.MFD_CLOEXEC | os.MFD_HUGETLB | _HUGETLB_2MB)
         try:
             os.ftruncate(descriptor, self.nbytes)
@@ -72,9 +70,13 @@ class SharedMemory:
         return True
 
 
-def _free_huge_pages() -> int:
+def free_hugetlb_bytes(policy: MemoryPolicy | None = None, system: Path = Path("/sys")) -> int:
+    """What of the huge pages that the administrator has set aside is free, on the policy's nodes or on all."""
+    pools = [system / "kernel/mm" / _POOL]
+    if policy is not None:
+        pools = [system / f"devices/system/node/node{node}" / _POOL for node in policy.nodes]
     try:
-        return int(_FREE_HUGE_PAGES.read_text())
+        return sum(int(pool.read_text()) for pool in pools) * HUGE_PAGE
     except (OSError, ValueError):
         return 0
 
@@ -86,10 +88,6 @@ def _huge_bytes(smaps: str, address: int, nbytes: int) -> int:
         if header := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
             start, end = (int(part, 16) for part in header.groups())
             inside = address <= start and end <= address + nbytes
-        elif inside and (
-            size := re.match(
-                r"(?:ShmemPmdMapped|FilePmdMapped|AnonHugePages|Shared_Hugetlb|Private_Hugetlb):\s+(\d+)", line
-            )
-        ):
+        elif inside and (size := _HUGE.match(line)):
             total += int(size[1]) * 1024
     return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 SINGLE_ROWS = (mmap.MADV_RANDOM, mmap.MADV_NOHUGEPAGE)
-_SAMPLES = 1024
+_SAMPLES = 256  # of each table
 _SAMPLE_BYTES = 64
 
 
@@ -64,12 +65,14 @@ def _mapped(array: np.ndarray) -> np.memmap | None:
     return root if isinstance(root, np.memmap) else None
 
 
-def sample_sha256(path: Path, offset: int, nbytes: int) -> str:
-    """sha256 of 1024 evenly spaced lines of 64 bytes, and of the last one: tells a changed file from a copied one."""
+def sample_sha256(path: Path, tables: Sequence[Sequence[int]]) -> str:
+    """sha256 of 256 evenly spaced lines of 64 bytes, first and last included, of each of the file's tables, given as
+    (offset, nbytes): tells a file with other tables from a copy. A few changed rows may lie between the lines."""
     digest = hashlib.sha256()
-    last = max(nbytes - _SAMPLE_BYTES, 0)
     with path.open("rb", buffering=0) as file:
-        for number in range(_SAMPLES):
-            file.seek(offset + last * number // (_SAMPLES - 1))
-            digest.update(file.read(min(_SAMPLE_BYTES, nbytes)))
+        for offset, nbytes in tables:
+            last = max(nbytes - _SAMPLE_BYTES, 0)
+            for number in range(_SAMPLES):
+                file.seek(offset + last * number // (_SAMPLES - 1))
+                digest.update(file.read(min(_SAMPLE_BYTES, nbytes)))
     return digest.hexdigest()

@@ -107,8 +107,9 @@ def _pieces(regions: Sequence[FileRegion], at: int) -> tuple[tuple[Piece, ...], 
         nbytes = max(region.offset + region.nbytes for region in mine) - offset
         at = -(-at // HUGE_PAGE) * HUGE_PAGE
         status = path.stat()
-        sample = sample_sha256(path, offset, nbytes)
-        pieces.append(Piece(str(path), offset, nbytes, at, status.st_size, status.st_mtime_ns, sample))
+        tables = tuple((region.offset, region.nbytes) for region in mine)
+        sample = sample_sha256(path, tables)
+        pieces.append(Piece(str(path), offset, nbytes, at, status.st_size, status.st_mtime_ns, sample, tables))
         at += nbytes
     return tuple(pieces), at
 

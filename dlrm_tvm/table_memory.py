@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 from .address_range import AddressRange
 from .artifact import Artifact, piece_path
@@ -26,21 +27,24 @@ _SOON_READ = 256 << 20  # less than that is read within a warm-up
 
 @dataclass(frozen=True)
 class TableMemory:
-    """Bytes: of all tables, of those in memory now, of memory that is free or can be freed for them."""
+    """Bytes: of all tables, of those in memory now, of memory that is free or can be freed for them.
+
+    resident_bytes: None where the kernel does not tell.
+    """
 
     table_bytes: int
-    resident_bytes: int
+    resident_bytes: int | None
     available_bytes: int
 
     @property
     def fits(self) -> bool:
-        return self.table_bytes <= max(self.available_bytes, self.resident_bytes)
+        return self.table_bytes <= max(self.available_bytes, self.resident_bytes or 0)
 
     def line(self) -> str:
-        share = self.resident_bytes / self.table_bytes
+        share = "an unknown part" if self.resident_bytes is None else f"{self.resident_bytes / self.table_bytes:.0%}"
         fit = "all fit" if self.fits else f"{self.available_bytes / self.table_bytes:.0%} fit"
         return (
-            f"{self.table_bytes / 1e9:,.2f} GB of tables: {share:.0%} in memory now, {fit} "
+            f"{self.table_bytes / 1e9:,.2f} GB of tables: {share} in memory now, {fit} "
             f"({self.available_bytes / 1e9:,.1f} GB available)"
         )
 
@@ -51,7 +55,7 @@ class TableMemory:
                 "GB of tables. Page faults that read the disk will dominate unless few rows are in use: take a "
                 "machine with more memory, or give inputs as skewed as yours with --ref-data."
             ]
-        missing = self.table_bytes - self.resident_bytes
+        missing = self.table_bytes - (self.table_bytes if self.resident_bytes is None else self.resident_bytes)
         if missing > _SOON_READ:
             return [
                 f"{missing / 1e9:,.1f} GB of the tables are not in memory yet. Page faults that read the disk will "
@@ -61,10 +65,18 @@ class TableMemory:
 
 
 def table_memory(artifact: Artifact, available_bytes: int) -> TableMemory:
+    """What is in memory is told only of files that this user owns or may write; of others mincore calls all pages
+    resident (Linux 5.2 and later, mm/mincore.c)."""
     pieces = artifact.manifest.table_range.pieces
-    resident = sum(artifact.tables.resident_bytes(piece.at, piece.nbytes) for piece in pieces)
     table_bytes = artifact.manifest.model.table_bytes
+    if not all(_may_be_asked(piece_path(artifact.library, piece)) for piece in pieces):
+        return TableMemory(table_bytes, None, available_bytes)
+    resident = sum(artifact.tables.resident_bytes(piece.at, piece.nbytes) for piece in pieces)
     return TableMemory(table_bytes, min(resident, table_bytes), available_bytes)
+
+
+def _may_be_asked(path: Path) -> bool:
+    return os.access(path, os.W_OK) or path.stat().st_uid == os.geteuid()
 
 
 def preload(library: Path, manifest: Manifest, memory: TableMemory, progress: Callable[[int], object]) -> None:
@@ -109,13 +121,19 @@ def table_parts(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, int, int]]:
 
 
 def run_parts(parts: Iterator, read: Callable[[tuple, int], int], progress: Callable[[int], object]) -> None:
-    """read(part, reader) for every part, each by whichever of the readers is free first. Raises what a read raises."""
+    """read(part, reader) for every part, each by whichever of the readers is free first.
+
+    Raises what a read raises, or KeyboardInterrupt, once the reads under way are done.
+    """
     readers = min(_READERS, 2 * len(os.sched_getaffinity(0)))
+    stop = Event()
 
     def work(reader: int) -> None:
         for part in parts_left:
             done = 0
             while done < part[2]:
+                if stop.is_set():
+                    return
                 piece, at, nbytes = part
                 size = read((piece, at + done, nbytes - done), reader)
                 if not size:
@@ -125,8 +143,11 @@ def run_parts(parts: Iterator, read: Callable[[tuple, int], int], progress: Call
 
     parts_left = _shared(parts)
     with ThreadPoolExecutor(readers) as pool:
-        for result in [pool.submit(work, reader) for reader in range(readers)]:
-            result.result()
+        try:
+            for result in as_completed([pool.submit(work, reader) for reader in range(readers)]):
+                result.result()
+        finally:
+            stop.set()
 
 
 def _shared(parts: Iterator) -> Iterator:

@@ -15,12 +15,13 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from .address_range import HUGE_PAGE
 from .artifact import Artifact, SharedCopies, rest_offset
 from .errors import UserError
 from .manifest import Manifest
 from .memory import available_bytes
 from .numa import MemoryPolicy, NumaPlan
-from .shared_memory import SharedMemory
+from .shared_memory import SharedMemory, free_hugetlb_bytes
 from .table_memory import TableMemory, fill, preload, table_memory
 
 
@@ -52,12 +53,14 @@ def prepared_weights(
     """say(label, text) tells what is found and done, before it takes long. Raises UserError where memory is short."""
     memory = table_memory(artifact, available_bytes())
     say("tables", memory.line())
-    if plan.policy is not None or plan.wanted:
-        say("numa", f"{plan.policy or 'no policy'}: {plan.reason}")
+    if plan.reason:
+        say("numa", f"{plan.policy}: {plan.reason}" if plan.policy else plan.reason)
     with WeightCopies(artifact, plan, huge_pages=huge_pages, memory=memory) as copies:
         for text in copies.setup.copies:
             say("", text)
-        if preload and not copies.setup.copies:
+        if preload and copies.setup.copies:
+            say("", "--preload has nothing left to do: the copies are in memory")
+        elif preload:
             copies.preload()
             say("", copies.setup.memory.line())
         yield copies
@@ -72,7 +75,8 @@ class WeightCopies:
         if not self._policies and huge_pages:
             self._policies = (None,)
         needed = len(self._policies) * artifact.manifest.table_range.nbytes
-        if needed > memory.available_bytes:
+        # What is set aside for huge pages is not counted as available.
+        if needed > memory.available_bytes and not (huge_pages and needed <= free_hugetlb_bytes()):
             asked = "--huge-pages" if huge_pages else f"--numa {plan.policy}"
             raise UserError(
                 f"{asked}: {needed / 1e9:,.1f} GB of copies of the tables do not fit into the "
@@ -125,7 +129,7 @@ class WeightCopies:
             share = memory.huge_bytes / memory.nbytes
             pages = f"{share:.0%} in transparent huge pages of 2 MB"
             if share < 0.5:
-                pages += "; more with: sysctl vm.nr_hugepages=" + str(memory.nbytes // (2 << 20) + 1)
+                pages += f"; more with: sysctl vm.nr_hugepages={len(self._policies) * memory.nbytes // HUGE_PAGE}"
         return f"{memory.nbytes / 1e9:,.2f} GB of tables copied into shared memory{where}: {pages}"
 
     def _copy_of_tables(self, policy: MemoryPolicy | None) -> SharedMemory:

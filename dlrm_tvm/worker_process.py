@@ -95,7 +95,11 @@ class WorkerProcess:
         if status >= 0:
             return f"{who} ended by itself with status {status}; its own words are above."
         name = signal.Signals(-status).name
-        hint = " If nobody did that, memory ran out (see dmesg): try fewer instances." if name == "SIGKILL" else ""
+        hints = {
+            "SIGKILL": " If nobody did that, memory ran out (see dmesg): try fewer instances.",
+            "SIGBUS": " A file with tables was cut short while it was mapped, or its disk failed: compile again.",
+        }
+        hint = hints.get(name, "")
         return f"{who} was killed by {name}; the run was ended, nothing was measured.{hint}"
 
 

@@ -97,3 +97,17 @@ def test_a_mapping_that_is_refused_is_an_oserror_with_its_reason(file):
         mapped(file, AddressRange(PAGE), 1, PAGE, at=0)
     with pytest.raises(OSError, match="Cannot allocate memory"):
         AddressRange(1 << 60)
+
+
+def test_arrays_may_be_used_until_the_interpreter_is_gone():
+    """What atexit runs after us, a service's last prediction say, must not find its weights unmapped."""
+    script = (
+        "import atexit, mmap\n"
+        "atexit.register(lambda: print(memory.array.sum()))\n"
+        "from dlrm_tvm.address_range import AddressRange\n"
+        "memory = AddressRange(4096)\n"
+        "file = open('pyproject.toml')\n"
+        "memory.map_file(file.fileno(), 0, 100, at=0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0 and int(done.stdout) > 0, done.stderr

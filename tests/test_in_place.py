@@ -63,6 +63,16 @@ def test_a_file_that_was_changed_is_refused(library, data):
     assert f"{data} was changed since the library was compiled from it" in refusal(library)
 
 
+def test_a_table_that_was_replaced_among_much_larger_ones_is_noticed(tmp_path):
+    model = random_dlrm(table_rows=(200_000, 40))
+    library = build_plain(on_disk(model, tmp_path / "data"), 4, tmp_path / "built")
+    with (tmp_path / "data").open("r+b") as file:
+        file.seek(-40 * 16 * 4, os.SEEK_END)
+        file.write(np.full(40 * 16, 7, np.float32))
+    os.utime(tmp_path / "data", (1, 1))
+    assert "was changed" in refusal(library)
+
+
 def test_a_file_that_was_only_copied_is_accepted(library, data, tmp_path):
     shutil.copyfile(data, tmp_path / "copy")
     data.unlink()

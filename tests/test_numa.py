@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from sysfs_trees import two_socket_tree, write
 
 from dlrm_tvm import numa
 from dlrm_tvm.address_range import AddressRange
+from dlrm_tvm.errors import UserError
 from dlrm_tvm.numa import MemoryPolicy, NumaPlan, bind_memory, node_memory, plan_numa, prefer_node
 from dlrm_tvm.shared_memory import SharedMemory
 from dlrm_tvm.topology import Topology, read_topology
@@ -29,9 +31,11 @@ def machine(tree: Path) -> Topology:
     return read_topology(tree, affinity=range(128))
 
 
-def plan(machine: Topology, node_gb: tuple[float, float], wanted: str | None = None, cores=CORES) -> NumaPlan:
+def plan(
+    machine: Topology, node_gb: tuple[float, ...], wanted: str | None = None, cores=CORES, refusal: str | None = None
+) -> NumaPlan:
     node_bytes = {node: int(size * GB) for node, size in enumerate(node_gb)}
-    return plan_numa(machine, cores, table_bytes=96 * GB, node_bytes=node_bytes, wanted=wanted)
+    return plan_numa(machine, cores, table_bytes=96 * GB, node_bytes=node_bytes, wanted=wanted, refusal=refusal)
 
 
 def test_tables_are_replicated_where_every_node_can_take_a_copy(machine):
@@ -66,17 +70,65 @@ def test_tables_stay_in_their_files_where_all_nodes_together_are_too_small(machi
 
 @pytest.mark.parametrize("wanted", numa.POLICIES)
 def test_what_is_asked_for_is_done(machine, wanted):
-    found = plan(machine, (200, 60), wanted)
+    found = plan(machine, (200, 110), wanted)
     assert (found.policy, found.reason) == (wanted, "as asked")
     assert len(found.table_copies) == {"replicate": 2, "interleave": 1, "local": 0}[wanted]
 
 
-def test_on_one_node_nothing_is_copied_whatever_is_asked_for(tmp_path):
+@pytest.mark.parametrize(
+    ("node_gb", "wanted", "said"),
+    [
+        ((10, 400), "replicate", r"node 0 has 10\.0 GB .* a copy of the tables takes 96\.0 GB. Try --numa interleave"),
+        ((10, 20), "replicate", r"node 0 has 10\.0 GB .* Try --numa local"),
+        ((10, 20), "interleave", r"all nodes together have 30\.0 GB .* Try --numa local"),
+    ],
+)
+def test_what_is_asked_for_and_does_not_fit_is_refused_with_what_does(machine, node_gb, wanted, said):
+    with pytest.raises(UserError, match=said):
+        plan(machine, node_gb, wanted)
+
+
+def test_where_the_kernel_places_no_memory_only_what_was_asked_for_is_refused(machine):
+    """Docker's default profile forbids mbind: a plain run must go on without it."""
+    found = plan(machine, (200, 200), refusal="Operation not permitted")
+    assert (found.policy, found.table_copies, found.table_copy_of) == (None, (), (None,) * 4)
+    assert "Operation not permitted" in found.reason and "--cap-add SYS_NICE" in found.reason
+    assert plan(machine, (200, 200), "local", refusal="Operation not permitted").policy is None
+    with pytest.raises(UserError, match=r"--numa replicate: .*Operation not permitted.*--cap-add SYS_NICE"):
+        plan(machine, (200, 200), "replicate", refusal="Operation not permitted")
+
+
+def test_an_instance_on_a_node_without_memory_uses_one_that_has_some(machine):
+    found = plan_numa(machine, CORES, table_bytes=GB, node_bytes={1: 9 * GB, 5: 9 * GB}, wanted=None)
+    assert found.instance_nodes == (1, 1, 1, 1)
+    assert found.table_copies == (MemoryPolicy((1,)),)
+
+
+@pytest.mark.parametrize("wanted", [None, "replicate"])
+def test_on_one_node_nothing_is_copied_whatever_is_asked_for(tmp_path, wanted):
     write(tmp_path, "sys/devices/system/cpu/online", "0-3")
     topology = read_topology(tmp_path, affinity=range(4))
-    found = plan_numa(topology, ((0,), (1,)), table_bytes=GB, node_bytes={0: 9 * GB}, wanted="replicate")
-    assert (found.policy, found.table_copies, found.table_copy_of) == (None, (), (None, None))
-    assert "one NUMA node" in found.reason
+    for node_bytes in ({0: 9 * GB}, {}):
+        found = plan_numa(topology, ((0,), (1,)), table_bytes=GB, node_bytes=node_bytes, wanted=wanted)
+        assert (found.policy, found.table_copies, found.table_copy_of) == (None, (), (None, None))
+        assert ("changes nothing" in found.reason) == (wanted is not None)
+
+
+def test_a_refusal_to_place_memory_is_found_out_and_said():
+    def forbid(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    assert numa.placing_refusal([0, 1], forbid) == "Operation not permitted"
+    assert numa.placing_refusal([0, 1], Recorder()) is None
+
+
+def test_nodes_without_memory_or_not_allowed_here_are_left_out(tree):
+    for node, total in enumerate((9000, 0, 9000)):
+        text = f"Node {node} MemTotal: {total} kB\nNode {node} MemFree: {total} kB"
+        write(tree, f"sys/devices/system/node/node{node}/meminfo", text)
+    assert node_memory(tree).keys() == {0, 2}
+    write(tree, "proc/self/status", "Name: x\nMems_allowed_list:\t1-2")
+    assert node_memory(tree).keys() == {2}
 
 
 def test_memory_of_nodes_is_read_from_their_meminfo(tree):
@@ -121,7 +173,7 @@ def test_a_worker_prefers_its_own_node():
     assert recorder.calls == [("set_mempolicy", 1, [3], 65)]  # MPOL_PREFERRED
 
 
-def test_the_kernel_takes_the_calls_and_puts_pages_on_the_node():
+def test_the_kernel_takes_the_calls_and_puts_pages_on_the_node(monkeypatch):
     """On node 0, which every machine has; get_mempolicy tells what the kernel understood."""
     memory = SharedMemory(4096, huge=False)
     try:
@@ -133,6 +185,7 @@ def test_the_kernel_takes_the_calls_and_puts_pages_on_the_node():
     memory.range.writable_array[0] = 1
     mode, mask = ctypes.c_int(), (ctypes.c_ulong * 16)()
     by_address = 2  # MPOL_F_ADDR
+    monkeypatch.setitem(numa._NUMBERS, "get_mempolicy", 239)
     numa._syscall("get_mempolicy", ctypes.byref(mode), mask, 64 * 16 + 1, memory.range.address, by_address)
     assert (mode.value, nodes_of(mask)) == (2, [0])
     memory.close()

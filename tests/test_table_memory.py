@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from dlrm_tvm.artifact import Artifact, open_artifact
 from dlrm_tvm.errors import UserError
 from dlrm_tvm.memory import available_bytes
 from dlrm_tvm.shared_memory import SharedMemory
-from dlrm_tvm.table_memory import TableMemory, fill, preload, table_memory
+from dlrm_tvm.table_memory import TableMemory, fill, preload, run_parts, table_memory
 
 GB = 1_000_000_000
 MODEL = random_dlrm(table_rows=(400_000, 31))  # 25.6 MB: two reads
@@ -98,6 +100,49 @@ def test_tables_in_memory_or_small_ones_bring_no_warning():
     assert TableMemory(GB // 10, 0, 24 * GB).warnings() == [], "a warm-up reads that"
 
 
+def test_of_another_users_file_nothing_is_known_and_nothing_is_assumed(artifact, monkeypatch):
+    """mincore calls every page of such a file resident: a 96 GB model would seem to fit into 24 GB."""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    memory = table_memory(artifact, GB)
+    assert memory.resident_bytes is None
+    assert memory.fits and memory.warnings() == []
+    assert "an unknown part in memory now" in memory.line()
+    assert not replace(memory, available_bytes=1000).fits
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])
+def test_the_first_failure_ends_all_reading_at_once(error):
+    reads = []
+
+    def read(part: tuple, reader: int) -> int:
+        reads.append(part)
+        time.sleep(0.01)
+        if len(reads) >= 3:
+            raise error
+        return part[2]
+
+    with pytest.raises(type(error)):
+        run_parts(iter([(None, at, 1) for at in range(500)]), read, lambda _: None)
+    assert len(reads) < 50
+
+
+def test_ctrl_c_ends_a_preload_long_before_its_end(artifact):
+    """The real signal, which only the main thread gets."""
+    reads = []
+
+    def read(part: tuple, reader: int) -> int:
+        reads.append(part)
+        time.sleep(0.02)
+        if part[1] == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return part[2]
+
+    with pytest.raises(KeyboardInterrupt):
+        run_parts(iter([(None, at, 1) for at in range(2000)]), read, lambda _: None)
+    assert len(reads) < 200
+
+
 @pytest.fixture
 def machine(tmp_path) -> Path:
     write(tmp_path, "proc/meminfo", "MemTotal: 24000000 kB\nMemAvailable:   20000000 kB\n")
@@ -131,6 +176,14 @@ def test_available_memory_knows_the_older_groups(machine):
     for name, text in {"limit_in_bytes": 6 * GB, "usage_in_bytes": GB, "stat": "active_file 0"}.items():
         write(machine, f"{folder}/memory.{name}", str(text))
     assert available_bytes(machine) == 5 * GB
+
+
+def test_clean_pages_of_the_groups_below_count_in_the_older_groups(machine):
+    write(machine, "proc/self/cgroup", "4:memory:/docker/x")
+    stat = f"active_file 0\ninactive_file 0\ntotal_inactive_file {2 * GB}\ntotal_active_file {GB}"
+    for name, text in {"limit_in_bytes": 6 * GB, "usage_in_bytes": 5 * GB, "stat": stat}.items():
+        write(machine, f"sys/fs/cgroup/memory/docker/memory.{name}", str(text))
+    assert available_bytes(machine) == 4 * GB
 
 
 def test_this_machines_memory_is_read():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from models import assert_close, build_plain, numpy_predictions, random_batch, random_dlrm
 from sparse_tables import on_disk
+from sysfs_trees import write
 
 from dlrm_tvm import shared_memory, weight_copies
 from dlrm_tvm.artifact import Artifact, SharedCopies, open_artifact
@@ -21,10 +22,10 @@ from dlrm_tvm.weight_copies import WeightCopies, prepared_weights
 
 MODEL = random_dlrm(table_rows=(90_000, 31, 5))  # 5.8 MB: some huge pages
 ROOMY = TableMemory(MODEL.table_bytes, 0, 1 << 40)
-ONE_NODE = NumaPlan(None, None, "one node", (0, 0), (), (None, None))
+ONE_NODE = NumaPlan(None, "", (0, 0), (), (None, None))
 # What a machine of two nodes would do, with node 0 standing in for both: mbind is called for real.
-REPLICATED = NumaPlan(None, "replicate", "", (0, 0), (MemoryPolicy((0,)), MemoryPolicy((0,))), table_copy_of=(0, 1))
-INTERLEAVED = NumaPlan("interleave", "interleave", "as asked", (0, 0), (MemoryPolicy((0,)),), (0, 0))
+REPLICATED = NumaPlan("replicate", "", (0, 0), (MemoryPolicy((0,)), MemoryPolicy((0,))), table_copy_of=(0, 1))
+INTERLEAVED = NumaPlan("interleave", "as asked", (0, 0), (MemoryPolicy((0,)),), (0, 0))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_descriptors_are_closed_whatever_happens(artifact, monkeypatch):
 
 def test_prepared_weights_say_what_they_found_and_did(artifact):
     said = []
-    asked = NumaPlan("replicate", None, "this machine has one NUMA node, so --numa changes nothing", (0,), (), (None,))
+    asked = NumaPlan(None, "this machine has one NUMA node, so --numa changes nothing", (0,), (), (None,))
     with prepared_weights(artifact, asked, preload=True, huge_pages=False, say=lambda *line: said.append(line)) as made:
         assert made.setup.memory.resident_bytes == MODEL.table_bytes
         assert made.setup.warnings() == []
@@ -102,21 +103,47 @@ def test_huge_pages_that_are_set_aside_are_taken_before_others(monkeypatch):
     """No machine has them without its administrator: what matters is that they are asked for when there are enough."""
     asked = []
     create = os.memfd_create
-    monkeypatch.setattr(shared_memory, "_free_huge_pages", lambda: 3)
+    monkeypatch.setattr(shared_memory, "free_hugetlb_bytes", lambda policy: 3 * (2 << 20))
     monkeypatch.setattr(shared_memory.os, "memfd_create", lambda name, flags: asked.append(flags) or create(name, 0))
     memory = SharedMemory(5 << 20, huge=True)
     assert asked == [os.MFD_CLOEXEC | os.MFD_HUGETLB | os.MFD_HUGE_2MB]
     assert memory.is_hugetlb
     memory.close()
-    assert not SharedMemory(7 << 20, huge=True).is_hugetlb, "three pages hold 6 MiB"
+    small = SharedMemory(7 << 20, huge=True)
+    assert not small.is_hugetlb, "three pages hold 6 MiB"
+    small.close()
 
 
 def test_huge_pages_that_another_program_took_in_between_are_done_without(monkeypatch):
-    monkeypatch.setattr(shared_memory, "_free_huge_pages", lambda: 1 << 40)
+    monkeypatch.setattr(shared_memory, "free_hugetlb_bytes", lambda policy: 1 << 60)
     memory = SharedMemory(2 << 20, huge=True)
     memory.range.writable_array[:] = 3
-    assert memory.is_hugetlb or memory.range.array.sum() == 3 * (2 << 20)
+    assert memory.range.array.sum(dtype=np.int64) == 3 * (2 << 20)
     memory.close()
+
+
+def test_free_huge_pages_are_counted_on_the_nodes_that_are_to_give_them(tmp_path):
+    pool = "hugepages/hugepages-2048kB/free_hugepages"
+    for folder, count in {"kernel/mm": 9, "devices/system/node/node0": 4, "devices/system/node/node1": 5}.items():
+        write(tmp_path, f"{folder}/{pool}", str(count))
+    counted = [shared_memory.free_hugetlb_bytes(policy, tmp_path) >> 21 for policy in (None, MemoryPolicy((1,)))]
+    assert counted == [9, 5]
+    assert shared_memory.free_hugetlb_bytes(MemoryPolicy((0, 1)), tmp_path) >> 21 == 9
+    assert shared_memory.free_hugetlb_bytes(MemoryPolicy((7,)), tmp_path) == 0
+
+
+def test_pages_set_aside_make_room_that_is_not_counted_as_available(artifact, monkeypatch):
+    full = TableMemory(MODEL.table_bytes, 0, 1000)
+    monkeypatch.setattr(weight_copies, "free_hugetlb_bytes", lambda: 1 << 40)
+    assert WeightCopies(artifact, ONE_NODE, huge_pages=True, memory=full).setup.copies == ()
+    with pytest.raises(UserError, match="--numa replicate"):
+        WeightCopies(artifact, REPLICATED, huge_pages=False, memory=full)
+
+
+def test_preloading_what_was_copied_is_said_to_be_nothing(artifact):
+    said = []
+    with prepared_weights(artifact, ONE_NODE, preload=True, huge_pages=True, say=lambda *line: said.append(line)):
+        assert ("", "--preload has nothing left to do: the copies are in memory") in said
 
 
 def test_huge_bytes_counts_only_mappings_inside_the_range():
