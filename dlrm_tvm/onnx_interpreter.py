@@ -33,6 +33,7 @@ _DOMAINS = ("", "ai.onnx")
 _MISFITS = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
 # Operators whose results jump at some value of an input.
 _STEPPED = ("Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min")
+_OF_LAYERS = ("Add", "Clip", "Gemm", "MatMul", "Max", "Min", "Sub")
 _ON_WHOLE_NUMBERS = ("Cast", "CastLike", "Gather", "GatherElements")
 # A function's name for what an input is called; see Computations.lookup.
 _NAMED = ("Gather", "GatherElements")
@@ -117,6 +118,8 @@ class Interpreter:
         inputs = [self._read(name, scope, node) for name in node.input]
         if node.op_type in _STEPPED:
             self._check_tried(step, inputs)
+        if node.op_type in _OF_LAYERS:
+            self._check_fixed(step, inputs)
         result = self._compute(node, inputs, step.attributes)
         return result if isinstance(result, tuple) else (result,)
 
@@ -148,6 +151,15 @@ class Interpreter:
             self._computations.demand_values(inputs[place])
         known = operator in ON_CONSTANTS or operator in self._computations.by_operator
         raise self.graph.refusal(node, f"is no operation of a DLRM{' on such inputs' if known else ''}")
+
+    def _check_fixed(self, step: _Step, inputs: list[Value]) -> None:
+        """Refuse a weight, bias or bound made from the sizes of what is fed: at sizes never tried it may be another."""
+        if not any(isinstance(value, Symbols) and value.real for value in inputs):
+            return
+        for value, fixed in zip(inputs, step.fixed):
+            if not fixed and isinstance(value, np.ndarray) and value.dtype.kind == "f":
+                reason = "takes a weight, bias or bound that may depend on the batch size or on the offsets"
+                raise self.graph.refusal(step.node, reason)
 
     def _check_tried(self, step: _Step, inputs: list[Value]) -> None:
         if all(step.fixed) or any(isinstance(value, Symbols) for value in inputs):
