@@ -6,9 +6,10 @@ that file and is never loaded, so a graph with 100 GB of tables opens in millise
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -41,6 +42,31 @@ class OnnxGraph:
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self._tensors = self._initializers | dict(_constant_nodes(model.graph))
         self._arrays: dict[str, np.ndarray] = {}
+        self._sizes: Mapping[int, int] = {}
+        self.size_constants: frozenset[str] = frozenset()  # names of those that are others in a resized graph
+
+    def resized(self, sizes: Mapping[int, int]) -> OnnxGraph:
+        """The graph as it would be for other sizes of what it is fed, {size in the file: size in its place}.
+
+        Sizes stand last in the dims of a whole-number input and first in those of the others, and alone or first in
+        whole-number constants (`Reshape` to [2048, 27, 16]). With the file's own sizes in their places it is the very
+        graph of the file, whichever constants were taken for sizes: what it computes at all sizes, the file does too.
+        """
+        other = copy.copy(self)
+        other._sizes = sizes
+        other.inputs = tuple(_resized_input(source, sizes) for source in self.inputs)
+        other.size_constants = frozenset(name for name, tensor in self._tensors.items() if other.holds_size(tensor))
+        return other
+
+    @property
+    def is_resized(self) -> bool:
+        return bool(self._sizes)
+
+    def holds_size(self, tensor: onnx.TensorProto) -> bool:
+        """Whether a constant is another one in this resized graph."""
+        if not self._sizes or tensor.data_type not in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
+            return False
+        return len(tensor.dims) <= 1 and math.prod(tensor.dims) > 0 and int(self._stored(tensor).flat[0]) in self._sizes
 
     @cached_property
     def nodes(self) -> list[onnx.NodeProto]:
@@ -69,11 +95,22 @@ class OnnxGraph:
     def constant(self, name: str) -> np.ndarray | None:
         """The initializer or Constant node called `name`, the same array each time; None where there is none."""
         if name not in self._arrays and name in self._tensors:
-            self._arrays[name] = self.array(self._tensors[name])
+            self._arrays[name] = self._stored(self._tensors[name])
+        if name in self.size_constants:
+            return self._with_size(self._arrays[name])
         return self._arrays.get(name)
 
     def array(self, tensor: onnx.TensorProto) -> np.ndarray:
         """A tensor of this file as an array: a memory map (external data), or a view of the bytes in the file."""
+        stored = self._stored(tensor)
+        return self._with_size(stored) if self.holds_size(tensor) else stored
+
+    def _with_size(self, stored: np.ndarray) -> np.ndarray:
+        changed = stored.copy()
+        changed.flat[0] = self._sizes[int(stored.flat[0])]
+        return changed
+
+    def _stored(self, tensor: onnx.TensorProto) -> np.ndarray:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             return self._external(tensor)
         return self._inline(tensor)
@@ -147,6 +184,12 @@ class OnnxGraph:
             raise UserError(f"{self.path}: input {value.name} is no tensor of known rank. {ADVICE}")
         dims = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in declared.shape.dim)
         return Input(value.name, onnx.helper.tensor_dtype_to_np_dtype(declared.elem_type), dims)
+
+
+def _resized_input(source: Input, sizes: Mapping[int, int]) -> Input:
+    place = 0 if source.dtype.kind == "f" else len(source.dims) - 1
+    dims = [sizes.get(size, size) if at == place else size for at, size in enumerate(source.dims)]
+    return replace(source, dims=tuple(dims))
 
 
 def label(node: onnx.NodeProto) -> str:

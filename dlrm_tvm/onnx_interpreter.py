@@ -25,6 +25,7 @@ from .onnx_operators import MOVES, ON_CONSTANTS, VIEWS, shape, size
 
 Scope = ChainMap[str, Value]
 
+_OUTERMOST = 2  # maps in the graph's own scope: what nodes made, the inputs; a Loop's body adds one
 _MOST_TRIPS = 1000  # and two for each row of the largest input: more than any loop over items or tables takes
 _MOST_COPIED_ELEMENTS = 2**26
 _DOMAINS = ("", "ai.onnx")
@@ -32,6 +33,7 @@ _DOMAINS = ("", "ai.onnx")
 _MISFITS = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
 # Operators whose results jump at some value of an input.
 _STEPPED = ("Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min")
+_OF_LAYERS = ("Add", "Clip", "Gemm", "MatMul", "Max", "Min", "Sub")
 _ON_WHOLE_NUMBERS = ("Cast", "CastLike", "Gather", "GatherElements")
 # A function's name for what an input is called; see Computations.lookup.
 _NAMED = ("Gather", "GatherElements")
@@ -78,14 +80,19 @@ class Interpreter:
             "SequenceInsert": self._insert,
         }
 
-    def run(self, inputs: Mapping[str, Value]) -> Value:
-        """The graph's output. Raises UserError naming the node that is not understood, NeedsValues."""
-        scope: Scope = ChainMap(dict(inputs))
+    def run(self, inputs: Mapping[str, Value], made: dict[str, Value] | None = None) -> Value:
+        """The graph's output. Raises UserError naming the node that is not understood, NeedsValues.
+
+        made: what was made before is not made again, and what is made now is added, also when the run fails.
+        """
+        made = {} if made is None else made
+        scope: Scope = ChainMap(made, dict(inputs))
         self._most_trips = _MOST_TRIPS + 2 * max(
             (max(_shape(value), default=0) for value in inputs.values()), default=0
         )
-        varying = set(inputs)
-        self._run_steps((self._ready(node, varying) for node in self.graph.nodes), scope)
+        varying = set(inputs) | self.graph.size_constants
+        steps = (self._ready(node, varying) for node in self.graph.nodes)
+        self._run_steps((step for step in steps if made.keys().isdisjoint(step.node.output)), scope)
         return self._read(self.graph.output, scope, None)
 
     def _run_steps(self, steps: Iterable[_Step], scope: Scope) -> None:
@@ -106,11 +113,13 @@ class Interpreter:
         if node.op_type in self._steering:
             return self._steering[node.op_type](step, scope)
         if node.op_type == "Constant":
-            kept = self.graph.constant(node.output[0]) if len(scope.maps) == 1 else None
+            kept = self.graph.constant(node.output[0]) if len(scope.maps) == _OUTERMOST else None
             return (_constant(**step.attributes) if kept is None else kept,)
         inputs = [self._read(name, scope, node) for name in node.input]
         if node.op_type in _STEPPED:
             self._check_tried(step, inputs)
+        if node.op_type in _OF_LAYERS:
+            self._check_fixed(step, inputs)
         result = self._compute(node, inputs, step.attributes)
         return result if isinstance(result, tuple) else (result,)
 
@@ -142,6 +151,15 @@ class Interpreter:
             self._computations.demand_values(inputs[place])
         known = operator in ON_CONSTANTS or operator in self._computations.by_operator
         raise self.graph.refusal(node, f"is no operation of a DLRM{' on such inputs' if known else ''}")
+
+    def _check_fixed(self, step: _Step, inputs: list[Value]) -> None:
+        """Refuse a weight, bias or bound made from the sizes of what is fed: at sizes never tried it may be another."""
+        if not any(isinstance(value, Symbols) and value.real for value in inputs):
+            return
+        for value, fixed in zip(inputs, step.fixed):
+            if not fixed and isinstance(value, np.ndarray) and value.dtype.kind == "f":
+                reason = "takes a weight, bias or bound that may depend on the batch size or on the offsets"
+                raise self.graph.refusal(step.node, reason)
 
     def _check_tried(self, step: _Step, inputs: list[Value]) -> None:
         if all(step.fixed) or any(isinstance(value, Symbols) for value in inputs):
@@ -243,13 +261,15 @@ class Interpreter:
             attributes["outputs"] = len(node.output)
         bodies = {attribute.name: self._body(attribute.g, varying) for attribute in graphs}
         fixed = [name not in varying for name in node.input]
-        change = varying.difference_update if varying.isdisjoint(names_read(node)) else varying.update
-        change(node.output)
+        alters = not varying.isdisjoint(names_read(node))
+        alters = alters or any(self.graph.holds_size(attribute.t) for attribute in values if attribute.HasField("t"))
+        (varying.update if alters else varying.difference_update)(node.output)
         return _Step(node, attributes, bodies, fixed)
 
     def _body(self, body: onnx.GraphProto, around: set[str]) -> _Body:
         outputs = [value.name for value in body.output]
         varying = around.union(value.name for value in body.input)  # the number of the trip, for one
+        varying.update(tensor.name for tensor in body.initializer if self.graph.holds_size(tensor))
         steps = [self._step(node, varying) for node in live_nodes(body.node, outputs)]
         constants = {tensor.name: self.graph.array(tensor) for tensor in body.initializer}
         return _Body(steps, [value.name for value in body.input], outputs, constants)

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from .expressions import Expressions, Symbols
-from .onnx_computations import NeedsValues
-from .onnx_graph import Input, OnnxGraph
+from .onnx_computations import NeedsValues, Value
+from .onnx_graph import Input, OnnxGraph, names_read
 from .onnx_interpreter import Interpreter
 
 _BATCHES = (1, 2, 3, 5)
 _MOST_TRIED = 2  # a graph may ask whether a size is 0, 1 or 2: there are smaller and larger ones here
+_SHRUNK_BATCHES = (2, 3, 5, 67)
 _BAG_PROBES = 2
 _LARGE_BATCH = 64  # bags of so many items are of all lengths in a single probe
 _INDICES_PER_BAG = 5
@@ -31,6 +32,7 @@ class Roles:
     dense: Input
     indices: tuple[Input, ...]
     offsets: tuple[Input, ...] = ()
+    resized: bool = False
 
     @property
     def num_dense(self) -> int:
@@ -50,6 +52,8 @@ class Roles:
     @property
     def most_tried(self) -> int:
         """See Interpreter; sizes that the file fixes are what it may ask for."""
+        if self.resized:
+            return _MOST_TRIED
         return max(
             [_MOST_TRIED, *(size or 0 for source in (self.dense, *self.indices, *self.offsets) for size in source.dims)]
         )
@@ -77,6 +81,20 @@ class Probe:
         return np.cumsum(self.lengths, axis=1) - self.lengths
 
 
+def shrunk(graph: OnnxGraph) -> list[OnnxGraph]:
+    """The graph at several small batch sizes in place of a large one that its file fixes; none where it is open.
+
+    Running thousands of items on symbols takes minutes. All other sizes that are multiples of the batch shrink with it.
+    """
+    batch = next((source.dims[0] for source in graph.inputs if source.dtype == np.float32 and source.dims), None)
+    if batch is None or batch <= _LARGE_BATCH:
+        return []
+    ends = {source.dims[-1] for source in graph.inputs if source.dtype != np.float32 and source.dims}
+    if any(size is None or size % batch for size in ends):
+        return []
+    return [graph.resized({size: size // batch * small for size in ends | {batch}}) for small in _SHRUNK_BATCHES]
+
+
 def find_roles(graph: OnnxGraph) -> Roles:
     """Raises UserError where the inputs are not those of a DLRM."""
     used = [source for source in graph.inputs if source.name in graph.used_names]
@@ -84,7 +102,7 @@ def find_roles(graph: OnnxGraph) -> Roles:
     integers = [source for source in used if source is not dense]
     steering = _steering_inputs(graph, dense, integers)
     indices, offsets = (tuple(one for one in integers if (one.name in steering) is yes) for yes in (False, True))
-    roles = Roles(dense, indices, offsets)
+    roles = Roles(dense, indices, offsets, graph.is_resized)
     _check_indices(graph, roles)
     _check_offsets(graph, roles)
     return roles
@@ -164,13 +182,17 @@ def _steering_inputs(graph: OnnxGraph, dense: Input, integers: list[Input]) -> s
     """
     steering: set[str] = set()
     batch = dense.dims[0] or next((one.dims[0] for one in integers if len(one.dims) == 1 and one.dims[0]), _BATCHES[-1])
-    most_tried = Roles(dense, tuple(integers)).most_tried
+    most_tried = Roles(dense, tuple(integers), resized=graph.is_resized).most_tried
+    expressions = Expressions()
+    made: dict[str, Value] = {}
     while True:
         try:
-            expressions = Expressions()
             inputs = _discovery(dense, integers, steering, batch, expressions)
-            Interpreter(graph, expressions, most_tried).run(inputs)
+            Interpreter(graph, expressions, most_tried).run(inputs, made)
         except NeedsValues as need:
+            # What does not hang on this input stays: there may be one for each table.
+            for name in _made_from(graph, need.input_name):
+                made.pop(name, None)
             steering.add(need.input_name)
             if len(steering) == len(integers):
                 raise graph.refusal(need.node, f"works with the values of {need.input_name!r}") from None
@@ -179,6 +201,15 @@ def _steering_inputs(graph: OnnxGraph, dense: Input, integers: list[Input]) -> s
                 raise graph.refusal(need.node, f"{reason}; those of the bags' beginnings alone are read") from None
             continue
         return steering
+
+
+def _made_from(graph: OnnxGraph, name: str) -> set[str]:
+    """The names of all that hangs on `name`."""
+    found = {name}
+    for node in graph.nodes:
+        if not found.isdisjoint(names_read(node)):
+            found.update(node.output)
+    return found
 
 
 def _discovery(

@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from .errors import UserError
 from .expressions import Expressions, Symbols
 from .model import Dense, Dlrm, GraphInputs, Interaction, Table
 from .onnx_computations import NeedsValues
 from .onnx_graph import OnnxGraph
 from .onnx_interpreter import Interpreter
-from .onnx_probes import Probe, Roles, bind, find_roles, probes_for
+from .onnx_probes import Probe, Roles, bind, find_roles, probes_for, shrunk
 from .onnx_tables import TableUses
 
 # Bounds of a clamp that has only one: every finite float32 passes them.
@@ -38,11 +39,23 @@ def read_dlrm(path: str | Path) -> Dlrm:
     cannot be read and for a graph that computes anything else than a DLRM.
     """
     graph = OnnxGraph(path)
-    roles = find_roles(graph)
-    models = [_Recognition(graph, roles, probe).model() for probe in probes_for(roles)]
+    if small := shrunk(graph):
+        try:
+            return _read(small)
+        except UserError:
+            pass  # it may be one at the file's own batch size only
+    return _read([graph])
+
+
+def _read(graphs: list[OnnxGraph]) -> Dlrm:
+    """graphs: one, at one or several sizes."""
+    models = []
+    for graph in graphs:
+        roles = find_roles(graph)
+        models += [_Recognition(graph, roles, probe).model() for probe in probes_for(roles)]
     for model in models[1:]:
         if not _same(models[0], model):
-            raise graph.refusal(None, "the weights depend on the batch size or on the offsets")
+            raise graphs[0].refusal(None, "the weights depend on the batch size or on the offsets")
     return models[0]
 
 
