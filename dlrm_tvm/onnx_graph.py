@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from .errors import UserError
 
+_LARGEST_INPUT = 1 << 20
 ADVICE = "Pass a DLRM as facebookresearch/dlrm exports it (dlrm_s_pytorch.py --save-onnx)."
 
 
@@ -150,6 +151,16 @@ class OnnxGraph:
 
     def _memory_map(self, tensor: onnx.TensorProto) -> np.ndarray:
         fields = {entry.key: entry.value for entry in tensor.external_data}
+        for key in ("offset", "length"):
+            if not (fields.get(key) or "0").isdecimal():
+                raise UserError(
+                    f"{self.path}: tensor {tensor.name} has the {key} {fields[key]!r} in its external data, a number "
+                    "of bytes was wanted. Export the model again."
+                )
+        if not fields.get("location") or "\0" in fields["location"]:
+            raise UserError(
+                f"{self.path}: tensor {tensor.name} names no file for its external data. Export the model again."
+            )
         dtype, shape = self._dtype(tensor), tuple(tensor.dims)
         wanted = math.prod(shape) * dtype.itemsize
         offset, length = (int(fields.get(key) or default) for key, default in (("offset", 0), ("length", wanted)))
@@ -182,7 +193,10 @@ class OnnxGraph:
         declared = value.type.tensor_type
         if not declared.HasField("shape") or not declared.elem_type:
             raise UserError(f"{self.path}: input {value.name} is no tensor of known rank. {ADVICE}")
-        dims = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in declared.shape.dim)
+        # Some tools write -1 or 0 for a size that is open.
+        dims = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in declared.shape.dim)
+        if max((size or 0 for size in dims), default=0) > _LARGEST_INPUT:
+            raise UserError(f"{self.path}: input {value.name} has dims {list(dims)}; no batch is that large. {ADVICE}")
         return Input(value.name, onnx.helper.tensor_dtype_to_np_dtype(declared.elem_type), dims)
 
 
