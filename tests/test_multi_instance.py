@@ -280,7 +280,7 @@ def test_tables_are_preloaded_and_copied_into_huge_pages_on_request(demo_library
 def test_a_numa_policy_on_a_machine_of_one_node_is_said_to_change_nothing(demo_library: Path) -> None:
     done = run("--model", demo_library, "--num-instances", 1, "--duration", 0.3, "--warmup", 0.1, "--numa", "replicate")
     assert done.returncode == 0, done.stderr
-    assert "one NUMA node, so --numa changes nothing" in done.stdout
+    assert "one NUMA node with memory, so --numa changes nothing" in done.stdout
     assert json.loads(done.stdout.splitlines()[-1])["numa_policy"] is None
 
 
