@@ -127,9 +127,10 @@ def test_the_first_failure_ends_all_reading_at_once(error):
     assert len(reads) < 50
 
 
-def test_ctrl_c_ends_a_preload_long_before_its_end(artifact):
-    """The real signal, which only the main thread gets."""
+def test_ctrl_c_ends_a_preload_long_before_its_end():
+    """The real signal, which only the main thread gets; started in the background, a test run would ignore it."""
     reads = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def read(part: tuple, reader: int) -> int:
         reads.append(part)
@@ -138,8 +139,11 @@ def test_ctrl_c_ends_a_preload_long_before_its_end(artifact):
             os.kill(os.getpid(), signal.SIGINT)
         return part[2]
 
-    with pytest.raises(KeyboardInterrupt):
-        run_parts(iter([(None, at, 1) for at in range(2000)]), read, lambda _: None)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_parts(iter([(None, at, 1) for at in range(2000)]), read, lambda _: None)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(reads) < 200
 
 
