@@ -1,0 +1,74 @@
+"""Flags of multi_instance.py, a group and its checks per purpose, and the settings that they make."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from .errors import UserError
+from .numa import POLICIES
+from .session import RunSettings
+
+DEFAULT_MODEL = Path(os.path.relpath(Path(__file__).parents[1] / "__prebuilt" / "dlrm_avx512_b100.so"))
+_MAX_SECONDS = 86_400
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """What is run, where, on which inputs; how long."""
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, metavar="SO", help="default: %(default)s")
+    parser.add_argument("--num-instances", type=count, metavar="N", help="default: as many as there are cores for")
+    parser.add_argument("--num-threads", type=count, default=1, metavar="T", help="of each instance; default 1")
+    parser.add_argument("--duration", type=float, default=10.0, metavar="S", help="timed window; default 10 s")
+    parser.add_argument("--warmup", type=float, default=2.0, metavar="S", help="before it; default 2 s")
+    parser.add_argument("--cores", metavar="LIST", help="use these, in this order, such as 0-3,8,10-11")
+    parser.add_argument("--hyper-threading", action="store_true", help="use all hardware threads of a core, not one")
+    parser.add_argument("--ref-data", type=Path, metavar="FILE", help="take inputs from it; default: random rows")
+    parser.add_argument("--indices-per-bag", type=count, metavar="P", help="random bags of P rows; default 1: no bags")
+    parser.add_argument("--preload", action="store_true", help="read the tables into memory first, in parallel")
+    parser.add_argument(
+        "--huge-pages",
+        action="store_true",
+        help="copy the tables into shared memory of huge pages, if the kernel has any",
+    )
+    parser.add_argument(
+        "--numa", choices=POLICIES, help="where tables lie on several nodes; default: the best that fits"
+    )
+
+
+def check_run_options(args: argparse.Namespace) -> None:
+    """Raises UserError for what no run can be made of."""
+    check_seconds("--duration", args.duration)
+    check_seconds("--warmup", args.warmup)
+    if args.duration == 0:
+        raise UserError("--duration 0: more than 0 seconds were wanted.")
+    if args.indices_per_bag and args.ref_data:
+        raise UserError(f"--indices-per-bag makes random bags, {args.ref_data} has its own: give one of the two.")
+
+
+def run_settings(args: argparse.Namespace) -> RunSettings:
+    return RunSettings(
+        model=args.model,
+        instances=args.num_instances,
+        threads=args.num_threads,
+        cores=args.cores,
+        hyper_threading=args.hyper_threading,
+        ref_data=args.ref_data,
+        indices_per_bag=args.indices_per_bag or 1,
+        preload=args.preload,
+        huge_pages=args.huge_pages,
+        numa=args.numa,
+    )
+
+
+def count(text: str) -> int:
+    """An argparse type: an integer from 1 up."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def check_seconds(option: str, value: float) -> None:
+    if not 0 <= value <= _MAX_SECONDS:  # a NaN is neither
+        raise UserError(f"{option} {value:g}: 0 to {_MAX_SECONDS} seconds (a day) were wanted.")

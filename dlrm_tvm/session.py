@@ -1,0 +1,183 @@
+"""A run made ready: what is measured, on which cores, with its weights in place and its instances waiting.
+
+    settings -> cores, artifact, where the weights lie -> static card -> instances, each of which has run once
+
+Every way of measuring (closed loop, arrivals, LoadGen, sweeps) begins with one of these.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import disturbances
+from .artifact import Artifact, open_artifact
+from .cores import choose_cores
+from .environment import describe_environment
+from .instances import Instances
+from .memory import memory_use
+from .numa import NumaPlan, node_memory, placing_refusal, plan_numa
+from .reference_data import open_reference
+from .report import RunReport, line, peak_line, static_card
+from .topology import Topology, read_topology
+from .weight_copies import TableSetup, WeightCopies, prepared_weights
+from .worker import Assignment
+
+_PEAK_SECONDS = 1.0
+_STREAM_SECONDS = 0.3
+_STREAMED_UP_TO_BATCH = 1  # above, weights are used more than once, and arithmetic is the limit
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What is run, where, on which inputs. instances: None for as many as there are cores for.
+
+    cores: a list such as "0-3,8", used in its order; indices_per_bag: of random bags, 1 for none.
+    """
+
+    model: Path
+    instances: int | None = None
+    threads: int = 1
+    cores: str | None = None
+    hyper_threading: bool = False
+    ref_data: Path | None = None
+    indices_per_bag: float = 1
+    preload: bool = False
+    huge_pages: bool = False
+    numa: str | None = None
+
+
+@dataclass(frozen=True)
+class Session:
+    """Instances that wait, and everything that the report will say of them. cores: per instance, one per thread."""
+
+    settings: RunSettings
+    artifact: Artifact
+    cores: tuple[tuple[int, ...], ...]
+    instances: Instances
+    tables: TableSetup
+    environment: dict[str, object]
+    busiest: tuple[int, float]
+    indices_per_bag: float
+
+
+@contextmanager
+def open_session(settings: RunSettings, show: Callable[[str], None]) -> Iterator[Session]:
+    """The session of these settings; `show` gets its static card and what is done for it, a text each.
+
+    Raises UserError where they do not fit the machine, the library or the data.
+    """
+    topology = read_topology()
+    cores = choose_cores(
+        topology,
+        instances=settings.instances,
+        threads=settings.threads,
+        hyper_threading=settings.hyper_threading,
+        core_list=settings.cores,
+    )
+    artifact = open_artifact(settings.model)
+    indices_per_bag = settings.indices_per_bag
+    if settings.ref_data:  # refuses what does not fit
+        data = open_reference(settings.ref_data, artifact.manifest.model, outputs_wanted=False)
+        indices_per_bag = data.indices_per_bag
+    environment = describe_environment(topology)
+    busiest = disturbances.busiest_core([core for each in cores for core in each])
+    plan = _plan_memory(settings, topology, cores, artifact)
+    show(static_card(artifact.manifest, str(settings.model), cores, _inputs(settings), indices_per_bag))
+
+    def say(label: str, text: str) -> None:
+        show(line(label, text))
+
+    with prepared_weights(artifact, plan, preload=settings.preload, huge_pages=settings.huge_pages, say=say) as weights:
+        assignments = _assignments(settings, topology, cores, plan, weights, indices_per_bag)
+        with Instances(assignments) as instances:
+            yield Session(settings, artifact, cores, instances, weights.setup, environment, busiest, indices_per_bag)
+
+
+def measure(session: Session, *, duration_s: float, warmup_s: float, show: Callable[[str], None]) -> RunReport:
+    """Peak, window, memory, peak again, and the streaming rate where the batch is small enough for it to matter."""
+    instances = session.instances
+    peak_before = instances.peak_gflops(_PEAK_SECONDS)
+    show(peak_line(peak_before))
+    run = instances.measure(duration_s=duration_s, warmup_s=warmup_s)
+    memory = [memory_use(pid) for pid in instances.pids]
+    peak_after, stream, interrupted = [], [], run.interrupted
+    if not interrupted:
+        try:
+            peak_after = instances.peak_gflops(_PEAK_SECONDS)
+            if session.artifact.manifest.batch_size <= _STREAMED_UP_TO_BATCH:
+                stream = instances.stream_gbps(_STREAM_SECONDS)
+        except KeyboardInterrupt:
+            interrupted = True  # the window itself is whole
+    warnings = [
+        *session.tables.warnings(),
+        *disturbances.load_warnings(session.busiest),
+        *disturbances.window_warnings(run.before, run.after),
+        *disturbances.spread_warnings(run.measurement.batches_per_s),
+        *disturbances.peak_warnings(sum(peak_before), sum(peak_after or peak_before)),
+    ]
+    return RunReport(
+        manifest=session.artifact.manifest,
+        library=str(session.settings.model),
+        cores=session.cores,
+        measurement=run.measurement,
+        memory=memory,
+        peak_before_gflops=peak_before,
+        peak_after_gflops=peak_after,
+        stream_gbps=stream,
+        warnings=warnings,
+        tables=session.tables,
+        environment=session.environment,
+        interrupted=interrupted,
+        indices_per_bag=session.indices_per_bag,
+    )
+
+
+def _inputs(settings: RunSettings) -> str:
+    if settings.ref_data:
+        return f"items of {settings.ref_data}"
+    return "random rows of whole tables, different in every batch"
+
+
+def _plan_memory(
+    settings: RunSettings, topology: Topology, cores: tuple[tuple[int, ...], ...], artifact: Artifact
+) -> NumaPlan:
+    """On which NUMA nodes the weights are to lie."""
+    nodes = node_memory()
+    return plan_numa(
+        topology,
+        cores,
+        table_bytes=artifact.manifest.table_range.nbytes,
+        node_bytes=nodes,
+        wanted=settings.numa,
+        refusal=placing_refusal(sorted(nodes)) if len(nodes) > 1 else None,
+    )
+
+
+def _assignments(
+    settings: RunSettings,
+    topology: Topology,
+    cores: Sequence[tuple[int, ...]],
+    plan: NumaPlan,
+    weights: WeightCopies,
+    indices_per_bag: float,
+) -> list[Assignment]:
+    return [
+        Assignment(
+            library=str(settings.model),
+            instance=instance,
+            instances=len(cores),
+            cores=list(each),
+            ref_data=str(settings.ref_data) if settings.ref_data else None,
+            l3_bytes=topology.l3_bytes,
+            parent_pid=os.getpid(),
+            indices_per_bag=indices_per_bag,
+            tables_fd=weights.of_instance(instance).tables,
+            parameters_fd=weights.of_instance(instance).parameters,
+            numa_node=None if plan.policy is None else plan.instance_nodes[instance],
+        )
+        for instance, each in enumerate(cores)
+    ]
