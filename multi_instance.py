@@ -14,25 +14,54 @@ import argparse
 import json
 
 from dlrm_tvm.errors import run_script
-from dlrm_tvm.options import add_run_options, check_run_options, run_settings
+from dlrm_tvm.loadgen_report import loadgen_json, loadgen_text, score_accuracy_log
+from dlrm_tvm.loadgen_run import run_loadgen
+from dlrm_tvm.options import (
+    add_loadgen_options,
+    add_run_options,
+    check_loadgen_options,
+    check_run_options,
+    loadgen_options,
+    run_settings,
+)
 from dlrm_tvm.report import results_json, results_text
 from dlrm_tvm.session import measure, open_session
+
+DEFAULT_DURATION_S = 10.0
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     add_run_options(parser)
+    add_loadgen_options(parser)
     return parser.parse_args()
 
 
 def main() -> int:
     args = parse_args()
     check_run_options(args)
+    check_loadgen_options(args)
+    if args.scenario:
+        return run_scenario(args)
     with open_session(run_settings(args), show) as session:
-        report = measure(session, duration_s=args.duration, warmup_s=args.warmup, show=show)
+        report = measure(
+            session,
+            duration_s=DEFAULT_DURATION_S if args.duration is None else args.duration,
+            warmup_s=args.warmup,
+            show=show,
+        )
     print(results_text(report))
     print(json.dumps(results_json(report)), flush=True)
     return 1 if report.interrupted else 0
+
+
+def run_scenario(args: argparse.Namespace) -> int:
+    """Under MLPerf's LoadGen; status 0 where LoadGen finds the run valid."""
+    run = run_loadgen(run_settings(args), loadgen_options(args), warmup_s=args.warmup, show=show)
+    accuracy = score_accuracy_log(run) if args.accuracy else None
+    print(loadgen_text(run, accuracy))
+    print(json.dumps(loadgen_json(run, accuracy)), flush=True)
+    return 0 if accuracy or run.tests[-1].verdict.is_valid else 1
 
 
 def show(text: str) -> None:

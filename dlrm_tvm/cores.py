@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from .errors import UserError
 from .topology import HardwareThread, Topology, format_cpu_list, parse_cpu_list
 
+_CORES_WITHOUT_A_SPARE = 4
+
 
 def choose_cores(
     topology: Topology,
@@ -38,6 +40,14 @@ def choose_cores(
     if instances > len(slots):
         raise UserError(_too_many(instances, threads, len(cpus), place, "threads" if hyper_threading else "cores"))
     return tuple(tuple(slot) for slot in slots[:instances])
+
+
+def spare_cpus(topology: Topology) -> frozenset[int]:
+    """The hardware threads of the first usable core, where more than 4 cores are usable; else none."""
+    cores = sorted({thread.core for thread in topology.usable_threads})
+    if len(cores) <= _CORES_WITHOUT_A_SPARE or (topology.quota or math.inf) <= _CORES_WITHOUT_A_SPARE:
+        return frozenset()
+    return frozenset(thread.cpu for thread in topology.usable_threads if thread.core == cores[0])
 
 
 def _candidates(topology: Topology, hyper_threading: bool) -> list[HardwareThread]:

@@ -40,6 +40,15 @@ class Batch:
     inputs: tuple[Any, ...]
 
 
+@dataclass(frozen=True)
+class OpenBatch:
+    """A batch whose inputs are written anew before each run: dense [batch, D] float32, indices [batch, T] int64."""
+
+    batch: Batch
+    dense: np.ndarray
+    indices: np.ndarray
+
+
 class Executor:
     """Runs one artifact on `threads` threads; with `cores`, one CPU id per thread, each thread on its own.
 
@@ -61,8 +70,7 @@ class Executor:
         self._parameters = tuple(tvm_ffi.from_dlpack(writable_view(array)) for array in artifact.parameters)
         self._dense_shape = (self._card.num_dense,)
         self._indices_shape = (self._card.num_tables,)
-        self._staging = self._new_batch()
-        self._staged = tuple(np.from_dlpack(array) for array in self._staging.inputs)
+        self._staging = self.open_batch()
 
     def __call__(
         self, dense: np.ndarray, indices: np.ndarray | Sequence, offsets: np.ndarray | Sequence | None = None
@@ -82,12 +90,12 @@ class Executor:
             return self._predict_bags(dense, indices, offsets)
         dense, indices = self._checked(dense, indices)
         pred = np.empty(len(dense), np.float32)
-        staged_dense, staged_indices = self._staged
+        staging = self._staging
         for at in range(0, len(dense), self.batch_size):
             size = min(self.batch_size, len(dense) - at)
-            staged_dense[:size] = dense[at : at + size]
-            staged_indices[:size] = indices[at : at + size]
-            pred[at : at + size] = self.run(self._staging)[:size]
+            staging.dense[:size] = dense[at : at + size]
+            staging.indices[:size] = indices[at : at + size]
+            pred[at : at + size] = self.run(staging.batch)[:size]
         # The library answers NaN for an item with bad input; looking at the output is cheaper than at the input, and
         # a sum of squares is NaN if and only if a prediction is.
         if isnan(pred.dot(pred)):
@@ -119,10 +127,15 @@ class Executor:
             raise ValueError(f"{len(dense)} items for a library of batch size {self.batch_size}")
         if bags is not None:
             return self._bag_batch(dense, bags)
-        batch = self._new_batch()
-        for array, given in zip(batch.inputs, (dense, indices)):
-            np.from_dlpack(array)[:] = given
-        return batch
+        opened = self.open_batch()
+        opened.dense[:], opened.indices[:] = dense, indices
+        return opened.batch
+
+    def open_batch(self) -> OpenBatch:
+        """A batch of zeros to be written by the caller, who answers for its values: `run` checks nothing."""
+        dense = _aligned((self.batch_size, self._card.num_dense), np.float32)
+        indices = _aligned((self.batch_size, self._card.num_tables), np.int64)
+        return OpenBatch(Batch(self._main, (tvm_ffi.from_dlpack(dense), tvm_ffi.from_dlpack(indices))), dense, indices)
 
     def run(self, batch: Batch) -> np.ndarray:
         """Predictions [batch_size] float32 of a prepared batch; nothing is checked. This is the call that is timed."""
@@ -151,11 +164,6 @@ class Executor:
             loop(weights, sink)
             reads += 1
         return reads * size / elapsed / 1e9
-
-    def _new_batch(self) -> Batch:
-        dense = _aligned((self.batch_size, self._card.num_dense), np.float32)
-        indices = _aligned((self.batch_size, self._card.num_tables), np.int64)
-        return Batch(self._main, (tvm_ffi.from_dlpack(dense), tvm_ffi.from_dlpack(indices)))
 
     def _bag_batch(self, dense: np.ndarray, bags: Bags) -> Batch:
         """Up to one batch; the items it lacks keep dense values of 0 and empty bags."""

@@ -58,7 +58,7 @@ class Instances:
 
     def __enter__(self) -> Instances:
         try:
-            with _interrupts_blocked():
+            with interrupts_blocked():
                 for assignment in self._assignments:
                     self._workers.append(WorkerProcess(assignment, self._command))
             self._gather()
@@ -93,9 +93,9 @@ class Instances:
         with _interrupts() as interrupts:
             self._send("measure", begin_ns, stop_ns=close_ns + int(_MARGIN_S * 1e9))
             self._watch(interrupts, until_ns=open_ns)
-            before = self._snapshot()
+            before = self.snapshot()
             self._watch(interrupts, until_ns=close_ns)
-            after = self._snapshot()
+            after = self.snapshot()
             if interrupts.seen:
                 self._stop()
             answers = self._gather(silence_s=_SILENCE_S)
@@ -106,6 +106,20 @@ class Instances:
                 raise KeyboardInterrupt
             raise UserError(f"No batch was done within the window of {duration_s:g} s. Try --duration 10 or more.")
         return MeasuredRun(measurement, before, after, interrupts.seen)
+
+    def begin_service(self, most_batches: int) -> None:
+        """Have all take from the queue, up to so many batches at a time, until it is stopped."""
+        self._send("queue", self._barrier_ns(), most_batches=most_batches)
+
+    def end_service(self) -> list[dict]:
+        """What each has done (queue_service.Served), once the queue is stopped."""
+        return [fields for fields, _ in self._gather(silence_s=_SILENCE_S)]
+
+    def answer_of(self, other: WorkerProcess) -> dict:
+        """The next message of another process, while the instances are watched: the death of one raises UserError."""
+        while other not in self._messages:
+            self._listen(None, other)
+        return self._messages.pop(other)[0]
 
     def _phase(self, name: str, seconds: float) -> list[tuple[dict, bytes]]:
         self._send(name, self._barrier_ns(), seconds=seconds)
@@ -119,7 +133,8 @@ class Instances:
         for worker in self._workers:
             worker.send(do=do, begin_ns=begin_ns, **fields)
 
-    def _snapshot(self) -> Snapshot:
+    def snapshot(self) -> Snapshot:
+        """The kernel's counters of these processes and their cores, now."""
         return take_snapshot(self.pids, [core for worker in self._workers for core in worker.assignment.cores])
 
     def _stop(self) -> None:
@@ -137,13 +152,13 @@ class Instances:
         while silent := [worker for worker in self._workers if worker not in self._messages]:
             if time.monotonic() > deadline_s:
                 raise UserError(
-                    f"Instance {silent[0].assignment.instance} (process {silent[0].pid}) gave no answer for "
+                    f"{silent[0].assignment.title} (process {silent[0].pid}) gave no answer for "
                     f"{silence_s:g} s and was ended. See whether the machine is overloaded, then run again."
                 )
             self._listen(None if silence_s is None else max(deadline_s - time.monotonic(), 0))
         return [self._messages.pop(worker) for worker in self._workers]
 
-    def _listen(self, timeout_s: float | None, *wake: int) -> None:
+    def _listen(self, timeout_s: float | None, *wake: int | WorkerProcess) -> None:
         """Take what arrives next, if only a part of a message; returns too when a `wake` descriptor has data."""
         with selectors.DefaultSelector() as selector:
             for source in (*self._workers, *wake):
@@ -192,7 +207,7 @@ def _interrupts() -> Iterator[Interrupts]:
 
 
 @contextmanager
-def _interrupts_blocked() -> Iterator[None]:
+def interrupts_blocked() -> Iterator[None]:
     """No Ctrl-C between starting a worker and knowing of it. What is blocked stays blocked over exec: workers never
     see a Ctrl-C, at no moment of their lives; the parent decides."""
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import disturbances
 from .artifact import Artifact, open_artifact
-from .cores import choose_cores
+from .cores import choose_cores, spare_cpus
 from .environment import describe_environment
 from .instances import Instances
 from .memory import memory_use
@@ -24,9 +24,9 @@ from .reference_data import open_reference
 from .report import RunReport, line, peak_line, static_card
 from .topology import Topology, read_topology
 from .weight_copies import TableSetup, WeightCopies, prepared_weights
-from .worker import Assignment
+from .worker import Assignment, QueueEnds
 
-_PEAK_SECONDS = 1.0
+PEAK_SECONDS = 1.0
 _STREAM_SECONDS = 0.3
 _STREAMED_UP_TO_BATCH = 1  # above, weights are used more than once, and arithmetic is the limit
 
@@ -36,6 +36,7 @@ class RunSettings:
     """What is run, where, on which inputs. instances: None for as many as there are cores for.
 
     cores: a list such as "0-3,8", used in its order; indices_per_bag: of random bags, 1 for none.
+    spare_core: leave the first core to the caller, on a machine that has more than 4.
     """
 
     model: Path
@@ -48,6 +49,7 @@ class RunSettings:
     preload: bool = False
     huge_pages: bool = False
     numa: str | None = None
+    spare_core: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,22 @@ class Session:
     environment: dict[str, object]
     busiest: tuple[int, float]
     indices_per_bag: float
+    other_cpus: tuple[int, ...]  # those that the caller may use: the spare core's, or all usable ones
 
 
 @contextmanager
-def open_session(settings: RunSettings, show: Callable[[str], None]) -> Iterator[Session]:
+def open_session(
+    settings: RunSettings, show: Callable[[str], None], queue: QueueEnds | None = None
+) -> Iterator[Session]:
     """The session of these settings; `show` gets its static card and what is done for it, a text each.
 
-    Raises UserError where they do not fit the machine, the library or the data.
+    queue: what LoadGen is to drive the instances by. Raises UserError where they do not fit the machine, the library
+    or the data.
     """
     topology = read_topology()
+    spare = spare_cpus(topology) if settings.spare_core and settings.cores is None else frozenset()
     cores = choose_cores(
-        topology,
+        replace(topology, usable=topology.usable - spare),
         instances=settings.instances,
         threads=settings.threads,
         hyper_threading=settings.hyper_threading,
@@ -92,22 +99,32 @@ def open_session(settings: RunSettings, show: Callable[[str], None]) -> Iterator
         show(line(label, text))
 
     with prepared_weights(artifact, plan, preload=settings.preload, huge_pages=settings.huge_pages, say=say) as weights:
-        assignments = _assignments(settings, topology, cores, plan, weights, indices_per_bag)
+        assignments = _assignments(settings, topology, cores, plan, weights, indices_per_bag, queue)
         with Instances(assignments) as instances:
-            yield Session(settings, artifact, cores, instances, weights.setup, environment, busiest, indices_per_bag)
+            yield Session(
+                settings=settings,
+                artifact=artifact,
+                cores=cores,
+                instances=instances,
+                tables=weights.setup,
+                environment=environment,
+                busiest=busiest,
+                indices_per_bag=indices_per_bag,
+                other_cpus=tuple(sorted(spare or topology.usable)),
+            )
 
 
 def measure(session: Session, *, duration_s: float, warmup_s: float, show: Callable[[str], None]) -> RunReport:
     """Peak, window, memory, peak again, and the streaming rate where the batch is small enough for it to matter."""
     instances = session.instances
-    peak_before = instances.peak_gflops(_PEAK_SECONDS)
+    peak_before = instances.peak_gflops(PEAK_SECONDS)
     show(peak_line(peak_before))
     run = instances.measure(duration_s=duration_s, warmup_s=warmup_s)
     memory = [memory_use(pid) for pid in instances.pids]
     peak_after, stream, interrupted = [], [], run.interrupted
     if not interrupted:
         try:
-            peak_after = instances.peak_gflops(_PEAK_SECONDS)
+            peak_after = instances.peak_gflops(PEAK_SECONDS)
             if session.artifact.manifest.batch_size <= _STREAMED_UP_TO_BATCH:
                 stream = instances.stream_gbps(_STREAM_SECONDS)
         except KeyboardInterrupt:
@@ -164,6 +181,7 @@ def _assignments(
     plan: NumaPlan,
     weights: WeightCopies,
     indices_per_bag: float,
+    queue: QueueEnds | None,
 ) -> list[Assignment]:
     return [
         Assignment(
@@ -178,6 +196,7 @@ def _assignments(
             tables_fd=weights.of_instance(instance).tables,
             parameters_fd=weights.of_instance(instance).parameters,
             numa_node=None if plan.policy is None else plan.instance_nodes[instance],
+            queue=queue,
         )
         for instance, each in enumerate(cores)
     ]

@@ -25,7 +25,7 @@ import time
 import traceback
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from .errors import UserError
@@ -34,9 +34,20 @@ from .placement import verify_confined
 
 if TYPE_CHECKING:
     from .executor import Batch, Executor
+    from .queue_service import Served
 
 STOP_SIGNAL = signal.SIGUSR1  # the parent's "stop now and hand over what you have"
 _PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class QueueEnds:
+    """Inherited descriptors of what LoadGen drives an instance by, and the sample library's SampleSpec as JSON."""
+
+    queue_fd: int
+    samples_fd: int
+    completions_fd: int
+    spec: dict
 
 
 @dataclass(frozen=True)
@@ -54,10 +65,20 @@ class Assignment:
     tables_fd: int | None = None  # inherited descriptors of shared memory that holds the weights; see SharedCopies
     parameters_fd: int | None = None
     numa_node: int | None = None  # None: the machine has one
+    queue: QueueEnds | None = None  # None: LoadGen has no part in the run
 
     @property
     def inherited(self) -> tuple[int, ...]:
-        return tuple(fd for fd in (self.tables_fd, self.parameters_fd) if fd is not None)
+        queue = (self.queue.queue_fd, self.queue.samples_fd, self.queue.completions_fd) if self.queue else ()
+        return tuple(fd for fd in (self.tables_fd, self.parameters_fd, *queue) if fd is not None)
+
+    @property
+    def title(self) -> str:
+        return f"Instance {self.instance}"
+
+    @staticmethod
+    def from_json(fields: dict) -> Assignment:
+        return Assignment(**fields | {"queue": fields["queue"] and QueueEnds(**fields["queue"])})
 
 
 @dataclass
@@ -115,7 +136,7 @@ def main(open_engine: Callable[[Assignment], Executor] = open_executor) -> None:
     first_line = control.receive()
     if first_line is None:
         return  # the parent gave up before it said anything
-    assignment = Assignment(**first_line)
+    assignment = Assignment.from_json(first_line)
     die_with_parent(assignment.parent_pid)
     try:
         serve(control, clock, assignment, open_engine)
@@ -161,6 +182,29 @@ def serve(
             clock.set(command["stop_ns"])
             started_ns, ends_ns = timed_loop(engine.run, batches, clock)
             control.reply(memoryview(ends_ns).cast("B"), started_ns=started_ns)
+        elif command["do"] == "queue":
+            served = serve_queue(engine, assignment, command["most_batches"], clock)
+            control.reply(**asdict(served))
+
+
+def serve_queue(engine: Executor, assignment: Assignment, most_batches: int, clock: StopClock) -> Served:
+    """What LoadGen sends, until it is stopped."""
+    from .query_samples import SampleLibrary, SampleSpec
+    from .queue_service import serve_queue
+    from .work_queue import WorkQueue
+
+    ends = assignment.queue
+    library = SampleLibrary(SampleSpec.from_json(ends.spec), ends.samples_fd)
+    served = serve_queue(
+        engine,
+        WorkQueue(ends.queue_fd),
+        library,
+        completions=ends.completions_fd,
+        instance=assignment.instance,
+        most_batches=most_batches,
+        clock=clock,
+    )
+    return served
 
 
 def prepare_batches(engine: Executor, assignment: Assignment) -> list[Batch]:

@@ -71,7 +71,7 @@ class WorkerProcess:
         if "error" in fields:
             raise UserError(fields["error"])
         if "crash" in fields:
-            raise RuntimeError(f"instance {self.assignment.instance} failed:\n{fields['crash']}")
+            raise RuntimeError(f"{self.assignment.title} failed:\n{fields['crash']}")
         return fields, payload
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ class WorkerProcess:
     def _obituary(self) -> str:
         status = self._process.wait()
         cores = format_cpu_list(self.assignment.cores)
-        who = f"Instance {self.assignment.instance} (process {self.pid}, cores {cores})"
+        who = f"{self.assignment.title} (process {self.pid}, cores {cores})"
         if status >= 0:
             return f"{who} ended by itself with status {status}; its own words are above."
         name = signal.Signals(-status).name

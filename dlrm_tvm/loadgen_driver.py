@@ -1,0 +1,230 @@
+"""LoadGen's process: it issues samples into the queue, and tells LoadGen of those that are done.
+
+    multi_instance.py        this process                                instances
+    settings | test  ->      LoadGen -> issue -> queue          ->       take, run
+                             LoadGen <- complete <- pipe of records <-
+                     <-      what LoadGen says of it
+
+Two threads: LoadGen's own, which calls `issue`, and one that reads the pipe. It speaks with its parent as workers do.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import threading
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from .artifact import open_artifact
+from .errors import UserError
+from .loadgen_settings import LoadgenRequest, effective, test_settings
+from .query_samples import SampleLibrary, SampleSpec
+from .queue_service import RECORD
+from .sample_ledger import SampleLedger
+from .work_queue import WorkQueue
+from .worker import Control, QueueEnds, die_with_parent
+
+_PIPE_BYTES = 1 << 20
+_OFFLINE_PAUSE_S = 0.02  # between looks at the pipe: offline nobody waits for one sample
+_PAUSE_ABOVE_SAMPLES = 200  # outstanding; the last ones are reported as they come
+_LOOK_S = 0.1
+
+
+@dataclass(frozen=True)
+class DriverAssignment:
+    """The first line it reads. completions_fd: the pipe's reading end; load_threads: to draw samples with."""
+
+    library: str
+    queue: QueueEnds
+    completions_fd: int
+    cores: list[int]
+    load_threads: int
+    instances: int
+    parent_pid: int
+
+    title = "LoadGen"
+
+    @property
+    def inherited(self) -> tuple[int, ...]:
+        return (self.queue.queue_fd, self.queue.samples_fd, self.completions_fd)
+
+
+class Driver:
+    """LoadGen's system under test and its sample library."""
+
+    def __init__(self, loadgen: Any, assignment: DriverAssignment) -> None:
+        self._loadgen = loadgen
+        self._card = open_artifact(assignment.library).manifest.model
+        self._assignment = assignment
+        self.spec = SampleSpec.from_json(assignment.queue.spec)
+        self._queue = WorkQueue(assignment.queue.queue_fd)
+        self._library = SampleLibrary(self.spec, assignment.queue.samples_fd)
+        self._lengths = np.diff(self._library.begins)
+        self._ledger = SampleLedger(self._queue.ends)
+        self._ids = np.zeros(len(self._queue.ends), np.uint64)  # LoadGen's, of each issued sample
+        self._sources = np.zeros(len(self._queue.ends), np.int64)  # where its items begin in the library
+        self._with_labels = self._paused = False
+        self._items_done = np.zeros(assignment.instances, np.int64)
+
+    def test(self, request: LoadgenRequest, wait_ns: int) -> dict[str, object]:
+        """Run one test of LoadGen's, whose logs end up in the request's folder: what was done in it."""
+        loadgen = self._loadgen
+        settings = test_settings(loadgen, request, self.spec.samples)
+        self._with_labels = request.mode == "accuracy"
+        self._paused = request.scenario == "offline"
+        self._items_done[:] = 0
+        self._queue.set_wait(wait_ns)
+        first = self._queue.published
+        system = loadgen.ConstructFastSUT(self._issue, self._queue.flush)
+        library = loadgen.ConstructQSL(
+            self.spec.samples, settings.performance_sample_count_override, lambda _: None, lambda _: None
+        )
+        finished = threading.Event()
+        completing = threading.Thread(target=self._complete_until, args=(finished,))
+        completing.start()
+        try:
+            loadgen.StartTestWithLogSettings(system, library, settings, _log_settings(loadgen, request.log_dir))
+        finally:
+            finished.set()
+            completing.join()
+            loadgen.DestroyQSL(library)
+            loadgen.DestroyFastSUT(system)
+        issued = self._queue.published - first
+        begins, ends = self._ledger.span(np.arange(first, first + issued))
+        return {
+            "samples": issued,
+            "items": int((ends - begins).sum()),
+            "items_per_instance": self._items_done.tolist(),
+        }
+
+    def stop(self) -> None:
+        self._queue.stop()
+
+    def load(self) -> None:
+        """All samples, once, before LoadGen starts; it finds in memory whichever it asks for."""
+        self._library.load(self._card, self._assignment.load_threads)
+
+    def _issue(self, ids: list[int], samples: list[int]) -> None:
+        arrival_ns = time.perf_counter_ns()
+        picked = np.array(samples)
+        first, last = self._queue.published, self._queue.published + len(picked)
+        if last > len(self._ids):
+            _leave(UserError(f"LoadGen issued more than {len(self._ids):,} samples. Give a shorter --duration."))
+        self._ids[first:last] = ids
+        self._sources[first:last] = self._library.begins[picked]
+        self._ledger.issue(self._lengths[picked])
+        self._queue.publish(self._sources[first:last], self._lengths[picked], arrival_ns)
+
+    def _complete_until(self, finished: threading.Event) -> None:
+        pipe, rest = self._assignment.completions_fd, b""
+        try:
+            while not finished.is_set():
+                if not select.select([pipe], [], [], _LOOK_S)[0]:
+                    continue
+                data = rest + os.read(pipe, _PIPE_BYTES)
+                whole = len(data) - len(data) % RECORD.size
+                rest = data[whole:]
+                self._complete(np.frombuffer(data[:whole], np.int64).reshape(-1, 4))
+                if self._paused and self._ledger.outstanding > _PAUSE_ABOVE_SAMPLES:
+                    time.sleep(_OFFLINE_PAUSE_S)
+        except BaseException as error:
+            _leave(error)
+
+    def _complete(self, records: np.ndarray) -> None:
+        """records [n, 4] int64, as queue_service.RECORD."""
+        np.add.at(self._items_done, records[:, 3], records[:, 1])
+        samples = self._ledger.done(records[:, :2])
+        if len(samples):
+            data = self._pairs(samples) if self._with_labels else self._predictions(samples)
+            lengths = np.diff(np.stack(self._ledger.span(samples)), axis=0)[0]
+            nbytes = data.itemsize * data[0].size * lengths
+            addresses = data.ctypes.data + np.cumsum(nbytes) - nbytes
+            response = self._loadgen.QuerySampleResponse
+            fields = zip(self._ids[samples].tolist(), addresses.tolist(), nbytes.tolist())
+            self._loadgen.QuerySamplesComplete([response(*each) for each in fields])
+        self._queue.release(self._ledger.settled_items)
+
+    def _predictions(self, samples: np.ndarray) -> np.ndarray:
+        """[items of all samples] float32."""
+        begins, ends = self._ledger.span(samples)
+        return self._queue.ring[_ranges(begins, ends) % len(self._queue.ring)]
+
+    def _pairs(self, samples: np.ndarray) -> np.ndarray:
+        """[items, 2] float32: prediction and label of each, as MLPerf's accuracy-dlrm.py wants them."""
+        begins, ends = self._ledger.span(samples)
+        sources = self._sources[samples]
+        labels = self._library.labels[_ranges(sources, sources + ends - begins)]
+        return np.stack([self._predictions(samples), labels.astype(np.float32)], axis=1)
+
+
+def _ranges(begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """begins[0]..ends[0], begins[1]..ends[1], .. one after the other."""
+    lengths = ends - begins
+    offsets = np.repeat(begins - (np.cumsum(lengths) - lengths), lengths)
+    return np.arange(lengths.sum()) + offsets
+
+
+def _log_settings(loadgen: Any, folder: str) -> Any:
+    settings, output = loadgen.LogSettings(), loadgen.LogOutputSettings()
+    output.outdir = folder
+    output.copy_summary_to_stdout = False
+    settings.log_output = output
+    settings.enable_trace = False
+    return settings
+
+
+_control: Control | None = None
+
+
+def _leave(error: BaseException) -> None:
+    """Say what is wrong and end the process: LoadGen cannot be told to give a test up."""
+    if isinstance(error, UserError):
+        _control.reply(error=str(error))
+    else:
+        _control.reply(crash="".join(traceback.format_exception(error)))
+    os._exit(1)
+
+
+def main() -> None:
+    global _control
+    _control = control = Control()
+    fields = control.receive()
+    if fields is None:
+        return
+    assignment = DriverAssignment(**fields | {"queue": QueueEnds(**fields["queue"])})
+    die_with_parent(assignment.parent_pid)
+    try:
+        serve(control, assignment)
+    except BaseException as error:
+        _leave(error)
+
+
+def serve(control: Control, assignment: DriverAssignment) -> None:
+    import mlperf_loadgen
+
+    fcntl.fcntl(assignment.completions_fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    driver = Driver(mlperf_loadgen, assignment)
+    driver.load()
+    os.sched_setaffinity(0, assignment.cores)
+    control.reply(ready=True)
+    while (command := control.receive()) is not None:
+        if command["do"] == "stop":
+            driver.stop()
+            control.reply()
+            continue
+        request = LoadgenRequest.from_json(command["request"])
+        if command["do"] == "settings":
+            settings = test_settings(mlperf_loadgen, request, driver.spec.samples)
+            control.reply(**asdict(effective(settings, request)))
+        elif command["do"] == "test":
+            control.reply(**driver.test(request, command["wait_ns"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What LoadGen is asked for, and how that becomes its TestSettings.
+
+    LoadGen's own mlperf.conf for dlrm  <  MLPerf v1's latency bound, 60 s  <  --mlperf-conf  <  --user-conf  <  flags
+
+LoadGen's mlperf.conf gives DLRM 60 ms today; MLPerf Inference v0.7 to v3.0, which had this model, gave it 30 ms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .errors import UserError
+
+SCENARIOS = ("offline", "server")
+MODES = ("performance", "accuracy")
+
+_MODEL = "dlrm"  # in the files of settings
+_LATENCY_MS = 30
+_DURATION_S = 60
+_OWN_CONF, _FILE = 0, 2  # of FromConfig; 1 would read LoadGen's own again, over what was set before
+_UNSET_QPS = 1.0  # LoadGen's default, which no machine is meant to have
+
+
+@dataclass(frozen=True)
+class LoadgenRequest:
+    """One test. duration_s, target_qps: None where the files or the defaults decide; conf_files in order."""
+
+    scenario: str
+    mode: str
+    log_dir: str
+    conf_files: tuple[str, ...] = ()
+    duration_s: float | None = None
+    target_qps: float | None = None
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(fields: dict) -> LoadgenRequest:
+        return LoadgenRequest(**fields | {"conf_files": tuple(fields["conf_files"])})
+
+
+@dataclass(frozen=True)
+class EffectiveSettings:
+    """What LoadGen will go by. target_qps: None where nobody has said any; latency_ms: of the Server scenario."""
+
+    duration_s: float
+    target_qps: float | None
+    latency_ms: float
+    latency_percentile: float
+    samples: int
+
+
+def test_settings(loadgen: Any, request: LoadgenRequest, samples: int) -> Any:
+    """mlperf_loadgen.TestSettings of the request, for a library of so many samples. Raises UserError for a bad file."""
+    settings = loadgen.TestSettings()
+    scenario = request.scenario.capitalize()
+    settings.scenario = getattr(loadgen.TestScenario, scenario)
+    settings.FromConfig("", _MODEL, scenario, _OWN_CONF)
+    settings.server_target_latency_ns = _LATENCY_MS * 10**6
+    settings.min_duration_ms = _DURATION_S * 1000
+    for path in request.conf_files:
+        if settings.FromConfig(path, _MODEL, scenario, _FILE) != 0:
+            raise UserError(f"{path}: LoadGen cannot read it; lines such as *.Server.target_qps = 100 were wanted.")
+    modes = {"performance": loadgen.TestMode.PerformanceOnly, "accuracy": loadgen.TestMode.AccuracyOnly}
+    settings.mode = modes[request.mode]
+    if request.duration_s is not None:
+        settings.min_duration_ms = round(request.duration_s * 1000)
+    if request.target_qps is not None:
+        settings.server_target_qps = settings.offline_expected_qps = request.target_qps
+    wanted = settings.performance_sample_count_override or samples
+    settings.performance_sample_count_override = min(wanted, samples)
+    return settings
+
+
+def effective(settings: Any, request: LoadgenRequest) -> EffectiveSettings:
+    is_server = request.scenario == "server"
+    target_qps = settings.server_target_qps if is_server else settings.offline_expected_qps
+    return EffectiveSettings(
+        duration_s=settings.min_duration_ms / 1000,
+        target_qps=None if target_qps == _UNSET_QPS and request.target_qps is None else target_qps,
+        latency_ms=settings.server_target_latency_ns / 1e6,
+        latency_percentile=settings.server_target_latency_percentile,
+        samples=settings.performance_sample_count_override,
+    )

@@ -1,0 +1,213 @@
+"""The queue between LoadGen and the instances: a stream of items in shared memory, from which batches are cut.
+
+    samples issued     |--200--|-100-|------400------|--200--| ..          ends[k]: where sample k ends in the stream
+    batches taken      |--128--|--128--|--128--|--128--|--128--| ..        across samples, nothing padded between
+
+One process publishes (LoadGen's), many take. A batch leaves when it is full, when no more is to come, or when its
+oldest item has waited for `wait_ns`. The taking is a few loads and stores under a lock of the kernel's (fcntl), which
+dies with its holder; who finds nothing sleeps on a futex in the same memory. Predictions go into a ring, and
+nobody takes an item whose place in it is not free yet. Knows no models and no LoadGen.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import platform
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import UserError
+from .shared_arrays import Layout, SharedArrays
+
+MOST_SAMPLES = 1 << 24  # of one process's life: a MLPerf run of 10 minutes at 25,000 samples/s
+RING_ITEMS = 1 << 24
+
+# Places in the header, a cache line each, so that takers and the publisher do not take lines from each other.
+_PUBLISHED, _TAKEN, _CURSOR, _FLUSHED, _RELEASED, _WAIT_NS, _STOPPED, _RING_BELL = range(0, 8 * 8, 8)
+
+_SYS_FUTEX = {"x86_64": 202, "aarch64": 98}
+_FUTEX_WAIT, _FUTEX_WAKE = 0, 1
+_EVERYONE = 2**31 - 1
+_LONGEST_SLEEP_NS = 100_000_000
+_NEVER_NS = 2**62
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = [("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long)]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`items` items of one sample: from where in the sample library, to where in the batch."""
+
+    source: int
+    target: int
+    items: int
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Items begin .. begin + items of the stream, and where they lie in the sample library."""
+
+    begin: int
+    items: int
+    segments: tuple[Segment, ...]
+
+
+class WorkQueue:
+    """One end of the queue. Samples are numbered as they were published, from 0."""
+
+    def __init__(self, descriptor: int, *, most_samples: int = MOST_SAMPLES, ring_items: int = RING_ITEMS) -> None:
+        """Attach to what `create` made with the same sizes."""
+        self._arrays = SharedArrays(descriptor, _layout(most_samples, ring_items))
+        self.descriptor = descriptor
+        self.ring = self._arrays["ring"]  # [ring_items] float32: the prediction of item i at i % ring_items
+        self.ends = self._arrays["ends"]  # [most_samples] int64
+        self._sources, self._arrivals_ns = self._arrays["sources"], self._arrays["arrivals_ns"]
+        self._header = memoryview(self._arrays["header"]).cast("B").cast("q")
+        self._bell = ctypes.c_uint32.from_buffer(self._header, _RING_BELL * 8)
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._futex = _SYS_FUTEX[platform.machine()]
+
+    @staticmethod
+    def create(*, most_samples: int = MOST_SAMPLES, ring_items: int = RING_ITEMS) -> WorkQueue:
+        created = SharedArrays.create(_layout(most_samples, ring_items))
+        return WorkQueue(created.descriptor, most_samples=most_samples, ring_items=ring_items)
+
+    def close(self) -> None:
+        self._arrays.close()
+
+    # Publishing
+
+    @property
+    def published(self) -> int:
+        """Samples so far."""
+        return self._header[_PUBLISHED]
+
+    @property
+    def published_items(self) -> int:
+        return self._items_until(self.published)
+
+    def publish(self, sources: np.ndarray, lengths: np.ndarray, arrival_ns: int) -> int:
+        """Add samples [n], each of `lengths` items from `sources` on in the library: the number of the first.
+
+        Raises UserError when there have been more than the queue has room for.
+        """
+        first = self.published
+        last = first + len(lengths)
+        if last > len(self.ends):
+            raise UserError(f"LoadGen issued more than {len(self.ends):,} samples. Give a shorter --duration.")
+        self.ends[first:last] = self._items_until(first) + np.cumsum(lengths)
+        self._sources[first:last] = sources
+        self._arrivals_ns[first:last] = arrival_ns
+        self._header[_PUBLISHED] = last  # after the arrays: x86 keeps the order of stores
+        self._ring(_EVERYONE)
+        return first
+
+    def flush(self) -> None:
+        """No more comes for now: what is there leaves in batches that need not be full."""
+        self._header[_FLUSHED] = self.published_items
+        self._ring(_EVERYONE)
+
+    def set_wait(self, wait_ns: int) -> None:
+        """How long the oldest item may wait for its batch to fill."""
+        self._header[_WAIT_NS] = wait_ns
+
+    def release(self, items: int) -> None:
+        """The predictions of the stream's first `items` items have been read."""
+        self._header[_RELEASED] = items
+
+    def stop(self) -> None:
+        """Takers are to leave."""
+        self._header[_STOPPED] = 1
+        self._ring(_EVERYONE)
+
+    # Taking
+
+    @property
+    def stopped(self) -> bool:
+        return self._header[_STOPPED] != 0
+
+    def take(self, batch_size: int, most_batches: int = 1) -> list[Taken]:
+        """Up to `most_batches` full batches, or one that is not full and must leave; nothing where there is none."""
+        fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
+        try:
+            begin, first = self._header[_TAKEN], self._header[_CURSOR]
+            items = self._items_to_take(begin, first, batch_size, most_batches)
+            end = begin + items
+            # A sample has an item at least, so that no more samples than items can be touched.
+            touched = self.ends[first : min(first + items, self.published)]
+            last = first + int(np.searchsorted(touched, end, side="right"))
+            self._header[_TAKEN], self._header[_CURSOR] = end, last
+        finally:
+            fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
+        if not items:
+            return []
+        ends = self.ends[first : last + 1].tolist()
+        sources = self._sources[first : last + 1].tolist()
+        start = self._items_until(first)
+        return _cut(begin, end, batch_size, start, ends, sources)
+
+    def wait(self, seen: int) -> None:
+        """Sleep until something changes after `seen` was looked at, or the oldest item has waited long enough."""
+        timeout_ns = min(self._leaves_ns() - time.perf_counter_ns(), _LONGEST_SLEEP_NS)
+        if timeout_ns <= 0:
+            return
+        timeout = _Timespec(*divmod(timeout_ns, 10**9))
+        self._libc.syscall(self._futex, ctypes.byref(self._bell), _FUTEX_WAIT, seen, ctypes.byref(timeout))
+
+    @property
+    def changes(self) -> int:
+        """Look at this before looking for work, hand it to `wait` after: nothing in between is missed."""
+        return self._bell.value
+
+    def _items_to_take(self, begin: int, first: int, batch_size: int, most_batches: int) -> int:
+        available = min(self.published_items, self._header[_RELEASED] + len(self.ring)) - begin
+        if available >= batch_size:
+            return min(available // batch_size, most_batches) * batch_size
+        if available > 0 and (begin < self._header[_FLUSHED] or self._leaves_ns() <= time.perf_counter_ns()):
+            return available
+        return 0
+
+    def _leaves_ns(self) -> int:
+        """When the oldest item that waits must leave; far away where none waits."""
+        cursor = self._header[_CURSOR]
+        if cursor >= self.published:
+            return _NEVER_NS
+        return int(self._arrivals_ns[cursor]) + self._header[_WAIT_NS]
+
+    def _items_until(self, sample: int) -> int:
+        return int(self.ends[sample - 1]) if sample else 0
+
+    def _ring(self, sleepers: int) -> None:
+        self._bell.value = (self._bell.value + 1) & 0xFFFFFFFF
+        self._libc.syscall(self._futex, ctypes.byref(self._bell), _FUTEX_WAKE, sleepers)
+
+
+def _cut(begin: int, end: int, batch_size: int, start: int, ends: list[int], sources: list[int]) -> list[Taken]:
+    """The stream's items begin..end in batches; sample i runs to ends[i] from where its forerunner ended."""
+    batches, sample = [], 0
+    for at in range(begin, end, batch_size):
+        stop = min(at + batch_size, end)
+        segments, position = [], at
+        while position < stop:
+            until = min(ends[sample], stop)
+            segments.append(Segment(sources[sample] + position - start, position - at, until - position))
+            position = until
+            if position == ends[sample]:
+                start, sample = position, sample + 1
+        batches.append(Taken(at, stop - at, tuple(segments)))
+    return batches
+
+
+def _layout(most_samples: int, ring_items: int) -> Layout:
+    return {
+        "header": ("int64", (64,)),
+        "ends": ("int64", (most_samples,)),
+        "sources": ("int64", (most_samples,)),
+        "arrivals_ns": ("int64", (most_samples,)),
+        "ring": ("float32", (ring_items,)),
+    }
