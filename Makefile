@@ -47,7 +47,7 @@ $(VENV)/.installed: requirements.txt $(VENV)/.created
 	$(PIP_INSTALL) -r $<
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+$(VENV)/.installed-dev: requirements-dev.txt requirements-loadgen.txt $(VENV)/.installed
 	$(PIP_INSTALL) -r $<
 	@touch $@
 

@@ -113,13 +113,13 @@ class Instances:
 
     def end_service(self) -> list[dict]:
         """What each has done (queue_service.Served), once the queue is stopped."""
-        return [fields for fields, _ in self._gather(silence_s=_SILENCE_S)]
+        return [_without_size(fields) for fields, _ in self._gather(silence_s=_SILENCE_S)]
 
     def answer_of(self, other: WorkerProcess) -> dict:
         """The next message of another process, while the instances are watched: the death of one raises UserError."""
         while other not in self._messages:
             self._listen(None, other)
-        return self._messages.pop(other)[0]
+        return _without_size(self._messages.pop(other)[0])
 
     def _phase(self, name: str, seconds: float) -> list[tuple[dict, bytes]]:
         self._send(name, self._barrier_ns(), seconds=seconds)
@@ -175,6 +175,10 @@ class Instances:
         for worker in self._workers:
             worker.end(deadline_s)
         self._workers = []
+
+
+def _without_size(fields: dict) -> dict:
+    return {key: value for key, value in fields.items() if key != "payload_bytes"}
 
 
 class Interrupts:

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .loadgen_logs import read_accuracy
-from .loadgen_run import LoadgenRun, samples_per_s
+from .loadgen_run import LoadgenRun
 from .metrics import auc, log_loss
-from .report import MLPERF_ITEMS_PER_SAMPLE, line
+from .report import line
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,6 @@ def loadgen_json(run: LoadgenRun, accuracy: AccuracyResult | None) -> dict[str, 
         "library_samples": run.spec.samples,
         "items_per_instance": list(last.items_per_instance),
         "served": list(run.served),
-        "closed_loop_items_per_s": samples_per_s(session, run.closed_loop) * MLPERF_ITEMS_PER_SAMPLE,
-        "peak_gflops": run.peak_gflops,
         "pss_mb": run.memory_bytes / 1e6,
         "log_dir": last.request.log_dir,
         "warnings": list(run.warnings),
@@ -78,9 +76,11 @@ def loadgen_json(run: LoadgenRun, accuracy: AccuracyResult | None) -> dict[str, 
         return result | {"auc": accuracy.auc, "log_loss": accuracy.log_loss}
     items_per_s = _items_per_s(run)
     return result | {
+        "peak_gflops": run.peak_gflops,
+        "closed_loop_items_per_s": run.closed_loop.items_per_s,
         "samples_per_s": _samples_per_s(run),
         "items_per_s": items_per_s,
-        "of_closed_loop": items_per_s / result["closed_loop_items_per_s"],
+        "of_closed_loop": items_per_s / run.closed_loop.items_per_s,
         "peak_fraction": items_per_s * manifest.model.flops_per_item / 1e9 / run.peak_gflops,
         "latency_ms": last.verdict.latency_ms,
         "latency_bound_ms": run.settings.latency_ms if run.options.scenario == "server" else None,
@@ -98,7 +98,7 @@ def _performance_lines(run: LoadgenRun) -> list[str]:
     last = run.tests[-1]
     verdict, items_per_s = last.verdict, _items_per_s(run)
     gflops = items_per_s * run.session.artifact.manifest.model.flops_per_item / 1e9
-    closed = samples_per_s(run.session, run.closed_loop) * MLPERF_ITEMS_PER_SAMPLE
+    closed = run.closed_loop.items_per_s
     said = "VALID" if verdict.is_valid else f"INVALID: {', '.join(verdict.reasons)}"
     rate = f"{_samples_per_s(run):,.1f} samples/s"
     if run.options.scenario == "server":

@@ -1,0 +1,130 @@
+"""LoadGen's process as the run sees it: the memory that it shares with the instances, starting it, asking it for tests.
+
+loadgen_driver.py is the other end.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from .errors import UserError
+from .instances import interrupts_blocked
+from .loadgen_driver import DriverAssignment
+from .loadgen_logs import Verdict, read_verdict
+from .loadgen_settings import EffectiveSettings, LoadgenRequest
+from .memory import available_bytes
+from .query_samples import SampleSpec
+from .session import Session
+from .shared_arrays import SharedArrays
+from .work_queue import WorkQueue
+from .worker import QueueEnds
+from .worker_process import WorkerProcess
+
+DRIVER_COMMAND = (sys.executable, "-m", "dlrm_tvm.loadgen_driver")
+
+_ROOM = 1 << 30  # of memory, left to everything else
+_LEAVE_S = 2.0
+
+
+@dataclass(frozen=True)
+class LoadgenTest:
+    """One test: what was asked, what LoadGen issued, what it says. items_per_instance: by their own records."""
+
+    request: LoadgenRequest
+    samples: int
+    items: int
+    items_per_instance: tuple[int, ...]
+    verdict: Verdict | None  # None in accuracy mode
+
+
+class LoadgenProcess:
+    """LoadGen, its samples loaded. The instances are watched while it works: the death of one raises UserError."""
+
+    def __init__(self, process: WorkerProcess, ask: Callable[[WorkerProcess], dict]) -> None:
+        """ask: waits for a process's next message, as Instances.answer_of."""
+        self._process = process
+        self._ask = ask
+
+    def settings(self, request: LoadgenRequest) -> EffectiveSettings:
+        return EffectiveSettings(**self._answer(do="settings", request=request.to_json()))
+
+    def test(self, request: LoadgenRequest, wait_ms: float) -> LoadgenTest:
+        """wait_ms: how long an item may wait for its batch to fill. Raises UserError for a test without a verdict."""
+        folder = Path(request.log_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        done = self._answer(do="test", request=request.to_json(), wait_ns=int(wait_ms * 1e6))
+        verdict = read_verdict(folder) if request.mode == "performance" else None
+        return LoadgenTest(request, done["samples"], done["items"], tuple(done["items_per_instance"]), verdict)
+
+    def stop(self) -> None:
+        """Let the instances leave the queue."""
+        self._answer(do="stop")
+
+    def _answer(self, **command: object) -> dict:
+        self._process.send(**command)
+        return self._ask(self._process)
+
+
+def require_loadgen() -> None:
+    """Raises UserError where the package is missing."""
+    if find_spec("mlperf_loadgen") is None:
+        raise UserError(
+            "--scenario needs MLPerf's LoadGen, which is not installed. Try "
+            f"{os.path.relpath(sys.executable)} -m pip install -r requirements-loadgen.txt"
+        )
+
+
+def check_room(spec: SampleSpec) -> None:
+    """Raises UserError where memory does not hold the samples."""
+    available = available_bytes()
+    if spec.nbytes + _ROOM > available:
+        fit = int(spec.samples * max(available - _ROOM, 0) / spec.nbytes)
+        raise UserError(
+            f"{spec.samples:,} samples take {spec.nbytes / 1e9:.1f} GB of memory; {available / 1e9:.1f} GB are "
+            f"available, of which {_ROOM / 1e9:.1f} are left to the rest. Try --samples {max(fit, 1)}."
+        )
+
+
+@contextmanager
+def shared_with_loadgen(spec: SampleSpec) -> Iterator[tuple[QueueEnds, int]]:
+    """Queue, samples and pipe, as the instances inherit them, and the pipe's reading end."""
+    queue, samples = WorkQueue.create(), SharedArrays.create(spec.layout)
+    reading, writing = os.pipe()
+    try:
+        yield QueueEnds(queue.descriptor, samples.descriptor, writing, spec.to_json()), reading
+    finally:
+        queue.close()
+        samples.close()
+        os.close(reading)
+        os.close(writing)
+
+
+@contextmanager
+def loadgen_process(session: Session, ends: QueueEnds, completions_fd: int) -> Iterator[LoadgenProcess]:
+    """Started beside the session's instances. Killed where something failed: LoadGen cannot be told to give up."""
+    assignment = DriverAssignment(
+        library=str(session.settings.model),
+        queue=ends,
+        completions_fd=completions_fd,
+        cores=list(session.other_cpus),
+        load_threads=sum(map(len, session.cores)),
+        instances=len(session.cores),
+        parent_pid=os.getpid(),
+    )
+    with interrupts_blocked():
+        process = WorkerProcess(assignment, DRIVER_COMMAND)
+    leave_s = 0.0
+    try:
+        session.instances.answer_of(process)
+        yield LoadgenProcess(process, session.instances.answer_of)
+        leave_s = _LEAVE_S
+    finally:
+        process.close()
+        process.end(time.monotonic() + leave_s)
