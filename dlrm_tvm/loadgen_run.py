@@ -30,7 +30,7 @@ from .query_samples import SampleSpec, plan_samples
 from .report import MLPERF_ITEMS_PER_SAMPLE, line, peak_line
 from .session import PEAK_SECONDS, RunSettings, Session, open_session
 
-_CLOSED_LOOP_S = 5.0
+_CLOSED_LOOP_SHARE, _CLOSED_LOOP_S = 1 / 12, (1.0, 5.0)  # of the test's length, within these
 _HEADROOM = 1.05  # of the rate that LoadGen sizes an Offline run by, so that it is not too short
 _ACCURACY_QPS = 10_000.0  # nobody counts latencies there
 _TAKE_MS = 3.0  # Offline, small batches are taken several at a time: a take costs about 10 µs
@@ -172,12 +172,14 @@ class _Conduct:
         return sum(gflops)
 
     def _closed_loop(self, warmup_s: float) -> ClosedLoop:
-        run = self._instances.measure(duration_s=_CLOSED_LOOP_S, warmup_s=warmup_s)
+        shortest_s, longest_s = _CLOSED_LOOP_S
+        seconds = min(max(self._settings.duration_s * _CLOSED_LOOP_SHARE, shortest_s), longest_s)
+        run = self._instances.measure(duration_s=seconds, warmup_s=warmup_s)
         if run.interrupted:
             raise KeyboardInterrupt
         items_per_s = run.measurement.total_batches_per_s * self._session.artifact.manifest.batch_size
         closed_loop = ClosedLoop(items_per_s, percentiles_ms(run.measurement.latencies_ns[0]))
-        text = f"{items_per_s:,.0f} items/s = {closed_loop.samples_per_s:,.1f} samples/s, in {_CLOSED_LOOP_S:g} s"
+        text = f"{items_per_s:,.0f} items/s = {closed_loop.samples_per_s:,.1f} samples/s, in {seconds:.1f} s"
         self._show(line("closed loop", text))
         return closed_loop
 

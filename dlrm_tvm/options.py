@@ -16,7 +16,7 @@ from .session import RunSettings
 
 DEFAULT_MODEL = Path(os.path.relpath(Path(__file__).parents[1] / "__prebuilt" / "dlrm_avx512_b100.so"))
 _MAX_SECONDS = 86_400
-_MOST_QPS = 10_000_000
+_MOST_QPS, _MOST_SAMPLES = 10_000_000, 10_000_000
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +88,8 @@ def check_loadgen_options(args: argparse.Namespace) -> None:
         return
     if args.indices_per_bag:
         raise UserError("--indices-per-bag: MLPerf's samples have one index per table. Leave it or --scenario out.")
+    if args.samples and args.samples > _MOST_SAMPLES:
+        raise UserError(f"--samples {args.samples}: at most {_MOST_SAMPLES:,} were wanted.")
     if args.find_peak_qps and (args.scenario != "server" or args.accuracy or args.target_qps):
         raise UserError("--find-peak-qps goes with --scenario server, without --accuracy and --target-qps.")
     if args.target_qps is not None and not 0 < args.target_qps <= _MOST_QPS:

@@ -80,6 +80,11 @@ class WorkQueue:
     def close(self) -> None:
         self._arrays.close()
 
+    @property
+    def waiting_items(self) -> int:
+        """Published, and taken by nobody."""
+        return self.published_items - self._header[_TAKEN]
+
     # Publishing
 
     @property

@@ -1,0 +1,224 @@
+"""multi_instance.py --scenario through its real command line, with MLPerf's own LoadGen."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import build_plain, random_dlrm
+
+from dlrm_tvm import load
+from dlrm_tvm.reference_data import open_reference
+
+pytest.importorskip("mlperf_loadgen", reason="LoadGen is not installed (requirements-loadgen.txt)")
+
+ROOT = Path(__file__).parents[1]
+DEMO_DATA = ROOT / "__data" / "demo_data_small.npz"
+CORES = sorted(os.sched_getaffinity(0))
+COUNT = min(len(CORES), 2)
+
+
+def command(*options: object) -> list[str]:
+    return [sys.executable, str(ROOT / "multi_instance.py"), *map(str, options)]
+
+
+def run(*options: object) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*options), capture_output=True, text=True, timeout=120)
+
+
+def result_of(done: subprocess.CompletedProcess) -> dict:
+    assert done.stdout.strip(), done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A library of a little model for batches of 16, and labelled data for it: 2,000 items."""
+    folder = tmp_path_factory.mktemp("small")
+    rows = (50, 7, 300)
+    library = build_plain(random_dlrm(table_rows=rows), 16, folder)
+    rng = np.random.default_rng(0)
+    dense, indices = rng.random((2000, 13), dtype=np.float32), rng.integers(0, rows, (2000, 3))
+    pred = load(library)(dense, indices)
+    labels = (rng.random(2000) < pred).astype(np.float32)
+    np.savez(folder / "data.npz", X_int=dense, X_cat=indices, torch_res=pred, target=labels)
+    return library, folder / "data.npz"
+
+
+def short(library: Path, folder: Path, *options: object) -> tuple[object, ...]:
+    common = ("--model", library, "--num-instances", COUNT, "--samples", 300, "--duration", 1, "--warmup", 0.1)
+    return (*common, "--log-dir", folder, *options)
+
+
+def assert_counts_agree(result: dict) -> None:
+    """What LoadGen was told of is what the instances say that they did."""
+    assert sum(result["items_per_instance"]) == result["items"]
+    assert sum(each["items"] for each in result["served"]) == result["items"]
+    assert [each["items"] for each in result["served"]] == result["items_per_instance"]
+
+
+def test_offline_run_is_valid_and_its_counts_agree(demo_library: Path, tmp_path: Path) -> None:
+    done = run(*short(demo_library, tmp_path, "--scenario", "offline"))
+    result = result_of(done)
+    assert_counts_agree(result)
+    assert result["loadgen"]["result_validity"] == ("VALID" if result["valid"] else "INVALID")
+    assert done.returncode == (0 if result["valid"] else 1)
+    # LoadGen's rate, from the number of samples and the time of the last: not taken from us.
+    seconds = result["latency_ms"]["max"] / 1e3
+    assert result["samples_per_s"] == pytest.approx(result["samples"] / seconds, rel=0.01)
+    assert result["items_per_s"] == pytest.approx(result["items"] / seconds, rel=0.01)
+    assert "LoadGen says" in done.stdout and "Offline" in (tmp_path / "mlperf_log_summary.txt").read_text()
+    # Packed across samples, all batches but the last are full.
+    batches = sum(each["batches"] for each in result["served"])
+    assert batches == -(-result["items"] // result["batch_size"])
+
+
+def test_server_run_reports_loadgens_latency_against_the_bound(small: tuple[Path, Path], tmp_path: Path) -> None:
+    result = result_of(run(*short(small[0], tmp_path, "--scenario", "server", "--target-qps", 200)))
+    assert_counts_agree(result)
+    assert result["latency_bound_ms"] == 30 and result["target_qps"] == 200
+    summary = (tmp_path / "mlperf_log_summary.txt").read_text()
+    assert f"99.00 percentile latency (ns)   : {round(result['latency_ms']['p99'] * 1e6)}" in summary
+    assert "target_latency (ns): 30000000" in summary and "Scenario : Server" in summary
+
+
+@pytest.mark.parametrize("scenario", ["offline", "server"])
+def test_accuracy_log_gives_the_auc_that_accuracy_py_gives(demo_library: Path, tmp_path: Path, scenario: str) -> None:
+    options = ("--model", demo_library, "--scenario", scenario, "--accuracy", "--ref-data", DEMO_DATA)
+    result = result_of(run(*options, "--num-instances", COUNT, "--log-dir", tmp_path))
+    scored = [sys.executable, str(ROOT / "accuracy.py"), "--model", str(demo_library), "--ref-data", str(DEMO_DATA)]
+    accuracy = result_of(subprocess.run(scored, capture_output=True, text=True, timeout=120))
+    assert result["auc"] == accuracy["auc"]
+    assert result["log_loss"] == pytest.approx(accuracy["log_loss"], rel=1e-12)
+    assert result["items"] == accuracy["items"] == 32768
+    assert_counts_agree(result)
+
+
+def test_accuracy_log_holds_every_prediction_beside_its_label(small: tuple[Path, Path], tmp_path: Path) -> None:
+    """Read as MLPerf's accuracy-dlrm.py reads it: hex of float32 pairs per sample, prediction first."""
+    library, data = small
+    options = ("--model", library, "--scenario", "offline", "--accuracy", "--ref-data", data, "--log-dir", tmp_path)
+    result = result_of(run(*options, "--num-instances", COUNT))
+    entries = json.loads((tmp_path / "mlperf_log_accuracy.json").read_text())
+    by_sample = {entry["qsl_idx"]: np.frombuffer(bytes.fromhex(entry["data"]), np.float32) for entry in entries}
+    pairs = np.concatenate([by_sample[sample] for sample in sorted(by_sample)]).reshape(-1, 2)
+    chunks = list(open_reference(data, load(library).artifact.manifest.model))
+    assert (pairs[:, 0] == np.concatenate([chunk.reference for chunk in chunks])).all()
+    assert (pairs[:, 1] == np.concatenate([chunk.labels for chunk in chunks])).all()
+    wins = [(pairs[pairs[:, 1] == 0, 0] < score).sum() for score in pairs[pairs[:, 1] == 1, 0]]
+    ties = [(pairs[pairs[:, 1] == 0, 0] == score).sum() for score in pairs[pairs[:, 1] == 1, 0]]
+    positives = int(pairs[:, 1].sum())
+    assert result["auc"] == pytest.approx((sum(wins) + sum(ties) / 2) / positives / (len(pairs) - positives))
+
+
+def test_files_of_settings_are_honoured_and_flags_go_before_them(small: tuple[Path, Path], tmp_path: Path) -> None:
+    conf = tmp_path / "user.conf"
+    conf.write_text("*.Server.target_qps = 150\n*.Server.target_latency = 45\ndlrm.Server.min_duration = 700\n")
+    options = ("--model", small[0], "--num-instances", 1, "--samples", 300, "--warmup", 0.1, "--scenario", "server")
+    result = result_of(run(*options, "--user-conf", conf, "--log-dir", tmp_path / "a"))
+    assert (result["target_qps"], result["latency_bound_ms"]) == (150, 45)
+    assert "min_duration (ms): 700" in (tmp_path / "a" / "mlperf_log_summary.txt").read_text()
+    flags = ("--target-qps", 120, "--duration", 0.5)
+    result = result_of(run(*options, "--mlperf-conf", conf, *flags, "--log-dir", tmp_path / "b"))
+    assert (result["target_qps"], result["latency_bound_ms"]) == (120, 45)
+    assert "min_duration (ms): 500" in (tmp_path / "b" / "mlperf_log_summary.txt").read_text()
+
+
+def test_search_ends_with_a_full_test_at_a_valid_rate(small: tuple[Path, Path], tmp_path: Path) -> None:
+    conf = tmp_path / "user.conf"
+    conf.write_text("*.Server.target_latency = 2000\n")  # which a busy machine can keep
+    done = run(*short(small[0], tmp_path, "--scenario", "server", "--find-peak-qps", "--user-conf", conf))
+    result = result_of(done)
+    assert result["valid"] and done.returncode == 0
+    assert result["target_qps"] <= max(test["target_qps"] for test in result["tests"] if test["valid"])
+    assert Path(result["log_dir"]).name.startswith("full_")
+    assert sum(each["items"] for each in result["served"]) > result["items"]
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def start_long_test(library: Path, folder: Path) -> tuple[subprocess.Popen, list[int]]:
+    """A running test, and its processes: the instance first, LoadGen's last."""
+    options = ("--model", library, "--num-instances", 1, "--samples", 200, "--duration", 60, "--warmup", 0)
+    script = subprocess.Popen(
+        command(*options, "--scenario", "server", "--target-qps", 20, "--log-dir", folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for text in script.stdout:
+        if text.startswith("  closed loop"):
+            break
+    else:
+        pytest.fail(script.stderr.read())
+    time.sleep(0.7)
+    return script, children(script.pid)
+
+
+@pytest.mark.parametrize(("victim", "name"), [(0, "Instance 0"), (-1, "LoadGen")])
+def test_killed_process_ends_the_run_in_one_line(small: tuple, tmp_path: Path, victim: int, name: str) -> None:
+    script, processes = start_long_test(small[0], tmp_path)
+    os.kill(processes[victim], signal.SIGKILL)
+    _, errors = script.communicate(timeout=30)
+    assert script.returncode == 1
+    assert len(errors.splitlines()) == 1 and name in errors and "SIGKILL" in errors
+    assert not any(Path(f"/proc/{pid}").exists() for pid in processes)
+
+
+def test_ctrl_c_ends_loadgen_too(small: tuple[Path, Path], tmp_path: Path) -> None:
+    script, processes = start_long_test(small[0], tmp_path)
+    script.send_signal(signal.SIGINT)
+    _, errors = script.communicate(timeout=30)
+    assert script.returncode == 1 and errors == "Interrupted.\n"
+    assert not any(Path(f"/proc/{pid}").exists() for pid in processes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--scenario", "server"), "--scenario server needs a rate: give --target-qps Q, --find-peak-qps"),
+        (("--scenario", "offline", "--find-peak-qps"), "--find-peak-qps goes with --scenario server"),
+        (("--scenario", "offline", "--accuracy"), "--accuracy needs labels. Give --ref-data"),
+        (("--scenario", "offline", "--target-qps", "-3"), "--target-qps -3: more than 0"),
+        (("--scenario", "offline", "--target-qps", "nan"), "--target-qps nan: more than 0"),
+        (("--scenario", "offline", "--user-conf", "absent.conf"), "absent.conf: no such file"),
+        (("--scenario", "offline", "--indices-per-bag", "3"), "one index per table"),
+        (("--scenario", "offline", "--samples", "10000000"), "GB of memory"),
+        (("--scenario", "offline", "--samples", "10000001"), "at most 10,000,000"),
+        (("--samples", "5"), "--samples is for LoadGen: add --scenario"),
+    ],
+)
+def test_what_loadgen_cannot_be_asked_for_is_one_line(
+    small: tuple[Path, Path], tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    done = run("--model", small[0], "--num-instances", 1, *options)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1 and message in done.stderr, done.stderr
+
+
+def test_file_that_is_no_settings_is_one_line(small: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "odd.conf").write_text("*.Offline.target_qps is ten\n")
+    done = run(*short(small[0], tmp_path, "--scenario", "offline", "--user-conf", tmp_path / "odd.conf"))
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "odd.conf: LoadGen cannot read it" in done.stderr
+
+
+def test_missing_loadgen_is_one_line_that_says_how_to_get_it(small: tuple[Path, Path]) -> None:
+    script = (
+        "from dlrm_tvm import loadgen_process; loadgen_process.find_spec = lambda name: None\n"
+        "import multi_instance; from dlrm_tvm.errors import run_script; run_script(multi_instance.main)"
+    )
+    options = ["--model", str(small[0]), "--scenario", "offline"]
+    done = subprocess.run([sys.executable, "-c", script, *options], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "-m pip install -r requirements-loadgen.txt" in done.stderr
+    assert (ROOT / "requirements-loadgen.txt").is_file()
