@@ -31,8 +31,8 @@ from .work_queue import WorkQueue
 from .worker import Control, QueueEnds, die_with_parent
 
 _PIPE_BYTES = 1 << 20
-_OFFLINE_PAUSE_S = 0.02  # between looks at the pipe: offline nobody waits for one sample
-_PAUSE_ABOVE_SAMPLES = 200  # outstanding; the last ones are reported as they come
+_OFFLINE_PAUSE_S = 0.1  # between looks at the pipe: offline nobody waits for one sample but the last
+_PAUSES_TO_GO = 3  # as long as more are outstanding than so many pauses complete
 _LOOK_S = 0.1
 
 
@@ -88,6 +88,7 @@ class Driver:
         finished = threading.Event()
         completing = threading.Thread(target=self._complete_until, args=(finished,))
         completing.start()
+        cpu_s, began_s = time.process_time(), time.perf_counter()
         try:
             loadgen.StartTestWithLogSettings(system, library, settings, _log_settings(loadgen, request.log_dir))
         finally:
@@ -101,6 +102,7 @@ class Driver:
             "samples": issued,
             "items": int((ends - begins).sum()),
             "items_per_instance": self._items_done.tolist(),
+            "cpu_share": (time.process_time() - cpu_s) / (time.perf_counter() - began_s),
         }
 
     def stop(self) -> None:
@@ -130,14 +132,14 @@ class Driver:
                 data = rest + os.read(pipe, _PIPE_BYTES)
                 whole = len(data) - len(data) % RECORD.size
                 rest = data[whole:]
-                self._complete(np.frombuffer(data[:whole], np.int64).reshape(-1, 4))
-                if self._paused and self._ledger.outstanding > _PAUSE_ABOVE_SAMPLES:
+                completed = self._complete(np.frombuffer(data[:whole], np.int64).reshape(-1, 4))
+                if self._paused and self._ledger.outstanding > _PAUSES_TO_GO * completed:
                     time.sleep(_OFFLINE_PAUSE_S)
         except BaseException as error:
             _leave(error)
 
-    def _complete(self, records: np.ndarray) -> None:
-        """records [n, 4] int64, as queue_service.RECORD."""
+    def _complete(self, records: np.ndarray) -> int:
+        """Tell LoadGen of the samples that these complete, and how many. records [n, 4] int64, as RECORD."""
         np.add.at(self._items_done, records[:, 3], records[:, 1])
         samples = self._ledger.done(records[:, :2])
         if len(samples):
@@ -149,6 +151,7 @@ class Driver:
             fields = zip(self._ids[samples].tolist(), addresses.tolist(), nbytes.tolist())
             self._loadgen.QuerySamplesComplete([response(*each) for each in fields])
         self._queue.release(self._ledger.settled_items)
+        return len(samples)
 
     def _predictions(self, samples: np.ndarray) -> np.ndarray:
         """[items of all samples] float32."""

@@ -35,12 +35,16 @@ _LEAVE_S = 2.0
 
 @dataclass(frozen=True)
 class LoadgenTest:
-    """One test: what was asked, what LoadGen issued, what it says. items_per_instance: by their own records."""
+    """One test: what was asked, what LoadGen issued, what it says. items_per_instance: by their own records.
+
+    cpu_share: of one core's time, that LoadGen's process took.
+    """
 
     request: LoadgenRequest
     samples: int
     items: int
     items_per_instance: tuple[int, ...]
+    cpu_share: float
     verdict: Verdict | None  # None in accuracy mode
 
 
@@ -61,7 +65,8 @@ class LoadgenProcess:
         folder.mkdir(parents=True, exist_ok=True)
         done = self._answer(do="test", request=request.to_json(), wait_ns=int(wait_ms * 1e6))
         verdict = read_verdict(folder) if request.mode == "performance" else None
-        return LoadgenTest(request, done["samples"], done["items"], tuple(done["items_per_instance"]), verdict)
+        per_instance = tuple(done["items_per_instance"])
+        return LoadgenTest(request, done["samples"], done["items"], per_instance, done["cpu_share"], verdict)
 
     def stop(self) -> None:
         """Let the instances leave the queue."""

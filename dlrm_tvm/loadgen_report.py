@@ -40,7 +40,8 @@ def loadgen_text(run: LoadgenRun, accuracy: AccuracyResult | None) -> str:
     else:
         lines = _performance_lines(run)
     lines += [
-        line("memory", f"{run.memory_bytes / 1e6:,.0f} MB PSS together, samples included"),
+        line("memory", f"{run.memory_bytes / 1e6:,.0f} MB PSS together, their part of the samples included"),
+        line("LoadGen", f"its process took {last.cpu_share:.1%} of a core"),
         line("logs", last.request.log_dir),
         *(f"Warning: {warning}" for warning in run.warnings),
     ]
@@ -67,6 +68,7 @@ def loadgen_json(run: LoadgenRun, accuracy: AccuracyResult | None) -> dict[str, 
         "library_samples": run.spec.samples,
         "items_per_instance": list(last.items_per_instance),
         "served": list(run.served),
+        "loadgen_cpu_share": last.cpu_share,
         "pss_mb": run.memory_bytes / 1e6,
         "log_dir": last.request.log_dir,
         "warnings": list(run.warnings),

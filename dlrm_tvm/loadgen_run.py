@@ -142,9 +142,9 @@ class _Conduct:
         before = self._instances.snapshot()
         tests = self._tests(closed_loop, wait_ms)
         after = self._instances.snapshot()
+        memory_bytes = sum(memory_use(pid).pss_bytes for pid in self._instances.pids)
         self._loadgen.stop()
         served = self._instances.end_service()
-        memory_bytes = sum(memory_use(pid).pss_bytes for pid in self._instances.pids)
         peak_after = None if options.accuracy else self._peak(quietly=True)
         warnings = [*session.tables.warnings()]
         if not options.accuracy:
