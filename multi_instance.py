@@ -13,12 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 
+from dlrm_tvm.arrivals import Arrivals
 from dlrm_tvm.errors import run_script
 from dlrm_tvm.loadgen_report import loadgen_json, loadgen_text, score_accuracy_log
 from dlrm_tvm.loadgen_run import run_loadgen
 from dlrm_tvm.options import (
+    add_arrival_options,
     add_loadgen_options,
     add_run_options,
+    check_arrival_options,
     check_loadgen_options,
     check_run_options,
     loadgen_options,
@@ -33,6 +36,7 @@ DEFAULT_DURATION_S = 10.0
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     add_run_options(parser)
+    add_arrival_options(parser)
     add_loadgen_options(parser)
     return parser.parse_args()
 
@@ -40,6 +44,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     check_run_options(args)
+    check_arrival_options(args)
     check_loadgen_options(args)
     if args.scenario:
         return run_scenario(args)
@@ -49,6 +54,8 @@ def main() -> int:
             duration_s=DEFAULT_DURATION_S if args.duration is None else args.duration,
             warmup_s=args.warmup,
             show=show,
+            arrivals=Arrivals(args.arrivals, args.rate),
+            until_stable=args.until_stable,
         )
     print(results_text(report))
     print(json.dumps(results_json(report)), flush=True)

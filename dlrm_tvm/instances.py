@@ -16,13 +16,15 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 
 import numpy as np
 
+from .arrivals import CLOSED, Arrivals, schedule_ns
 from .disturbances import Snapshot, take_snapshot
 from .errors import UserError
+from .progress import ProgressBoard, StabilityWatch
 from .window import Measurement, Run, merge_runs
 from .worker import Assignment
 from .worker_process import WORKER_COMMAND, WorkerProcess
@@ -33,17 +35,24 @@ _MARGIN_S = 0.05  # everyone runs on past the window, so that nobody's last batc
 _LISTEN_S = 3600  # at most at a time: epoll takes no more than 24 days; callers listen again
 _SILENCE_S = 60  # longer than its phase lasts without an answer: it hangs
 
+_DRAIN_S = 2.0  # after the window, for batches that were asked for in it
+_LOOK_S = 0.1  # between looks at the progress board
+
 _EXIT_WAIT_S = 2.0
 
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """The timed window's results, the kernel's counters at its borders, and whether Ctrl-C ended it."""
+    """The timed window's results, the kernel's counters at its borders, and whether Ctrl-C ended it.
+
+    stable: whether throughput became stable, None where nobody asked.
+    """
 
     measurement: Measurement
     before: Snapshot
     after: Snapshot
     interrupted: bool
+    stable: bool | None = None
 
 
 class Instances:
@@ -51,7 +60,8 @@ class Instances:
 
     def __init__(self, assignments: Sequence[Assignment], command: Sequence[str] = WORKER_COMMAND) -> None:
         """command: what to start per worker; tests put a stand-in for the executor here."""
-        self._assignments = assignments
+        self._board = ProgressBoard(len(assignments))
+        self._assignments = [replace(each, board_fd=self._board.descriptor) for each in assignments]
         self._command = command
         self._workers: list[WorkerProcess] = []
         self._messages: dict[WorkerProcess, tuple[dict, bytes]] = {}  # arrived, not gathered yet
@@ -82,8 +92,10 @@ class Instances:
         """Each instance's rate of reading its MLP weights over and over, all at once."""
         return [fields["gbps"] for fields, _ in self._phase("stream", seconds)]
 
-    def measure(self, *, duration_s: float, warmup_s: float) -> MeasuredRun:
-        """Warm up, then the timed window. Ctrl-C ends it early with what there is.
+    def measure(
+        self, *, duration_s: float, warmup_s: float, arrivals: Arrivals = CLOSED, until_stable: bool = False
+    ) -> MeasuredRun:
+        """Warm up, then the timed window. Ctrl-C ends it early with what there is; until_stable: stable throughput.
 
         Raises UserError when no batch fits in the window, KeyboardInterrupt when Ctrl-C came before it began.
         """
@@ -91,21 +103,38 @@ class Instances:
         open_ns = begin_ns + int(warmup_s * 1e9)
         close_ns = open_ns + int(duration_s * 1e9)
         with _interrupts() as interrupts:
-            self._send("measure", begin_ns, stop_ns=close_ns + int(_MARGIN_S * 1e9))
+            last_ns = close_ns + int(_MARGIN_S * 1e9)
+            stop_ns = last_ns + (int(_DRAIN_S * 1e9) if arrivals.is_open else 0)
+            fields = {"last_ns": last_ns, "arrivals": asdict(arrivals), "telling": until_stable}
+            self._send("measure", begin_ns, stop_ns=stop_ns, **fields)
             self._watch(interrupts, until_ns=open_ns)
             before = self.snapshot()
-            self._watch(interrupts, until_ns=close_ns)
+            watch = StabilityWatch() if until_stable else None
+            self._watch(interrupts, until_ns=close_ns, watch=watch)
             after = self.snapshot()
-            if interrupts.seen:
+            if interrupts.seen or (watch and watch.is_stable):
+                close_ns = min(close_ns, time.perf_counter_ns())
                 self._stop()
             answers = self._gather(silence_s=_SILENCE_S)
-        runs = [Run(fields["started_ns"], np.frombuffer(payload, np.int64)) for fields, payload in answers]
+        runs = [self._run_of(instance, arrivals, begin_ns, last_ns, *answer) for instance, answer in enumerate(answers)]
         measurement = merge_runs(runs, open_ns, close_ns)
         if measurement is None or not measurement.batches:
             if interrupts.seen:
                 raise KeyboardInterrupt
             raise UserError(f"No batch was done within the window of {duration_s:g} s. Try --duration 10 or more.")
-        return MeasuredRun(measurement, before, after, interrupts.seen)
+        return MeasuredRun(measurement, before, after, interrupts.seen, watch.is_stable if watch else None)
+
+    def _run_of(
+        self, instance: int, arrivals: Arrivals, begin_ns: int, last_ns: int, fields: dict, payload: bytes
+    ) -> Run:
+        ends_ns = np.frombuffer(payload, np.int64)
+        if not arrivals.is_open:
+            return Run(fields["started_ns"], ends_ns)
+        count = len(self._workers)
+        asked_ns = schedule_ns(arrivals, instance=instance, instances=count, begin_ns=begin_ns, end_ns=last_ns)
+        # With its last arrival done, it would have gone on waiting until last_ns.
+        stopped_ns = max(fields["stopped_ns"], last_ns) if len(ends_ns) == len(asked_ns) else fields["stopped_ns"]
+        return Run(fields["started_ns"], ends_ns, asked_ns, stopped_ns)
 
     def begin_service(self, most_batches: int) -> None:
         """Have all take from the queue, up to so many batches at a time, until it is stopped."""
@@ -141,10 +170,13 @@ class Instances:
         for worker in self._workers:
             worker.stop()
 
-    def _watch(self, interrupts: Interrupts, until_ns: int) -> None:
-        """Sleep until then, or until Ctrl-C, or until a worker fails, which raises."""
+    def _watch(self, interrupts: Interrupts, until_ns: int, watch: StabilityWatch | None = None) -> None:
+        """Sleep until then, or until Ctrl-C, or until `watch` finds it stable, or a worker fails, which raises."""
         while not interrupts.seen and (left_ns := until_ns - time.perf_counter_ns()) > 0:
-            self._listen(left_ns / 1e9, interrupts.descriptor)
+            if watch and watch.look(*self._board.read()):
+                break
+            look_s = _LOOK_S if watch else left_ns / 1e9
+            self._listen(min(left_ns / 1e9, look_s), interrupts.descriptor)
 
     def _gather(self, silence_s: float | None = None) -> list[tuple[dict, bytes]]:
         """One message of each, in their order. Raises UserError when one dies, fails or stays silent."""
@@ -174,6 +206,7 @@ class Instances:
         deadline_s = time.monotonic() + wait_s
         for worker in self._workers:
             worker.end(deadline_s)
+        self._board.close()
         self._workers = []
 
 

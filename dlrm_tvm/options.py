@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 
+from .arrivals import KINDS
 from .errors import UserError
 from .loadgen_run import LoadgenOptions
 from .loadgen_settings import SCENARIOS
@@ -64,6 +65,26 @@ def run_settings(args: argparse.Namespace) -> RunSettings:
         huge_pages=args.huge_pages,
         numa=args.numa,
     )
+
+
+def add_arrival_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("arrivals")
+    group.add_argument("--arrivals", choices=KINDS, default="closed", help="when batches are asked for; default closed")
+    group.add_argument("--rate", type=float, metavar="R", help="of fixed and poisson: batches per second in all")
+    group.add_argument("--until-stable", action="store_true", help="end early when throughput is stable within 1 %%")
+
+
+def check_arrival_options(args: argparse.Namespace) -> None:
+    """Raises UserError for rates that no run can be made of."""
+    is_open = args.arrivals != "closed"
+    if is_open and args.rate is None:
+        raise UserError(f"--arrivals {args.arrivals} needs a rate. Give --rate R, in batches per second.")
+    if not is_open and args.rate is not None:
+        raise UserError("--rate goes with --arrivals fixed or --arrivals poisson; a closed loop has none.")
+    if is_open and not 0 < args.rate <= _MOST_QPS:
+        raise UserError(f"--rate {args.rate:g}: more than 0 and at most {_MOST_QPS:,} were wanted.")
+    if args.scenario and (is_open or args.until_stable):
+        raise UserError("--scenario leaves arrivals and the length of the run to LoadGen: leave the others out.")
 
 
 def add_loadgen_options(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .arrivals import CLOSED, Arrivals
 from .memory import MemoryUse
 from .metrics import percentiles_ms
 from .topology import format_cpu_list
@@ -49,6 +50,8 @@ class RunReport:
     environment: dict[str, object]
     interrupted: bool
     indices_per_bag: float = 1
+    arrivals: Arrivals = CLOSED
+    stable: bool | None = None  # whether throughput became so; None where nobody asked
 
     @property
     def items_per_s(self) -> float:
@@ -125,8 +128,9 @@ def results_text(report: RunReport) -> str:
         line(
             "throughput",
             f"{report.items_per_s:,.0f} items/s = {measurement.total_batches_per_s:,.1f} batches/s "
-            f"({measurement.batches:,} whole batches in {measurement.duration_s:.2f} s)",
+            f"({measurement.batches:,} {_counted(report)} in {measurement.duration_s:.2f} s)",
         ),
+        *_arrival_lines(report),
         line("latency", "  ".join(f"{label} {latency[key]:.3f}" for key, label in shown.items()) + "  ms per batch"),
         line("peak share", f"{report.peak_fraction:.3f}: {report.gflops:,.1f} of {_peaks(report)}"),
         *_streamed_lines(report),
@@ -153,6 +157,12 @@ def results_json(report: RunReport) -> dict[str, object]:
         "duration_s": measurement.duration_s,
         "batches": measurement.batches,
         "batches_per_s": measurement.total_batches_per_s,
+        "arrivals": report.arrivals.kind,
+        "rate": report.arrivals.rate,
+        "offered_batches_per_s": measurement.offered_per_s,
+        "late_batches": measurement.late,
+        "given_up_batches": measurement.given_up,
+        "stable": report.stable,
         "items_per_s": report.items_per_s,
         "mlperf_qps_equivalent": report.mlperf_qps,
         "latency_ms": report.latency_ms,
@@ -226,6 +236,20 @@ def _streamed_lines(report: RunReport) -> list[str]:
     gbps = report.streamed_fraction * limit_gbps
     text = f"{gbps:,.1f} of {limit_gbps:,.1f} GB/s that these cores read them with, skipped ones (zero inputs) counted"
     return [line("weights streamed", f"{report.streamed_fraction:.3f}: {text}")]
+
+
+def _counted(report: RunReport) -> str:
+    return "batches asked for" if report.arrivals.is_open else "whole batches"
+
+
+def _arrival_lines(report: RunReport) -> list[str]:
+    measurement, lines = report.measurement, []
+    if report.arrivals.is_open:
+        text = f"{report.arrivals.kind}, {report.arrivals.rate:,.6g} batches/s wanted, {measurement.offered_per_s:,.1f}"
+        lines.append(line("arrivals", f"{text} asked for; latency counts from then"))
+    if report.stable:
+        lines.append(line("stable", f"within 1 % over three windows, after {measurement.duration_s:.1f} s"))
+    return lines
 
 
 def _peaks(report: RunReport) -> str:

@@ -14,16 +14,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import disturbances
+from .arrivals import CLOSED, Arrivals
 from .artifact import Artifact, open_artifact
 from .cores import choose_cores, spare_cpus
 from .environment import describe_environment
 from .instances import Instances
 from .memory import memory_use
 from .numa import NumaPlan, node_memory, placing_refusal, plan_numa
+from .progress import stability_warnings
 from .reference_data import open_reference
 from .report import RunReport, line, peak_line, static_card
 from .topology import Topology, read_topology
 from .weight_copies import TableSetup, WeightCopies, prepared_weights
+from .window import overload_warnings
 from .worker import Assignment, QueueEnds
 
 PEAK_SECONDS = 1.0
@@ -114,12 +117,23 @@ def open_session(
             )
 
 
-def measure(session: Session, *, duration_s: float, warmup_s: float, show: Callable[[str], None]) -> RunReport:
-    """Peak, window, memory, peak again, and the streaming rate where the batch is small enough for it to matter."""
+def measure(
+    session: Session,
+    *,
+    duration_s: float,
+    warmup_s: float,
+    show: Callable[[str], None],
+    arrivals: Arrivals = CLOSED,
+    until_stable: bool = False,
+) -> RunReport:
+    """Peak, window, memory, peak again, and the streaming rate where the batch is small enough for it to matter.
+
+    until_stable: end the window when throughput is stable, duration_s at the latest.
+    """
     instances = session.instances
     peak_before = instances.peak_gflops(PEAK_SECONDS)
     show(peak_line(peak_before))
-    run = instances.measure(duration_s=duration_s, warmup_s=warmup_s)
+    run = instances.measure(duration_s=duration_s, warmup_s=warmup_s, arrivals=arrivals, until_stable=until_stable)
     memory = [memory_use(pid) for pid in instances.pids]
     peak_after, stream, interrupted = [], [], run.interrupted
     if not interrupted:
@@ -133,8 +147,10 @@ def measure(session: Session, *, duration_s: float, warmup_s: float, show: Calla
         *session.tables.warnings(),
         *disturbances.load_warnings(session.busiest),
         *disturbances.window_warnings(run.before, run.after),
-        *disturbances.spread_warnings(run.measurement.batches_per_s),
+        *([] if arrivals.is_open else disturbances.spread_warnings(run.measurement.batches_per_s)),
         *disturbances.peak_warnings(sum(peak_before), sum(peak_after or peak_before)),
+        *stability_warnings(run.stable, run.interrupted),
+        *overload_warnings(run.measurement),
     ]
     return RunReport(
         manifest=session.artifact.manifest,
@@ -150,6 +166,8 @@ def measure(session: Session, *, duration_s: float, warmup_s: float, show: Calla
         environment=session.environment,
         interrupted=interrupted,
         indices_per_bag=session.indices_per_bag,
+        arrivals=arrivals,
+        stable=run.stable,
     )
 
 

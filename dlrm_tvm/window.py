@@ -1,11 +1,13 @@
 """The window in which all instances ran, and what of their work lies in it.
 
-    instance 0   |--|--|--|--|--|--|--|          started, then one end per batch; the next begins where one ends
-    instance 1     |---|---|---|---|---|--|
-                     t0            t1             counted: from when the last one was warm to when the first stops
+    instance 0   |--|--|--|--|--|--|--|          closed loop: one end per batch; the next begins where one ends
+    instance 1     |--|   |---|  |-|--|          arrivals: a batch begins when it was asked for, or when it can
+                     t0            t1            counted: from when the last one was warm to when the first stops
 
 Throughput counts the parts of the batches that the borders cut, so that long batches in a short window are not off
-by one; latencies are of whole batches inside. Knows arrays only.
+by one. Latencies: in a closed loop of whole batches inside; with arrivals of every batch that was asked for inside,
+from when it was asked for. One that was given up counts with the time that it had waited until then: leaving it out
+would make an overloaded machine look fast. Knows arrays only.
 """
 
 from __future__ import annotations
@@ -15,30 +17,52 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_LATE_SHARE, _LATE_LEAST = 0.05, 5  # of the batches asked for; fewer are chance
+
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One instance's timed loop: when it began, and the end of each batch [batches] int64, ns of one clock."""
+    """One instance's timed loop: when it began, and the end of each batch [batches] int64, ns of one clock.
+
+    arrivals_ns: when each batch was asked for, [>= batches] int64 in their order, None for a closed loop.
+    stopped_ns: when the loop was left; None: with the last batch's end.
+    """
 
     started_ns: int
     ends_ns: np.ndarray
+    arrivals_ns: np.ndarray | None = None
+    stopped_ns: int | None = None
 
     @property
     def starts_ns(self) -> np.ndarray:
-        return np.concatenate([[self.started_ns], self.ends_ns[:-1]])
+        free_ns = np.concatenate([[self.started_ns], self.ends_ns[:-1]])[: len(self.ends_ns)]
+        return free_ns if self.arrivals_ns is None else np.maximum(free_ns, self.arrivals_ns[: len(self.ends_ns)])
+
+    @property
+    def last_ns(self) -> int:
+        if self.stopped_ns is not None:
+            return self.stopped_ns
+        return int(self.ends_ns[-1]) if len(self.ends_ns) else 0
 
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What ran in the window. latencies_ns: one int64 array per instance; batches_per_s: one rate per instance."""
+    """What ran in the window. latencies_ns: one int64 array per instance; batches_per_s: one rate per instance.
+
+    With arrivals: offered_per_s, how many batches were asked for per second, over all instances; late, how many of
+    them were not done when the window closed; given_up, how many of them were not done at all.
+    """
 
     duration_s: float
     batches_per_s: tuple[float, ...]
     latencies_ns: tuple[np.ndarray, ...]
+    offered_per_s: float | None = None
+    late: int = 0
+    given_up: int = 0
 
     @property
     def batches(self) -> int:
-        """Whole batches inside the window."""
+        """In a closed loop whole batches inside the window; with arrivals those asked for inside."""
         return sum(len(latencies) for latencies in self.latencies_ns)
 
     @property
@@ -49,26 +73,63 @@ class Measurement:
 def merge_runs(runs: Sequence[Run], begin_ns: int, end_ns: int) -> Measurement | None:
     """The part of begin..end in which every instance ran; None where there is none."""
     begin_ns = max(begin_ns, *(run.started_ns for run in runs))
-    end_ns = min([end_ns, *(int(run.ends_ns[-1]) if len(run.ends_ns) else 0 for run in runs)])
+    end_ns = min([end_ns, *(run.last_ns for run in runs)])
     if end_ns <= begin_ns:
         return None
     duration_s = (end_ns - begin_ns) / 1e9
+    measurement = {
+        "duration_s": duration_s,
+        "batches_per_s": tuple(_batches_done(run, begin_ns, end_ns) / duration_s for run in runs),
+    }
+    if runs[0].arrivals_ns is None:
+        return Measurement(latencies_ns=tuple(_latencies(run, begin_ns, end_ns) for run in runs), **measurement)
+    asked = [_asked_for(run, begin_ns, end_ns) for run in runs]
     return Measurement(
-        duration_s=duration_s,
-        batches_per_s=tuple(_batches_done(run, begin_ns, end_ns) / duration_s for run in runs),
-        latencies_ns=tuple(_latencies(run, begin_ns, end_ns) for run in runs),
+        latencies_ns=tuple(ends_ns - arrivals_ns for arrivals_ns, ends_ns, _ in asked),
+        offered_per_s=sum(len(arrivals_ns) for arrivals_ns, _, _ in asked) / duration_s,
+        late=sum(int((ends_ns > end_ns).sum()) for _, ends_ns, _ in asked),
+        given_up=sum(given_up for _, _, given_up in asked),
+        **measurement,
     )
+
+
+def overload_warnings(measurement: Measurement) -> list[str]:
+    """Where more was asked for than could be done, so that latencies only say how long the window was."""
+    offered = measurement.offered_per_s
+    if offered is None or measurement.late <= max(_LATE_SHARE * offered * measurement.duration_s, _LATE_LEAST):
+        return []
+    done = measurement.total_batches_per_s
+    given_up = f", {measurement.given_up:,} were given up 2 s later" if measurement.given_up else ""
+    return [
+        f"{offered:,.1f} batches/s were asked for and {done:,.1f} done: {measurement.late:,} still waited when the "
+        f"window closed{given_up}. The queue grows, and latencies with the length of the window: try --rate "
+        f"{0.8 * done:.3g}."
+    ]
 
 
 def _batches_done(run: Run, begin_ns: int, end_ns: int) -> float:
     """Batches between the two times, with the fractions that the borders cut off."""
     # Relative to the start: a float64 holds nanoseconds since boot exactly for 104 days only.
-    times = np.concatenate([[0], run.ends_ns - run.started_ns])
+    starts, ends = run.starts_ns - run.started_ns, run.ends_ns - run.started_ns
+    times = np.stack([starts, ends], axis=1).reshape(-1)  # between an end and the next start nothing is done
+    done = np.stack([np.arange(len(ends)), np.arange(len(ends)) + 1], axis=1).reshape(-1)
     borders = np.array([begin_ns, end_ns]) - run.started_ns
-    done = np.interp(borders, times, np.arange(len(times)))
-    return float(done[1] - done[0])
+    if not len(times):
+        return 0.0
+    at_borders = np.interp(borders, times, done)
+    return float(at_borders[1] - at_borders[0])
 
 
 def _latencies(run: Run, begin_ns: int, end_ns: int) -> np.ndarray:
-    inside = (run.starts_ns >= begin_ns) & (run.ends_ns <= end_ns)
-    return (run.ends_ns - run.starts_ns)[inside]
+    starts_ns = run.starts_ns
+    inside = (starts_ns >= begin_ns) & (run.ends_ns <= end_ns)
+    return (run.ends_ns - starts_ns)[inside]
+
+
+def _asked_for(run: Run, begin_ns: int, end_ns: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Arrivals inside the window, the end of each (or of waiting for it), and how many were given up."""
+    ends_ns = np.full(len(run.arrivals_ns), run.last_ns, np.int64)
+    ends_ns[: len(run.ends_ns)] = run.ends_ns
+    inside = (run.arrivals_ns >= begin_ns) & (run.arrivals_ns < end_ns)
+    given_up = int(inside[len(run.ends_ns) :].sum())
+    return run.arrivals_ns[inside], ends_ns[inside], given_up

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 STOP_SIGNAL = signal.SIGUSR1  # the parent's "stop now and hand over what you have"
 _PR_SET_PDEATHSIG = 1
+_SPIN_NS = 200_000  # before an arrival: a sleep ends up to 0.1 ms late
+_SLEEP_NS = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,12 @@ class Assignment:
     parameters_fd: int | None = None
     numa_node: int | None = None  # None: the machine has one
     queue: QueueEnds | None = None  # None: LoadGen has no part in the run
+    board_fd: int | None = None  # of the ProgressBoard
 
     @property
     def inherited(self) -> tuple[int, ...]:
         queue = (self.queue.queue_fd, self.queue.samples_fd, self.queue.completions_fd) if self.queue else ()
-        return tuple(fd for fd in (self.tables_fd, self.parameters_fd, *queue) if fd is not None)
+        return tuple(fd for fd in (self.tables_fd, self.parameters_fd, self.board_fd, *queue) if fd is not None)
 
     @property
     def title(self) -> str:
@@ -179,9 +182,10 @@ def serve(
         elif command["do"] == "stream":
             control.reply(gbps=engine.stream_gbps(command["seconds"]))
         elif command["do"] == "measure":
+            run = telling(engine.run, assignment) if command["telling"] else engine.run
             clock.set(command["stop_ns"])
-            started_ns, ends_ns = timed_loop(engine.run, batches, clock)
-            control.reply(memoryview(ends_ns).cast("B"), started_ns=started_ns)
+            started_ns, ends_ns, stopped_ns = timed_loop(run, batches, clock, requests(command, assignment))
+            control.reply(memoryview(ends_ns).cast("B"), started_ns=started_ns, stopped_ns=stopped_ns)
         elif command["do"] == "queue":
             served = serve_queue(engine, assignment, command["most_batches"], clock)
             control.reply(**asdict(served))
@@ -242,22 +246,70 @@ def wait_until(begin_ns: int) -> None:
             time.sleep((left_ns - 1_000_000) / 1e9)
 
 
-def timed_loop(run: Callable[[Batch], object], batches: list[Batch], clock: StopClock) -> tuple[int, array]:
-    """Run batch after batch until the clock says stop: (start, end of each batch), ns.
+def requests(command: dict, assignment: Assignment) -> list[int] | None:
+    """When each batch of the phase is to begin, ns; None for a closed loop."""
+    from .arrivals import Arrivals, schedule_ns
 
-    Nothing but the call, one look at the clock and eight bytes per batch: about 0.15 µs.
+    arrivals = Arrivals(**command["arrivals"])
+    if not arrivals.is_open:
+        return None
+    return schedule_ns(
+        arrivals,
+        instance=assignment.instance,
+        instances=assignment.instances,
+        begin_ns=command["begin_ns"],
+        end_ns=command["last_ns"],
+    ).tolist()
+
+
+def telling(run: Callable[[Batch], object], assignment: Assignment) -> Callable[[Batch], object]:
+    """`run`, which also puts its progress on the board."""
+    from .progress import ProgressBoard
+
+    return ProgressBoard(assignment.instances, assignment.board_fd).telling(run, assignment.instance)
+
+
+def timed_loop(
+    run: Callable[[Batch], object], batches: list[Batch], clock: StopClock, arrivals_ns: list[int] | None = None
+) -> tuple[int, array, int]:
+    """Run batch after batch until the clock says stop: (start, end of each batch, end of all), ns.
+
+    arrivals_ns: when each is to begin, at the earliest; None: at once.
     """
+    started_ns = time.perf_counter_ns()
+    if arrivals_ns is None:
+        ends_ns = closed_loop(run, batches, clock)
+        return started_ns, ends_ns, ends_ns[-1]
+    return started_ns, open_loop(run, batches, clock, arrivals_ns), time.perf_counter_ns()
+
+
+def open_loop(run: Callable[[Batch], object], batches: list[Batch], clock: StopClock, arrivals_ns: list[int]) -> array:
+    """A batch per arrival, in order, none before its time; those that the clock leaves no time for are not run."""
+    now = time.perf_counter_ns
+    ends_ns = array("q")
+    for batch, arrival_ns in zip(itertools.cycle(batches), arrivals_ns):
+        while (left_ns := arrival_ns - now()) > 0 and clock.stop_ns:
+            if left_ns > _SPIN_NS:  # a short sleep at a time: Ctrl-C moves the clock, and ends no sleep
+                time.sleep(min(left_ns - _SPIN_NS, _SLEEP_NS) / 1e9)
+        if now() >= clock.stop_ns:
+            break
+        run(batch)
+        ends_ns.append(now())
+    return ends_ns
+
+
+def closed_loop(run: Callable[[Batch], object], batches: list[Batch], clock: StopClock) -> array:
+    """Nothing but the call, one look at the clock and eight bytes per batch: about 0.15 µs."""
     now = time.perf_counter_ns
     ends_ns = array("q")
     append = ends_ns.append
-    started_ns = now()
     for batch in itertools.cycle(batches):
         run(batch)
         end_ns = now()
         append(end_ns)
         if end_ns >= clock.stop_ns:
             break
-    return started_ns, ends_ns
+    return ends_ns
 
 
 if __name__ == "__main__":

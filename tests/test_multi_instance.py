@@ -240,6 +240,30 @@ def test_duration_of_nothing_is_one_line() -> None:
     assert_one_line(run("--duration", "0"), "--duration 0: more than 0 seconds were wanted.")
 
 
+def test_poisson_arrivals_are_reported_with_their_rate(demo_library: Path) -> None:
+    options = ("--model", demo_library, "--num-instances", 1, "--duration", 1, "--warmup", 0.1)
+    done = run(*options, "--arrivals", "poisson", "--rate", 20)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["arrivals"], result["rate"]) == ("poisson", 20)
+    assert result["batches"] == pytest.approx(result["offered_batches_per_s"] * result["duration_s"])
+    assert "poisson, 20 batches/s wanted" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--arrivals", "poisson"), "--arrivals poisson needs a rate. Give --rate R, in batches per second."),
+        (("--rate", "5"), "--rate goes with --arrivals fixed or --arrivals poisson"),
+        (("--arrivals", "fixed", "--rate", "0"), "--rate 0: more than 0 and at most"),
+        (("--arrivals", "fixed", "--rate", "nan"), "--rate nan: more than 0 and at most"),
+        (("--scenario", "offline", "--until-stable"), "--scenario leaves arrivals and the length of the run"),
+    ],
+)
+def test_rates_that_no_run_can_be_made_of_are_one_line(options: tuple[str, ...], message: str) -> None:
+    assert_one_line(run(*options), message)
+
+
 def test_core_ids_that_would_fill_the_memory_are_one_line() -> None:
     assert_one_line(run("--cores", "0-99999999999"), "goes beyond 65535")
 
