@@ -60,15 +60,15 @@ class Driver:
 
     def __init__(self, loadgen: Any, assignment: DriverAssignment) -> None:
         self._loadgen = loadgen
-        self._card = open_artifact(assignment.library).manifest.model
+        self._manifest = open_artifact(assignment.library).manifest
         self._assignment = assignment
         self.spec = SampleSpec.from_json(assignment.queue.spec)
         self._queue = WorkQueue(assignment.queue.queue_fd)
         self._library = SampleLibrary(self.spec, assignment.queue.samples_fd)
         self._lengths = np.diff(self._library.begins)
-        self._ledger = SampleLedger(self._queue.ends)
-        self._ids = np.zeros(len(self._queue.ends), np.uint64)  # LoadGen's, of each issued sample
-        self._sources = np.zeros(len(self._queue.ends), np.int64)  # where its items begin in the library
+        self._ledger = SampleLedger(self._queue.most_samples)
+        self._ids = np.zeros(self._queue.most_samples, np.uint64)  # LoadGen's, of each issued sample
+        self._sources = np.zeros(self._queue.most_samples, np.int64)  # where its items begin in the library
         self._with_labels = self._paused = False
         self._items_done = np.zeros(assignment.instances, np.int64)
 
@@ -79,7 +79,7 @@ class Driver:
         self._with_labels = request.mode == "accuracy"
         self._paused = request.scenario == "offline"
         self._items_done[:] = 0
-        self._queue.set_wait(wait_ns)
+        self._queue.configure(batch_size=self._manifest.batch_size, wait_ns=wait_ns)
         first = self._queue.published
         system = loadgen.ConstructFastSUT(self._issue, self._queue.flush)
         library = loadgen.ConstructQSL(
@@ -110,7 +110,7 @@ class Driver:
 
     def load(self) -> None:
         """All samples, once, before LoadGen starts; it finds in memory whichever it asks for."""
-        self._library.load(self._card, self._assignment.load_threads)
+        self._library.load(self._manifest.model, self._assignment.load_threads)
 
     def _issue(self, ids: list[int], samples: list[int]) -> None:
         arrival_ns = time.perf_counter_ns()

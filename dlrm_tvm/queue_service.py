@@ -52,7 +52,7 @@ def serve_queue(
     batches = items = busy_ns = 0
     while not queue.stopped and not clock.interrupted:
         seen = queue.changes
-        taken = queue.take(engine.batch_size, most_batches)
+        taken = queue.take(most_batches)
         if not taken:
             queue.wait(seen)
             continue

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import numpy as np
 
+_SCANNED = 4096  # samples at a time
+
 
 class SampleLedger:
-    """ends [most_samples] int64: where each sample ends in the stream of items, filled in as samples are issued."""
+    """Of up to most_samples samples, numbered as they are issued. One thread may issue while another reports."""
 
-    def __init__(self, ends: np.ndarray) -> None:
-        self._ends = ends
-        self._open = np.zeros(len(ends), np.int64)  # pages are taken as they are written
+    def __init__(self, most_samples: int) -> None:
+        self._ends = np.zeros(most_samples, np.int64)  # in the stream of items; pages are taken as they are written
+        self._open = np.zeros(most_samples, np.int64)
         self._issued = 0
         self._first_open = 0
 
     def issue(self, lengths: np.ndarray) -> None:
-        """The next samples [n] int64; to be told before anybody can work on them."""
-        self._open[self._issued : self._issued + len(lengths)] = lengths
-        self._issued += len(lengths)
+        """The next samples' items [n] int64; to be told before anybody can work on them."""
+        first, last = self._issued, self._issued + len(lengths)
+        self._ends[first:last] = (self._ends[first - 1] if first else 0) + np.cumsum(lengths)
+        self._open[first:last] = lengths
+        self._issued = last  # the other thread looks no further than this
 
     def done(self, ranges: np.ndarray) -> np.ndarray:
         """Items are done, each once: ranges [n, 2] int64 of begin and count. Gives the samples that this completes."""
@@ -36,8 +40,12 @@ class SampleLedger:
     @property
     def settled_items(self) -> int:
         """So many items from the stream's start belong to complete samples."""
-        waiting = np.flatnonzero(self._open[self._first_open : self._issued])
-        self._first_open = self._first_open + int(waiting[0]) if len(waiting) else self._issued
+        issued = self._issued
+        while self._first_open < issued:
+            scanned = self._open[self._first_open : min(self._first_open + _SCANNED, issued)] != 0
+            self._first_open += int(scanned.argmax()) if scanned.any() else len(scanned)
+            if scanned.any():
+                break
         return int(self._ends[self._first_open - 1]) if self._first_open else 0
 
     def span(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -26,7 +26,8 @@ MOST_SAMPLES = 1 << 24  # of one process's life: a MLPerf run of 10 minutes at 2
 RING_ITEMS = 1 << 24
 
 # Places in the header, a cache line each, so that takers and the publisher do not take lines from each other.
-_PUBLISHED, _TAKEN, _CURSOR, _FLUSHED, _RELEASED, _WAIT_NS, _STOPPED, _RING_BELL = range(0, 8 * 8, 8)
+_PUBLISHED, _TAKEN, _CURSOR, _FLUSHED, _RELEASED, _STOPPED, _RING_BELL, _SETTINGS = range(0, 8 * 8, 8)
+_BATCH_SIZE, _WAIT_NS = _SETTINGS, _SETTINGS + 1
 
 _SYS_FUTEX = {"x86_64": 202, "aarch64": 98}
 _FUTEX_WAIT, _FUTEX_WAKE = 0, 1
@@ -65,7 +66,7 @@ class WorkQueue:
         self._arrays = SharedArrays(descriptor, _layout(most_samples, ring_items))
         self.descriptor = descriptor
         self.ring = self._arrays["ring"]  # [ring_items] float32: the prediction of item i at i % ring_items
-        self.ends = self._arrays["ends"]  # [most_samples] int64
+        self._ends = self._arrays["ends"]
         self._sources, self._arrivals_ns = self._arrays["sources"], self._arrays["arrivals_ns"]
         self._header = memoryview(self._arrays["header"]).cast("B").cast("q")
         self._bell = ctypes.c_uint32.from_buffer(self._header, _RING_BELL * 8)
@@ -88,6 +89,10 @@ class WorkQueue:
     # Publishing
 
     @property
+    def most_samples(self) -> int:
+        return len(self._ends)
+
+    @property
     def published(self) -> int:
         """Samples so far."""
         return self._header[_PUBLISHED]
@@ -103,13 +108,14 @@ class WorkQueue:
         """
         first = self.published
         last = first + len(lengths)
-        if last > len(self.ends):
-            raise UserError(f"LoadGen issued more than {len(self.ends):,} samples. Give a shorter --duration.")
-        self.ends[first:last] = self._items_until(first) + np.cumsum(lengths)
+        if last > len(self._ends):
+            raise UserError(f"LoadGen issued more than {len(self._ends):,} samples. Give a shorter --duration.")
+        self._ends[first:last] = self._items_until(first) + np.cumsum(lengths)
         self._sources[first:last] = sources
         self._arrivals_ns[first:last] = arrival_ns
         self._header[_PUBLISHED] = last  # after the arrays: x86 keeps the order of stores
-        self._ring(_EVERYONE)
+        # As many sleepers as there are batches, the last of which need not be full: someone has to wait for its time.
+        self._ring(-(-self.waiting_items // self._header[_BATCH_SIZE]))
         return first
 
     def flush(self) -> None:
@@ -117,9 +123,9 @@ class WorkQueue:
         self._header[_FLUSHED] = self.published_items
         self._ring(_EVERYONE)
 
-    def set_wait(self, wait_ns: int) -> None:
-        """How long the oldest item may wait for its batch to fill."""
-        self._header[_WAIT_NS] = wait_ns
+    def configure(self, *, batch_size: int, wait_ns: int) -> None:
+        """Items per batch, and how long the oldest one may wait for its batch to fill."""
+        self._header[_BATCH_SIZE], self._header[_WAIT_NS] = batch_size, wait_ns
 
     def release(self, items: int) -> None:
         """The predictions of the stream's first `items` items have been read."""
@@ -136,22 +142,23 @@ class WorkQueue:
     def stopped(self) -> bool:
         return self._header[_STOPPED] != 0
 
-    def take(self, batch_size: int, most_batches: int = 1) -> list[Taken]:
+    def take(self, most_batches: int = 1) -> list[Taken]:
         """Up to `most_batches` full batches, or one that is not full and must leave; nothing where there is none."""
+        batch_size = self._header[_BATCH_SIZE]
         fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
         try:
             begin, first = self._header[_TAKEN], self._header[_CURSOR]
             items = self._items_to_take(begin, first, batch_size, most_batches)
             end = begin + items
             # A sample has an item at least, so that no more samples than items can be touched.
-            touched = self.ends[first : min(first + items, self.published)]
+            touched = self._ends[first : min(first + items, self.published)]
             last = first + int(np.searchsorted(touched, end, side="right"))
             self._header[_TAKEN], self._header[_CURSOR] = end, last
         finally:
             fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
         if not items:
             return []
-        ends = self.ends[first : last + 1].tolist()
+        ends = self._ends[first : last + 1].tolist()
         sources = self._sources[first : last + 1].tolist()
         start = self._items_until(first)
         return _cut(begin, end, batch_size, start, ends, sources)
@@ -185,7 +192,7 @@ class WorkQueue:
         return int(self._arrivals_ns[cursor]) + self._header[_WAIT_NS]
 
     def _items_until(self, sample: int) -> int:
-        return int(self.ends[sample - 1]) if sample else 0
+        return int(self._ends[sample - 1]) if sample else 0
 
     def _ring(self, sleepers: int) -> None:
         self._bell.value = (self._bell.value + 1) & 0xFFFFFFFF

@@ -41,6 +41,7 @@ def served(lengths: list[int], ring_items: int, most_batches: int = 1) -> tuple:
     rng = np.random.default_rng(0)
     library.dense[:], library.indices[:] = rng.integers(0, 9, (500, 2)), rng.integers(0, 50, (500, 3))
     queue = WorkQueue.create(most_samples=100, ring_items=ring_items)
+    queue.configure(batch_size=BATCH, wait_ns=0)
     sources = rng.integers(0, 400, len(lengths))
     queue.publish(sources, np.array(lengths), 0)
     queue.flush()

@@ -19,8 +19,10 @@ ROOT = Path(__file__).parents[1]
 MS = 1_000_000
 
 
-def new_queue(most_samples: int = 5000, ring_items: int = 1 << 20) -> WorkQueue:
-    return WorkQueue.create(most_samples=most_samples, ring_items=ring_items)
+def new_queue(most_samples: int = 5000, ring_items: int = 1 << 20, batch: int = 100) -> WorkQueue:
+    queue = WorkQueue.create(most_samples=most_samples, ring_items=ring_items)
+    queue.configure(batch_size=batch, wait_ns=0)
+    return queue
 
 
 def publish(queue: WorkQueue, lengths: list[int], arrival_ns: int | None = None) -> np.ndarray:
@@ -44,9 +46,9 @@ def library_items(taken: list[Taken]) -> list[int]:
     return items
 
 
-def drain(queue: WorkQueue, batch: int, most: int = 1) -> list[Taken]:
+def drain(queue: WorkQueue, most: int = 1) -> list[Taken]:
     found = []
-    while taken := queue.take(batch, most):
+    while taken := queue.take(most):
         found += taken
     return found
 
@@ -54,11 +56,11 @@ def drain(queue: WorkQueue, batch: int, most: int = 1) -> list[Taken]:
 @pytest.mark.parametrize("batch", [1, 7, 100, 128, 1000])
 @pytest.mark.parametrize("most", [1, 5])
 def test_batches_are_cut_across_samples_and_hold_each_item_once(batch: int, most: int) -> None:
-    queue = new_queue()
+    queue = new_queue(batch=batch)
     lengths = np.random.default_rng(batch).integers(1, 700, 40).tolist()
     sources = publish(queue, lengths)
     queue.flush()
-    taken = drain(queue, batch, most)
+    taken = drain(queue, most)
     wanted = [item for source, length in zip(sources, lengths) for item in range(source, source + length)]
     assert library_items(taken) == wanted
     assert [part.items for part in taken[:-1]] == [batch] * (len(taken) - 1)
@@ -67,32 +69,32 @@ def test_batches_are_cut_across_samples_and_hold_each_item_once(batch: int, most
 
 def test_a_batch_that_is_not_full_waits_for_more() -> None:
     queue = new_queue()
-    queue.set_wait(3600 * 10**9)
+    queue.configure(batch_size=100, wait_ns=3600 * 10**9)
     publish(queue, [150])
-    assert [part.items for part in drain(queue, 100)] == [100]
+    assert [part.items for part in drain(queue)] == [100]
     publish(queue, [60])
-    assert [[segment.items for segment in part.segments] for part in drain(queue, 100)] == [[50, 50]]
+    assert [[segment.items for segment in part.segments] for part in drain(queue)] == [[50, 50]]
 
 
 def test_a_batch_leaves_unfilled_when_its_oldest_item_has_waited_long_enough() -> None:
     queue = new_queue()
-    queue.set_wait(200 * MS)
+    queue.configure(batch_size=100, wait_ns=200 * MS)
     now = time.perf_counter_ns()
     publish(queue, [130], now - 150 * MS)
     publish(queue, [20], now)
-    assert [part.items for part in drain(queue, 100)] == [100]
+    assert [part.items for part in drain(queue)] == [100]
     late = now + 100 * MS
     while time.perf_counter_ns() < late:
         time.sleep(0.005)
-    assert [part.items for part in drain(queue, 100)] == [50]
+    assert [part.items for part in drain(queue)] == [50]
 
 
 def test_waiting_ends_when_the_oldest_item_must_leave() -> None:
     queue = new_queue()
-    queue.set_wait(30 * MS)
+    queue.configure(batch_size=100, wait_ns=30 * MS)
     publish(queue, [10])
     began = time.perf_counter()
-    while not queue.take(100):
+    while not queue.take():
         queue.wait(queue.changes)
     assert 0.02 < time.perf_counter() - began < 5
 
@@ -103,7 +105,7 @@ def test_waiting_ends_when_samples_come() -> None:
     woken = threading.Event()
 
     def wait() -> None:
-        while not queue.take(100):
+        while not queue.take():
             queue.wait(seen)
         woken.set()
 
@@ -119,30 +121,57 @@ def test_waiting_ends_when_samples_come() -> None:
 def test_what_comes_between_looking_and_waiting_is_not_missed() -> None:
     queue = new_queue()
     seen = queue.changes
-    assert not queue.take(100)
+    assert not queue.take()
     publish(queue, [100])
     began = time.perf_counter()
     queue.wait(seen)
     assert time.perf_counter() - began < 0.09  # a sleep that nothing ends lasts 0.1 s
 
 
+def test_no_more_sleepers_are_woken_than_there_are_batches() -> None:
+    """And one of them stays up for a batch that is not full yet: it leaves in time."""
+    queue = new_queue()
+    queue.configure(batch_size=100, wait_ns=50 * MS)
+    seen, woken, taken = queue.changes, [], []
+
+    def sleep() -> None:
+        began = time.perf_counter()
+        queue.wait(seen)
+        woken.append(time.perf_counter() - began)
+        while parts := queue.take() or (queue.waiting_items and [None]):
+            if parts == [None]:
+                queue.wait(queue.changes)
+            else:
+                taken.extend(part.items for part in parts)
+
+    sleepers = [threading.Thread(target=sleep) for _ in range(6)]
+    for sleeper in sleepers:
+        sleeper.start()
+    time.sleep(0.03)
+    publish(queue, [130])
+    for sleeper in sleepers:
+        sleeper.join()
+    assert sorted(taken) == [30, 100]
+    assert sum(time_s < 0.08 for time_s in woken) <= 3  # the others slept their 0.1 s out
+
+
 def test_after_a_flush_more_may_come_and_waits_again() -> None:
     queue = new_queue()
-    queue.set_wait(3600 * 10**9)
+    queue.configure(batch_size=100, wait_ns=3600 * 10**9)
     publish(queue, [30])
     queue.flush()
-    assert [part.items for part in drain(queue, 100)] == [30]
+    assert [part.items for part in drain(queue)] == [30]
     publish(queue, [40])
-    assert drain(queue, 100) == []
+    assert drain(queue) == []
 
 
 def test_nobody_overwrites_predictions_that_were_not_read() -> None:
     queue = new_queue(ring_items=256)
     publish(queue, [1000])
     queue.flush()
-    assert sum(part.items for part in drain(queue, 100)) == 256 // 100 * 100 + 56
+    assert sum(part.items for part in drain(queue)) == 256 // 100 * 100 + 56
     queue.release(100)
-    assert sum(part.items for part in drain(queue, 100)) == 100
+    assert sum(part.items for part in drain(queue)) == 100
 
 
 def test_more_samples_than_there_is_room_for_are_refused() -> None:
@@ -156,9 +185,10 @@ TAKER = """
 import sys
 from dlrm_tvm.work_queue import WorkQueue
 queue = WorkQueue(int(sys.argv[1]), most_samples=5000, ring_items=1 << 20)
+print("up", flush=True)
 while not queue.stopped:
     seen = queue.changes
-    taken = queue.take(int(sys.argv[2]))
+    taken = queue.take()
     if not taken:
         queue.wait(seen)
     for part in taken:
@@ -167,27 +197,27 @@ while not queue.stopped:
 
 
 def test_processes_that_take_at_once_share_the_items_without_gap_or_overlap() -> None:
-    queue = new_queue()
-    command = [sys.executable, "-c", TAKER, str(queue.descriptor), "37"]
+    queue = new_queue(batch=37)
+    command = [sys.executable, "-c", TAKER, str(queue.descriptor)]
     options = {"stdout": subprocess.PIPE, "text": True, "cwd": ROOT, "pass_fds": (queue.descriptor,)}
     takers = [subprocess.Popen(command, **options) for _ in range(3)]
+    assert [taker.stdout.readline() for taker in takers] == ["up\n"] * 3
     rng = np.random.default_rng(0)
     for _ in range(60):
         publish(queue, rng.integers(1, 300, 20).tolist())
         time.sleep(0.002)
     queue.flush()
     deadline = time.monotonic() + 30
-    while drain(queue, 37) or queue.waiting_items:  # this process is a fourth one
-        assert time.monotonic() < deadline
+    while queue.waiting_items and time.monotonic() < deadline:
+        time.sleep(0.01)
     queue.stop()
-    ranges = [
-        tuple(map(int, line.split())) for taker in takers for line in taker.communicate(timeout=30)[0].splitlines()
-    ]
     covered = np.zeros(queue.published_items, int)
-    for begin, items in ranges:
-        covered[begin : begin + items] += 1
-    assert covered.max() == 1
-    assert len({taker.returncode for taker in takers}) == 1 and takers[0].returncode == 0
+    for taker in takers:
+        for text in taker.communicate(timeout=30)[0].splitlines():
+            begin, items = map(int, text.split())
+            covered[begin : begin + items] += 1
+    assert (covered == 1).all()
+    assert [taker.returncode for taker in takers] == [0, 0, 0]
 
 
 # The ledger
@@ -197,7 +227,7 @@ def test_samples_complete_when_their_last_item_is_done_whatever_the_order() -> N
     rng = np.random.default_rng(1)
     lengths = rng.integers(1, 300, 500)
     ends = np.cumsum(lengths)
-    ledger = SampleLedger(ends)
+    ledger = SampleLedger(1000)
     ledger.issue(lengths[:200])
     ledger.issue(lengths[200:])
     cuts = np.arange(0, ends[-1], 128)
@@ -218,7 +248,7 @@ def test_samples_complete_when_their_last_item_is_done_whatever_the_order() -> N
 
 
 def test_nothing_done_completes_nothing() -> None:
-    ledger = SampleLedger(np.array([5]))
+    ledger = SampleLedger(1)
     ledger.issue(np.array([5]))
     assert len(ledger.done(np.empty((0, 2), np.int64))) == 0
     assert ledger.settled_items == 0 and ledger.outstanding == 1
