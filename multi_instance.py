@@ -14,7 +14,8 @@ import argparse
 import json
 
 from dlrm_tvm.errors import run_script
-from dlrm_tvm.options import add_run_options, check_run_options, run_settings
+from dlrm_tvm.options import add_profile_options, add_run_options, check_run_options, run_settings
+from dlrm_tvm.profile_report import profiled
 from dlrm_tvm.report import results_json, results_text
 from dlrm_tvm.session import measure, open_session
 
@@ -22,6 +23,7 @@ from dlrm_tvm.session import measure, open_session
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     add_run_options(parser)
+    add_profile_options(parser)
     return parser.parse_args()
 
 
@@ -30,6 +32,8 @@ def main() -> int:
     check_run_options(args)
     with open_session(run_settings(args), show) as session:
         report = measure(session, duration_s=args.duration, warmup_s=args.warmup, show=show)
+        if args.profile:
+            report = profiled(session, report)
     print(results_text(report))
     print(json.dumps(results_json(report)), flush=True)
     return 1 if report.interrupted else 0

@@ -23,6 +23,7 @@ import numpy as np
 
 from .disturbances import Snapshot, take_snapshot
 from .errors import UserError
+from .profiling import ProfiledCalls
 from .window import Measurement, Run, merge_runs
 from .worker import Assignment
 from .worker_process import WORKER_COMMAND, WorkerProcess
@@ -81,6 +82,13 @@ class Instances:
     def stream_gbps(self, seconds: float) -> list[float]:
         """Each instance's rate of reading its MLP weights over and over, all at once."""
         return [fields["gbps"] for fields, _ in self._phase("stream", seconds)]
+
+    def profile(self, seconds: float) -> list[ProfiledCalls]:
+        """What the parts of each instance's calls take, all at once."""
+        answers = self._phase("profile", seconds)
+        return [
+            ProfiledCalls(**{name: fields[name] for name in ProfiledCalls.__annotations__}) for fields, _ in answers
+        ]
 
     def measure(self, *, duration_s: float, warmup_s: float) -> MeasuredRun:
         """Warm up, then the timed window. Ctrl-C ends it early with what there is.

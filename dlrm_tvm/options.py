@@ -36,6 +36,15 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_profile_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("where the time goes")
+    group.add_argument(
+        "--profile",
+        action="store_true",
+        help="time of each layer beside its limit; for libraries of compile.py --profile",
+    )
+
+
 def check_run_options(args: argparse.Namespace) -> None:
     """Raises UserError for what no run can be made of."""
     check_seconds("--duration", args.duration)
@@ -58,6 +67,7 @@ def run_settings(args: argparse.Namespace) -> RunSettings:
         preload=args.preload,
         huge_pages=args.huge_pages,
         numa=args.numa,
+        profile=args.profile,
     )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from .memory import MemoryUse
 from .metrics import percentiles_ms
+from .profile_report import Profile, profile_json, profile_lines
 from .topology import format_cpu_list
 from .window import Measurement
 
@@ -49,6 +50,7 @@ class RunReport:
     environment: dict[str, object]
     interrupted: bool
     indices_per_bag: float = 1
+    profile: Profile | None = None
 
     @property
     def items_per_s(self) -> float:
@@ -133,6 +135,7 @@ def results_text(report: RunReport) -> str:
         line("MLPerf", f"{report.mlperf_qps:,.1f} samples/s (items/s ÷ {MLPERF_ITEMS_PER_SAMPLE} items per sample)"),
         line("memory", _memory(report)),
         *_instance_lines(report),
+        *profile_lines(report.profile),
         *(f"Warning: {warning}" for warning in report.warnings),
     ]
     return "\n".join(lines)
@@ -172,6 +175,7 @@ def results_json(report: RunReport) -> dict[str, object]:
         **report.tables.to_json(),
         "weights_mb": (card.mlp_bytes + card.table_bytes) / 1e6,
         "per_instance": [_instance_json(report, instance) for instance in range(len(report.cores))],
+        **profile_json(report.profile),
         "interrupted": report.interrupted,
         "warnings": list(report.warnings),
         "environment": report.environment,

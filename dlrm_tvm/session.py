@@ -20,6 +20,7 @@ from .environment import describe_environment
 from .instances import Instances
 from .memory import memory_use
 from .numa import NumaPlan, node_memory, placing_refusal, plan_numa
+from .profile_report import check_profile
 from .reference_data import open_reference
 from .report import RunReport, line, peak_line, static_card
 from .topology import Topology, read_topology
@@ -48,6 +49,7 @@ class RunSettings:
     preload: bool = False
     huge_pages: bool = False
     numa: str | None = None
+    profile: bool = False  # a profile will be asked for
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def open_session(settings: RunSettings, show: Callable[[str], None]) -> Iterator
     if settings.ref_data:  # refuses what does not fit
         data = open_reference(settings.ref_data, artifact.manifest.model, outputs_wanted=False)
         indices_per_bag = data.indices_per_bag
+    if settings.profile:
+        check_profile(artifact.manifest, str(settings.model), indices_per_bag)
     environment = describe_environment(topology)
     busiest = disturbances.busiest_core([core for each in cores for core in each])
     plan = _plan_memory(settings, topology, cores, artifact)

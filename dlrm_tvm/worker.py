@@ -3,7 +3,8 @@
     parent                       worker
     assignment (one line)   ->   pin, open, prepare inputs, run once
                             <-   ready
-    peak | measure | stream ->   at the announced time, together with all the others
+    peak | measure | stream | profile
+                            ->   at the announced time, together with all the others
                             <-   its result: one JSON line, for latencies followed by raw int64
     (end of input)          ->   exit
 
@@ -25,7 +26,7 @@ import time
 import traceback
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from .errors import UserError
@@ -157,6 +158,8 @@ def serve(
             control.reply(gflops=engine.peak_gflops(command["seconds"]))
         elif command["do"] == "stream":
             control.reply(gbps=engine.stream_gbps(command["seconds"]))
+        elif command["do"] == "profile":
+            control.reply(**profile(engine, batches, command["seconds"]))
         elif command["do"] == "measure":
             clock.set(command["stop_ns"])
             started_ns, ends_ns = timed_loop(engine.run, batches, clock)
@@ -189,6 +192,12 @@ def check_once(engine: Executor, batch: Batch) -> None:
     predictions = engine.run(batch)
     if not (abs(predictions) < float("inf")).all():
         raise UserError("The library's predictions are not finite numbers. Check it with accuracy.py, recompile it.")
+
+
+def profile(engine: Executor, batches: list[Batch], seconds: float) -> dict[str, object]:
+    from .profiling import profile_calls
+
+    return asdict(profile_calls(engine, batches, seconds))
 
 
 def wait_until(begin_ns: int) -> None:
