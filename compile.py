@@ -100,7 +100,8 @@ def main() -> int:
 
     building.check_compiler()
     cpu = cpu_target(args.target_cpu)
-    model = read_dlrm(args.onnx_model or demo_model_path(args.demo_table_rows))
+    onnx_model = args.onnx_model or demo_model_path(args.demo_table_rows)
+    model = read_dlrm(onnx_model)
     building.check_finite(model)
     for table in model.tables:
         expect_single_rows(table.rows)
@@ -110,7 +111,14 @@ def main() -> int:
     print_tables(tables)
     lowered, chosen = lower(model, cpu, args, tables)
     library, verification = building.build_library(
-        model, lowered, chosen, cpu, batch=args.batch_size, name=args.output_name, directory=PREBUILT
+        model,
+        lowered,
+        chosen,
+        cpu,
+        batch=args.batch_size,
+        name=args.output_name,
+        directory=PREBUILT,
+        onnx_model=onnx_model,
     )
     print_result(library, verification, cpu)
     report = {

@@ -14,7 +14,13 @@ import argparse
 import json
 
 from dlrm_tvm.errors import run_script
-from dlrm_tvm.options import add_profile_options, add_run_options, check_run_options, run_settings
+from dlrm_tvm.options import (
+    add_engine_options,
+    add_profile_options,
+    add_run_options,
+    check_run_options,
+    run_settings,
+)
 from dlrm_tvm.profile_report import profiled
 from dlrm_tvm.report import results_json, results_text
 from dlrm_tvm.session import measure, open_session
@@ -24,6 +30,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     add_run_options(parser)
     add_profile_options(parser)
+    add_engine_options(parser)
     return parser.parse_args()
 
 

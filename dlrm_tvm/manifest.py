@@ -134,7 +134,7 @@ class Manifest:
 
     inputs: of its function `main`, one index per table and item; bag_inputs: of `bags`; parameters follow in both.
     profile: the parts that its function `profile` times, in the order of its second output's columns; none where the
-    library has no such function.
+    library has no such function. onnx_model: absolute path of the file that it was compiled from.
     """
 
     format_version: int
@@ -160,6 +160,7 @@ class Manifest:
     command: str
     created: str
     profile: tuple[Part, ...] = ()  # from here on what libraries compiled earlier lack
+    onnx_model: str | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .errors import UserError
 from .numa import POLICIES
+from .peers import OURS, PEERS
 from .session import RunSettings
 
 DEFAULT_MODEL = Path(os.path.relpath(Path(__file__).parents[1] / "__prebuilt" / "dlrm_avx512_b100.so"))
@@ -45,6 +46,14 @@ def add_profile_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("another engine in the library's place")
+    group.add_argument("--engine", choices=(OURS, *PEERS), default=OURS, help="what is measured; default: %(default)s")
+    group.add_argument(
+        "--onnx-model", type=Path, metavar="PATH", help="the file it runs; default: what the library was compiled from"
+    )
+
+
 def check_run_options(args: argparse.Namespace) -> None:
     """Raises UserError for what no run can be made of."""
     check_seconds("--duration", args.duration)
@@ -53,6 +62,17 @@ def check_run_options(args: argparse.Namespace) -> None:
         raise UserError("--duration 0: more than 0 seconds were wanted.")
     if args.indices_per_bag and args.ref_data:
         raise UserError(f"--indices-per-bag makes random bags, {args.ref_data} has its own: give one of the two.")
+    if args.engine == OURS and args.onnx_model:
+        raise UserError(f"--onnx-model is what another engine runs. Give --engine {' or '.join(PEERS)} too.")
+    if args.engine != OURS:
+        _check_ours_only(args)
+
+
+def _check_ours_only(args: argparse.Namespace) -> None:
+    for option in ("profile", "preload", "huge_pages", "numa"):
+        if getattr(args, option):
+            flag = "--" + option.replace("_", "-")
+            raise UserError(f"{flag} is for our own library, not for --engine {args.engine}: give one of the two.")
 
 
 def run_settings(args: argparse.Namespace) -> RunSettings:
@@ -68,6 +88,8 @@ def run_settings(args: argparse.Namespace) -> RunSettings:
         huge_pages=args.huge_pages,
         numa=args.numa,
         profile=args.profile,
+        engine=args.engine,
+        onnx_model=args.onnx_model,
     )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from .memory import MemoryUse
 from .metrics import percentiles_ms
+from .peers import OURS, PeerGraph
 from .profile_report import Profile, profile_json, profile_lines
 from .topology import format_cpu_list
 from .window import Measurement
@@ -51,6 +52,7 @@ class RunReport:
     interrupted: bool
     indices_per_bag: float = 1
     profile: Profile | None = None
+    peer: PeerGraph | None = None  # the other engine that ran; None: ours
 
     @property
     def items_per_s(self) -> float:
@@ -148,6 +150,8 @@ def results_json(report: RunReport) -> dict[str, object]:
     return {
         "model": card.name,
         "library": report.library,
+        "engine": report.peer.engine if report.peer else OURS,
+        "engine_version": report.peer.version if report.peer else f"TVM {manifest.tvm_version}",
         "precision": manifest.precision,
         "batch_size": manifest.batch_size,
         "instances": len(report.cores),

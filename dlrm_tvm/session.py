@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import disturbances
@@ -20,6 +20,8 @@ from .environment import describe_environment
 from .instances import Instances
 from .memory import memory_use
 from .numa import NumaPlan, node_memory, placing_refusal, plan_numa
+from .peer_graph import peer_graph
+from .peers import OURS, PeerGraph
 from .profile_report import check_profile
 from .reference_data import open_reference
 from .report import RunReport, line, peak_line, static_card
@@ -50,6 +52,8 @@ class RunSettings:
     huge_pages: bool = False
     numa: str | None = None
     profile: bool = False  # a profile will be asked for
+    engine: str = OURS
+    onnx_model: Path | None = None  # for another engine; None: what the library was compiled from
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Session:
     environment: dict[str, object]
     busiest: tuple[int, float]
     indices_per_bag: float
+    peer: PeerGraph | None = None  # what is measured in the library's place
 
 
 @contextmanager
@@ -87,18 +92,25 @@ def open_session(settings: RunSettings, show: Callable[[str], None]) -> Iterator
         indices_per_bag = data.indices_per_bag
     if settings.profile:
         check_profile(artifact.manifest, str(settings.model), indices_per_bag)
+    peer = None
+    if settings.engine != OURS:
+        peer = peer_graph(settings.engine, settings.onnx_model, artifact.manifest, str(settings.model), indices_per_bag)
     environment = describe_environment(topology)
     busiest = disturbances.busiest_core([core for each in cores for core in each])
     plan = _plan_memory(settings, topology, cores, artifact)
     show(static_card(artifact.manifest, str(settings.model), cores, _inputs(settings), indices_per_bag))
 
+    if peer is not None:
+        show(line("engine", f"{peer.title} on {os.path.relpath(peer.path)}, one index per table and item"))
+
     def say(label: str, text: str) -> None:
         show(line(label, text))
 
     with prepared_weights(artifact, plan, preload=settings.preload, huge_pages=settings.huge_pages, say=say) as weights:
-        assignments = _assignments(settings, topology, cores, plan, weights, indices_per_bag)
+        assignments = _assignments(settings, topology, cores, plan, weights, indices_per_bag, peer)
         with Instances(assignments) as instances:
-            yield Session(settings, artifact, cores, instances, weights.setup, environment, busiest, indices_per_bag)
+            setup = weights.setup
+            yield Session(settings, artifact, cores, instances, setup, environment, busiest, indices_per_bag, peer)
 
 
 def measure(session: Session, *, duration_s: float, warmup_s: float, show: Callable[[str], None]) -> RunReport:
@@ -137,6 +149,7 @@ def measure(session: Session, *, duration_s: float, warmup_s: float, show: Calla
         environment=session.environment,
         interrupted=interrupted,
         indices_per_bag=session.indices_per_bag,
+        peer=session.peer,
     )
 
 
@@ -168,6 +181,7 @@ def _assignments(
     plan: NumaPlan,
     weights: WeightCopies,
     indices_per_bag: float,
+    peer: PeerGraph | None,
 ) -> list[Assignment]:
     return [
         Assignment(
@@ -182,6 +196,7 @@ def _assignments(
             tables_fd=weights.of_instance(instance).tables,
             parameters_fd=weights.of_instance(instance).parameters,
             numa_node=None if plan.policy is None else plan.instance_nodes[instance],
+            peer=None if peer is None else asdict(peer),
         )
         for instance, each in enumerate(cores)
     ]

@@ -55,6 +55,7 @@ class Assignment:
     tables_fd: int | None = None  # inherited descriptors of shared memory that holds the weights; see SharedCopies
     parameters_fd: int | None = None
     numa_node: int | None = None  # None: the machine has one
+    peer: dict | None = None  # a PeerGraph that another engine is to run in the library's place
 
     @property
     def inherited(self) -> tuple[int, ...]:
@@ -98,7 +99,11 @@ class Control:
 
 
 def open_executor(assignment: Assignment) -> Executor:
-    """The artifact, its threads placed. Raises UserError."""
+    """The artifact, its threads placed, or the other engine that is to run in its place. Raises UserError."""
+    if assignment.peer is not None:
+        from .peer_engine import open_peer_engine
+
+        return open_peer_engine(assignment)
     from .artifact import SharedCopies, open_artifact
     from .executor import Executor
 
