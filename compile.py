@@ -57,6 +57,9 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="copy the tables beside the library, so that the ONNX model can be deleted; default: use them in place",
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="with the function that multi_instance.py --profile needs"
+    )
     parser.add_argument("--target-cpu", help="LLVM -mcpu, such as sapphirerapids; default: this host")
     parser.add_argument("--dump-ir", type=Path, metavar="DIR", help="write the IR after each phase, and the assembly")
     return parser.parse_args()
@@ -75,6 +78,8 @@ def check(args: argparse.Namespace) -> None:
     plain = Path(args.output_name).name == args.output_name and not args.output_name.startswith(".")
     if not plain or not 1 <= len(args.output_name) <= 100:
         raise UserError(f"--output-name {args.output_name}: a plain name was wanted, without a directory.")
+    if args.profile and args.tuning_log_file == "none":
+        raise UserError("--profile times kernels of ours; --tuning-log-file none has none. Give one of the two.")
     if args.tune and args.tuning_log_file == "none":
         raise UserError("--tune needs a log to append to. Give --tuning-log-file a path.")
 
@@ -95,7 +100,8 @@ def main() -> int:
 
     building.check_compiler()
     cpu = cpu_target(args.target_cpu)
-    model = read_dlrm(args.onnx_model or demo_model_path(args.demo_table_rows))
+    onnx_model = args.onnx_model or demo_model_path(args.demo_table_rows)
+    model = read_dlrm(onnx_model)
     building.check_finite(model)
     for table in model.tables:
         expect_single_rows(table.rows)
@@ -105,7 +111,14 @@ def main() -> int:
     print_tables(tables)
     lowered, chosen = lower(model, cpu, args, tables)
     library, verification = building.build_library(
-        model, lowered, chosen, cpu, batch=args.batch_size, name=args.output_name, directory=PREBUILT
+        model,
+        lowered,
+        chosen,
+        cpu,
+        batch=args.batch_size,
+        name=args.output_name,
+        directory=PREBUILT,
+        onnx_model=onnx_model,
     )
     print_result(library, verification, cpu)
     report = {
@@ -141,7 +154,9 @@ def lower(
 
         tune(model, args.batch_size, cpu, path)
     chosen = Selection(read_log(path, must_exist=path != DEFAULT_LOG), cpu.cpu, args.batch_size, cpu.registers)
-    lowered = lower_tuned(model, args.batch_size, chosen.network(), chosen.dense, cpu, dump, tables)
+    lowered = lower_tuned(
+        model, args.batch_size, chosen.network(), chosen.dense, cpu, dump, tables, profile=args.profile
+    )
     print(f"schedules   {len(chosen.tuned)} kernels tuned, {len(chosen.untuned)} by rule ({os.path.relpath(path)})")
     if chosen.borrowed:
         print(

@@ -17,16 +17,8 @@ from dlrm_tvm.arrivals import Arrivals
 from dlrm_tvm.errors import run_script
 from dlrm_tvm.loadgen_report import loadgen_json, loadgen_text, score_accuracy_log
 from dlrm_tvm.loadgen_run import run_loadgen
-from dlrm_tvm.options import (
-    add_arrival_options,
-    add_loadgen_options,
-    add_run_options,
-    check_arrival_options,
-    check_loadgen_options,
-    check_run_options,
-    loadgen_options,
-    run_settings,
-)
+from dlrm_tvm.options import add_options, check_options, loadgen_options, run_settings
+from dlrm_tvm.profile_report import profiled
 from dlrm_tvm.report import results_json, results_text
 from dlrm_tvm.session import measure, open_session
 
@@ -35,17 +27,13 @@ DEFAULT_DURATION_S = 10.0
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    add_run_options(parser)
-    add_arrival_options(parser)
-    add_loadgen_options(parser)
+    add_options(parser)
     return parser.parse_args()
 
 
 def main() -> int:
     args = parse_args()
-    check_run_options(args)
-    check_arrival_options(args)
-    check_loadgen_options(args)
+    check_options(args)
     if args.scenario:
         return run_scenario(args)
     with open_session(run_settings(args), show) as session:
@@ -57,6 +45,8 @@ def main() -> int:
             arrivals=Arrivals(args.arrivals, args.rate),
             until_stable=args.until_stable,
         )
+        if args.profile:
+            report = profiled(session, report)
     print(results_text(report))
     print(json.dumps(results_json(report)), flush=True)
     return 1 if report.interrupted else 0

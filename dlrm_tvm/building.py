@@ -87,8 +87,10 @@ def build_library(
     batch: int,
     name: str,
     directory: Path,
+    onnx_model: Path | None = None,
 ) -> tuple[Path, Verification | None]:
     """Write directory/name_bBATCH.so with manifest and parameters, verified; nothing is left behind on failure.
+    onnx_model: where the model came from, for the manifest.
 
     The verification is None where this CPU cannot run the library. Raises UserError when the disk is full, linking
     fails, or the library's predictions are wrong.
@@ -96,7 +98,7 @@ def build_library(
     with staging_directory(directory) as staging:
         staged = staging / f"{name}_b{batch}.so"
         try:
-            _save(model, lowered, selection, target, staged, batch)
+            _save(model, lowered, selection, target, staged, batch, onnx_model)
         except OSError as error:
             remedy = " Free some space." if error.errno in (ENOSPC, EDQUOT, EFBIG) else ""
             raise UserError(f"{directory}: {error.strerror} while writing; nothing was left behind.{remedy}") from error
@@ -108,7 +110,13 @@ def build_library(
 
 
 def _save(
-    model: Dlrm, lowered: Lowered, selection: Selection | None, target: CpuTarget, path: Path, batch: int
+    model: Dlrm,
+    lowered: Lowered,
+    selection: Selection | None,
+    target: CpuTarget,
+    path: Path,
+    batch: int,
+    onnx_model: Path | None,
 ) -> None:
     build = uuid.uuid4().hex
     sources = [*lowered.tables.sources, lowered.mlp]
@@ -142,6 +150,8 @@ def _save(
         tvm_version=tvm.__version__,
         command=shlex.join(sys.argv),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        profile=lowered.parts,
+        onnx_model=None if onnx_model is None else str(onnx_model.resolve()),
     )
     path.with_suffix(".json").write_text(manifest.to_json())
 

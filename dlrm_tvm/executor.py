@@ -67,6 +67,7 @@ class Executor:
         self._module = load_module(str(artifact.library))
         machine = VirtualMachine(self._module, cpu())
         self._main, self._bags = machine["main"], machine["bags"]
+        self._profile = machine["profile"] if artifact.manifest.profile else None
         self._parameters = tuple(tvm_ffi.from_dlpack(writable_view(array)) for array in artifact.parameters)
         self._dense_shape = (self._card.num_dense,)
         self._indices_shape = (self._card.num_tables,)
@@ -140,6 +141,12 @@ class Executor:
     def run(self, batch: Batch) -> np.ndarray:
         """Predictions [batch_size] float32 of a prepared batch; nothing is checked. This is the call that is timed."""
         return np.from_dlpack(batch.entry(*batch.inputs, *self._parameters))
+
+    def run_profiled(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """A prepared batch without bags by the library's `profile`, if it has one: predictions [batch_size] float32,
+        ticks [tiles, parts + 1] int64 with a row per thread as kernels/stopwatch.py has it; other rows mean nothing."""
+        pred, ticks = self._profile(*batch.inputs, *self._parameters)
+        return np.from_dlpack(pred), np.from_dlpack(ticks)
 
     def peak_gflops(self, seconds: float) -> float:
         """Fused multiply-adds and nothing else on all threads, for about `seconds`: GFLOP/s over all of them."""

@@ -24,6 +24,7 @@ import numpy as np
 from .arrivals import CLOSED, Arrivals, schedule_ns
 from .disturbances import Snapshot, take_snapshot
 from .errors import UserError
+from .profiling import ProfiledCalls
 from .progress import ProgressBoard, StabilityWatch
 from .window import Measurement, Run, merge_runs
 from .worker import Assignment
@@ -91,6 +92,13 @@ class Instances:
     def stream_gbps(self, seconds: float) -> list[float]:
         """Each instance's rate of reading its MLP weights over and over, all at once."""
         return [fields["gbps"] for fields, _ in self._phase("stream", seconds)]
+
+    def profile(self, seconds: float) -> list[ProfiledCalls]:
+        """What the parts of each instance's calls take, all at once."""
+        answers = self._phase("profile", seconds)
+        return [
+            ProfiledCalls(**{name: fields[name] for name in ProfiledCalls.__annotations__}) for fields, _ in answers
+        ]
 
     def measure(
         self, *, duration_s: float, warmup_s: float, arrivals: Arrivals = CLOSED, until_stable: bool = False

@@ -2,7 +2,7 @@
 
     plan     schedules chosen, weights packed                      (plan.py, schedules.py)
     tir      a TIR function for the network, and one for bags      (kernels/network.py)
-    relax    `main` and `bags` that call them, with the peak loops beside them
+    relax    `main` and `bags` that call them, with the peak loops beside them, and `profile` on request
     build    TVM's own passes and LLVM
 
 or, without tuned schedules, TVM's operators and default code generation in place of the first three (plain.py).
@@ -10,7 +10,7 @@ or, without tuned schedules, TVM's operators and default code generation in plac
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,13 @@ import tvm
 from tvm import relax, tirx
 
 from .errors import UserError
-from .kernels.network import bag_network, network
+from .kernels.network import bag_network, network, profile_network
 from .kernels.network_plan import NetworkPlan
 from .kernels.peak import flops_per_round, peak_fma, stream_read
+from .manifest import Part
 from .model import Dlrm
 from .parameters import ParameterSource, array_source
+from .parts import parts_of
 from .plain import plain_network
 from .plan import plan_network
 from .schedules import NetworkSchedule
@@ -36,12 +38,16 @@ OUTPUTS = ("pred",)
 
 @dataclass(frozen=True, eq=False)
 class Lowered:
-    """executable: ready to be exported; tables: where its first parameter lies; mlp: its last one."""
+    """executable: ready to be exported; tables: where its first parameter lies; mlp: its last one.
+
+    parts: those that its function `profile` times; none where it has no such function.
+    """
 
     executable: relax.VMExecutable
     tables: TableLayout
     mlp: ParameterSource
     peak_flops_per_round: int
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,10 @@ def lower_tuned(
     target: CpuTarget,
     dump: Dump,
     tables: TableLayout | None = None,
+    profile: bool = False,
 ) -> Lowered:
-    """Our kernels. tables: where the model's tables will lie; by default in place where they can.
+    """Our kernels. tables: where the model's tables will lie; by default in place where they can. profile: whether the
+    library gets the function `profile` too, which takes about as long to compile as `main`.
 
     Raises UserError where the target has neither AVX-512 nor AVX2 with FMA.
     """
@@ -79,9 +87,12 @@ def lower_tuned(
     planned = plan_network(model, batch, schedule, dense_schedule, tables.elements)
     dump.write("1_plan.txt", lambda: f"{planned.plan}\n")
     functions = {"main": network(planned.plan), "bags": bag_network(planned.plan)}
+    if profile:
+        functions["profile"] = profile_network(planned.plan)
     dump.write("2_tir.py", lambda: "\n".join(function.script() for function in functions.values()))
     module = _relax_module(planned.plan, functions)
-    return _build(module, planned.mlp, tables, target, dump)
+    lowered = _build(module, planned.mlp, tables, target, dump)
+    return replace(lowered, parts=parts_of(model, planned.plan) if profile else ())
 
 
 def lower_plain(model: Dlrm, batch: int, target: CpuTarget, dump: Dump, tables: TableLayout | None = None) -> Lowered:
@@ -92,14 +103,18 @@ def lower_plain(model: Dlrm, batch: int, target: CpuTarget, dump: Dump, tables: 
 
 
 def _relax_module(plan: NetworkPlan, functions: dict) -> tvm.IRModule:
-    """`main` and `bags`, each of which calls its TIR function with its own arguments."""
+    """`main`, `bags` and what else there is, each of which calls its TIR function with its own arguments."""
     total = tirx.Var("total", "int64")  # indices of all bags together
     tables = plan.num_tables
     dense = {"dense": ((plan.batch, plan.num_dense), "float32")}
+    one_hot = {"indices": ((plan.batch, tables), "int64")}
     inputs = {
-        "main": {"indices": ((plan.batch, tables), "int64")},
+        "main": one_hot,
         "bags": {"indices": ((total,), "int64"), "offsets": ((tables, plan.batch + 1), "int64")},
+        "profile": one_hot,
     }
+    pred = relax.TensorType((plan.batch,), "float32")
+    outputs = {"profile": [pred, relax.TensorType((plan.tiles, len(plan.parts) + 1), "int64")]}
     parameters = {
         "tables": ((plan.table_elements,), "float32"),
         "table_info": ((2, tables), "int64"),
@@ -112,8 +127,7 @@ def _relax_module(plan: NetworkPlan, functions: dict) -> tvm.IRModule:
         kernel = builder.add_func(function.without_attr("global_symbol"), function.attrs["global_symbol"])
         with builder.function(name, arguments):
             with builder.dataflow():
-                pred = relax.call_tir(kernel, arguments, out_ty=relax.TensorType((plan.batch,), "float32"))
-                out = builder.emit_output(pred)
+                out = builder.emit_output(relax.call_tir(kernel, arguments, out_ty=outputs.get(name, pred)))
             builder.emit_func_output(out)
     return builder.get()
 

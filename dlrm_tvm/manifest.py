@@ -107,6 +107,20 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of a call that the library's function `profile` times; what it costs at least, per item.
+
+    what: a layer's widths, or what else it does; flops: of the model's formulas; nbytes: that come from beyond the
+    core's own caches: weights, once per tile or block of items that share them, and rows.
+    """
+
+    name: str
+    what: str
+    flops: int
+    nbytes: float
+
+
+@dataclass(frozen=True)
 class TableRange:
     """All tables as the library's `tables` argument: nbytes of addresses, some of which belong to no piece."""
 
@@ -119,6 +133,8 @@ class Manifest:
     """The JSON beside the library; everything that a reader of the library needs.
 
     inputs: of its function `main`, one index per table and item; bag_inputs: of `bags`; parameters follow in both.
+    profile: the parts that its function `profile` times, in the order of its second output's columns; none where the
+    library has no such function. onnx_model: absolute path of the file that it was compiled from.
     """
 
     format_version: int
@@ -143,6 +159,8 @@ class Manifest:
     tvm_version: str
     command: str
     created: str
+    profile: tuple[Part, ...] = ()  # from here on what libraries compiled earlier lack
+    onnx_model: str | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
@@ -157,6 +175,7 @@ class Manifest:
         card["graph_inputs"] = GraphInputs(**_tuples(card["graph_inputs"]))
         fields["parameters"] = tuple(Parameter(**_tuples(entry)) for entry in fields["parameters"])
         pieces = tuple(_piece(piece) for piece in fields["table_range"]["pieces"])
+        fields["profile"] = tuple(Part(**part) for part in fields.get("profile", ()))
         fields["table_range"] = TableRange(fields["table_range"]["nbytes"], pieces)
         return Manifest(**_tuples(fields | {"model": ModelCard(**card)}))
 

@@ -12,12 +12,24 @@ from .errors import UserError
 from .loadgen_run import LoadgenOptions
 from .loadgen_settings import SCENARIOS
 from .numa import POLICIES
+from .peers import OURS, PEERS
 from .query_samples import MLPERF_SAMPLES
 from .session import RunSettings
 
 DEFAULT_MODEL = Path(os.path.relpath(Path(__file__).parents[1] / "__prebuilt" / "dlrm_avx512_b100.so"))
 _MAX_SECONDS = 86_400
 _MOST_QPS, _MOST_SAMPLES = 10_000_000, 10_000_000
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    for add in (add_run_options, add_arrival_options, add_loadgen_options, add_profile_options, add_engine_options):
+        add(parser)
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raises UserError for what no run can be made of."""
+    for check in (check_run_options, check_arrival_options, check_loadgen_options):
+        check(args)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +54,23 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_profile_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("where the time goes")
+    group.add_argument(
+        "--profile",
+        action="store_true",
+        help="time of each layer beside its limit; for libraries of compile.py --profile",
+    )
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("another engine in the library's place")
+    group.add_argument("--engine", choices=(OURS, *PEERS), default=OURS, help="what is measured; default: %(default)s")
+    group.add_argument(
+        "--onnx-model", type=Path, metavar="PATH", help="the file it runs; default: what the library was compiled from"
+    )
+
+
 def check_run_options(args: argparse.Namespace) -> None:
     """Raises UserError for what no run can be made of."""
     check_seconds("--duration", 1 if args.duration is None else args.duration)
@@ -50,6 +79,17 @@ def check_run_options(args: argparse.Namespace) -> None:
         raise UserError("--duration 0: more than 0 seconds were wanted.")
     if args.indices_per_bag and args.ref_data:
         raise UserError(f"--indices-per-bag makes random bags, {args.ref_data} has its own: give one of the two.")
+    if args.engine == OURS and args.onnx_model:
+        raise UserError(f"--onnx-model is what another engine runs. Give --engine {' or '.join(PEERS)} too.")
+    if args.engine != OURS:
+        _check_ours_only(args)
+
+
+def _check_ours_only(args: argparse.Namespace) -> None:
+    for option in ("profile", "preload", "huge_pages", "numa"):
+        if getattr(args, option):
+            flag = "--" + option.replace("_", "-")
+            raise UserError(f"{flag} is for our own library, not for --engine {args.engine}: give one of the two.")
 
 
 def run_settings(args: argparse.Namespace) -> RunSettings:
@@ -64,6 +104,9 @@ def run_settings(args: argparse.Namespace) -> RunSettings:
         preload=args.preload,
         huge_pages=args.huge_pages,
         numa=args.numa,
+        profile=args.profile,
+        engine=args.engine,
+        onnx_model=args.onnx_model,
     )
 
 
@@ -107,6 +150,9 @@ def check_loadgen_options(args: argparse.Namespace) -> None:
         raise UserError(f"{given[0]} is for LoadGen: add --scenario offline or --scenario server.")
     if not args.scenario:
         return
+    if args.engine != OURS or args.profile:
+        other = "--profile" if args.profile else f"--engine {args.engine}"
+        raise UserError(f"{other}: LoadGen drives our own library as it is. Leave it or --scenario out.")
     if args.indices_per_bag:
         raise UserError("--indices-per-bag: MLPerf's samples have one index per table. Leave it or --scenario out.")
     if args.samples and args.samples > _MOST_SAMPLES:

@@ -19,6 +19,8 @@ import numpy as np
 from .arrivals import CLOSED, Arrivals
 from .memory import MemoryUse
 from .metrics import percentiles_ms
+from .peers import OURS, PeerGraph
+from .profile_report import Profile, profile_json, profile_lines
 from .topology import format_cpu_list
 from .window import Measurement
 
@@ -52,6 +54,8 @@ class RunReport:
     indices_per_bag: float = 1
     arrivals: Arrivals = CLOSED
     stable: bool | None = None  # whether throughput became so; None where nobody asked
+    profile: Profile | None = None
+    peer: PeerGraph | None = None  # the other engine that ran; None: ours
 
     @property
     def items_per_s(self) -> float:
@@ -137,6 +141,7 @@ def results_text(report: RunReport) -> str:
         line("MLPerf", f"{report.mlperf_qps:,.1f} samples/s (items/s ÷ {MLPERF_ITEMS_PER_SAMPLE} items per sample)"),
         line("memory", _memory(report)),
         *_instance_lines(report),
+        *profile_lines(report.profile),
         *(f"Warning: {warning}" for warning in report.warnings),
     ]
     return "\n".join(lines)
@@ -149,6 +154,8 @@ def results_json(report: RunReport) -> dict[str, object]:
     return {
         "model": card.name,
         "library": report.library,
+        "engine": report.peer.engine if report.peer else OURS,
+        "engine_version": report.peer.version if report.peer else f"TVM {manifest.tvm_version}",
         "precision": manifest.precision,
         "batch_size": manifest.batch_size,
         "instances": len(report.cores),
@@ -182,6 +189,7 @@ def results_json(report: RunReport) -> dict[str, object]:
         **report.tables.to_json(),
         "weights_mb": (card.mlp_bytes + card.table_bytes) / 1e6,
         "per_instance": [_instance_json(report, instance) for instance in range(len(report.cores))],
+        **profile_json(report.profile),
         "interrupted": report.interrupted,
         "warnings": list(report.warnings),
         "environment": report.environment,

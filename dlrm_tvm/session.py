@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from . import disturbances
@@ -21,6 +21,9 @@ from .environment import describe_environment
 from .instances import Instances
 from .memory import memory_use
 from .numa import NumaPlan, node_memory, placing_refusal, plan_numa
+from .peer_graph import peer_graph
+from .peers import OURS, PeerGraph
+from .profile_report import check_profile
 from .progress import stability_warnings
 from .reference_data import open_reference
 from .report import RunReport, line, peak_line, static_card
@@ -53,6 +56,9 @@ class RunSettings:
     huge_pages: bool = False
     numa: str | None = None
     spare_core: bool = False
+    profile: bool = False  # a profile will be asked for
+    engine: str = OURS
+    onnx_model: Path | None = None  # for another engine; None: what the library was compiled from
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class Session:
     busiest: tuple[int, float]
     indices_per_bag: float
     other_cpus: tuple[int, ...]  # those that the caller may use: the spare core's, or all usable ones
+    peer: PeerGraph | None = None  # what is measured in the library's place
 
 
 @contextmanager
@@ -93,16 +100,24 @@ def open_session(
     if settings.ref_data:  # refuses what does not fit
         data = open_reference(settings.ref_data, artifact.manifest.model, outputs_wanted=False)
         indices_per_bag = data.indices_per_bag
+    if settings.profile:
+        check_profile(artifact.manifest, str(settings.model), indices_per_bag)
+    peer = None
+    if settings.engine != OURS:
+        peer = peer_graph(settings.engine, settings.onnx_model, artifact.manifest, str(settings.model), indices_per_bag)
     environment = describe_environment(topology)
     busiest = disturbances.busiest_core([core for each in cores for core in each])
     plan = _plan_memory(settings, topology, cores, artifact)
     show(static_card(artifact.manifest, str(settings.model), cores, _inputs(settings), indices_per_bag))
 
+    if peer is not None:
+        show(line("engine", f"{peer.title} on {os.path.relpath(peer.path)}, one index per table and item"))
+
     def say(label: str, text: str) -> None:
         show(line(label, text))
 
     with prepared_weights(artifact, plan, preload=settings.preload, huge_pages=settings.huge_pages, say=say) as weights:
-        assignments = _assignments(settings, topology, cores, plan, weights, indices_per_bag, queue)
+        assignments = _assignments(settings, topology, cores, plan, weights, indices_per_bag, queue, peer)
         with Instances(assignments) as instances:
             yield Session(
                 settings=settings,
@@ -114,6 +129,7 @@ def open_session(
                 busiest=busiest,
                 indices_per_bag=indices_per_bag,
                 other_cpus=tuple(sorted(spare or topology.usable)),
+                peer=peer,
             )
 
 
@@ -168,6 +184,7 @@ def measure(
         indices_per_bag=session.indices_per_bag,
         arrivals=arrivals,
         stable=run.stable,
+        peer=session.peer,
     )
 
 
@@ -200,6 +217,7 @@ def _assignments(
     weights: WeightCopies,
     indices_per_bag: float,
     queue: QueueEnds | None,
+    peer: PeerGraph | None,
 ) -> list[Assignment]:
     return [
         Assignment(
@@ -215,6 +233,7 @@ def _assignments(
             parameters_fd=weights.of_instance(instance).parameters,
             numa_node=None if plan.policy is None else plan.instance_nodes[instance],
             queue=queue,
+            peer=None if peer is None else asdict(peer),
         )
         for instance, each in enumerate(cores)
     ]

@@ -3,7 +3,8 @@
     parent                       worker
     assignment (one line)   ->   pin, open, prepare inputs, run once
                             <-   ready
-    peak | measure | stream ->   at the announced time, together with all the others
+    peak | measure | stream | profile
+                            ->   at the announced time, together with all the others
                             <-   its result: one JSON line, for latencies followed by raw int64
     (end of input)          ->   exit
 
@@ -69,6 +70,7 @@ class Assignment:
     numa_node: int | None = None  # None: the machine has one
     queue: QueueEnds | None = None  # None: LoadGen has no part in the run
     board_fd: int | None = None  # of the ProgressBoard
+    peer: dict | None = None  # a PeerGraph that another engine is to run in the library's place
 
     @property
     def inherited(self) -> tuple[int, ...]:
@@ -121,7 +123,11 @@ class Control:
 
 
 def open_executor(assignment: Assignment) -> Executor:
-    """The artifact, its threads placed. Raises UserError."""
+    """The artifact, its threads placed, or the other engine that is to run in its place. Raises UserError."""
+    if assignment.peer is not None:
+        from .peer_engine import open_peer_engine
+
+        return open_peer_engine(assignment)
     from .artifact import SharedCopies, open_artifact
     from .executor import Executor
 
@@ -181,6 +187,8 @@ def serve(
             control.reply(gflops=engine.peak_gflops(command["seconds"]))
         elif command["do"] == "stream":
             control.reply(gbps=engine.stream_gbps(command["seconds"]))
+        elif command["do"] == "profile":
+            control.reply(**profile(engine, batches, command["seconds"]))
         elif command["do"] == "measure":
             run = telling(engine.run, assignment) if command["telling"] else engine.run
             clock.set(command["stop_ns"])
@@ -237,6 +245,12 @@ def check_once(engine: Executor, batch: Batch) -> None:
     predictions = engine.run(batch)
     if not (abs(predictions) < float("inf")).all():
         raise UserError("The library's predictions are not finite numbers. Check it with accuracy.py, recompile it.")
+
+
+def profile(engine: Executor, batches: list[Batch], seconds: float) -> dict[str, object]:
+    from .profiling import profile_calls
+
+    return asdict(profile_calls(engine, batches, seconds))
 
 
 def wait_until(begin_ns: int) -> None:

@@ -3,6 +3,7 @@
     dlrm(dense [B, num_dense] f32, indices [B, T] i64, tables [elements] f32, table_info [2, T] i64,
          mlp [elements] f32, pred [B] f32)
     dlrm_bags(dense, indices [any number] i64, offsets [T, B + 1] i64, tables, table_info, mlp, pred)
+    dlrm_profile(dense, indices, tables, table_info, mlp, pred, ticks [tiles, parts + 1] i64)
 
     for task in parallel(threads):
         for block of the task's tiles:                # a few tiles of mr items
@@ -14,12 +15,14 @@
             pred = sigmoid(last layer), clamped
 
 Rows outside a table or dense values that are not finite give NaN for their item (see gather.py), malformed offsets
-too (embedding_bag.py). The two are functions of their own, so that one row per table pays nothing for bags.
+too (embedding_bag.py). They are functions of their own, so that one row per table pays nothing for bags, and nobody
+for time stamps: dlrm_profile is dlrm with a stopwatch (stopwatch.py) whose laps end where the comments above do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from tvm.script.ir_builder import IRBuilder
@@ -31,6 +34,7 @@ from .gemv import gemv_layer
 from .interaction import dot_interaction
 from .lookups import BagLookup, RowLookup
 from .network_plan import NetworkPlan
+from .stopwatch import Stopwatch
 from .tiles import Tiles
 from .vectors import LANES, fma, load, padded, store, zeros
 
@@ -39,10 +43,14 @@ class _Task:
     """Emits what one thread does; holds the buffers that all its parts share.
 
     lookup(poison, tiles): where the vectors of items come from, a RowLookup or a BagLookup.
+    stopwatch: what times the plan's parts, None for nothing.
     """
 
-    def __init__(self, plan: NetworkPlan, args: dict, lookup: Callable, first_tile, tiles) -> None:
+    def __init__(
+        self, plan: NetworkPlan, args: dict, lookup: Callable, first_tile, tiles, stopwatch: Stopwatch | None
+    ) -> None:
         self.plan, self.args, self.first_tile, self.tiles = plan, args, first_tile, tiles
+        self.stopwatch = stopwatch
         mr, most = plan.mr, min(plan.block_tiles, plan.tiles)
         widths = [plan.top_columns, *2 * [max([padded(layer.outputs) for layer in plan.top], default=0)]]
         at = np.cumsum([0, *(most * mr * width for width in widths)]).tolist()
@@ -60,6 +68,8 @@ class _Task:
 
     def run(self) -> None:
         plan = self.plan
+        if self.stopwatch is not None:
+            self.stopwatch.start()
         blocks = T.bind(T.ceildiv(self.tiles, plan.block_tiles))
         with T.serial(blocks) as block:
             begin = T.bind(block * plan.block_tiles)
@@ -67,12 +77,21 @@ class _Task:
             with T.serial(tiles) as tile:
                 first_item = T.bind((self.first_tile + (begin + tile)) * plan.mr)
                 self.lookup.start(begin + tile, first_item, tile * plan.mr)
+                self.lap("gather")
                 self.bottom(begin + tile, tile, self.lookup.hooks())
                 if plan.grouping is None:
                     self.concatenate(tile)
                 else:
                     self.interact(tile)
+                self.lap("interaction")
             self.top(begin, tiles)
+        if self.stopwatch is not None:
+            self.stopwatch.stop()
+
+    def lap(self, part: str) -> None:
+        """What ran since the last lap was `part`."""
+        if self.stopwatch is not None:
+            self.stopwatch.lap(part)
 
     def bottom(self, tile, to, hooks: list) -> None:
         """Bottom MLP of the task's `tile`, into tile `to` of the block."""
@@ -87,6 +106,7 @@ class _Task:
             out = self.top_in if last else Tiles(self.scratch, self.bottom_at[at % 2], layer.outputs, plan.mr)
             write = _writer(out, to if last else 0)
             self.layer(layer, source, write, 1, hooks[at])
+            self.lap(f"bottom {at + 1}")
             source = _reader(out)
 
     def layer(self, layer: PackedDense, source, write, tiles, hook=None) -> None:
@@ -131,9 +151,11 @@ class _Task:
         for at, layer in enumerate(plan.top):
             out = Tiles(self.scratch, self.top_at[at % 2], layer.outputs, plan.mr)
             self.layer(layer, _reader(source), _writer(out), tiles)
+            self.lap(f"top {at + 1}")
             source = out
         with T.serial(tiles) as tile:
             self.final(begin + tile, tile, source)
+        self.lap(f"top {len(plan.top) + 1}")
 
     def final(self, of, tile, source: Tiles) -> None:
         """The layer of one output, for the task's tile `of`: 16 partial sums per item, then a sum over lanes."""
@@ -183,8 +205,18 @@ def clamped(value, least: float, greatest: float):
 
 def network(plan: NetworkPlan):
     """The plan as a TIR function named `dlrm`: one row per table and item."""
+    return _row_network(plan, "dlrm")
+
+
+def profile_network(plan: NetworkPlan):
+    """The same as `dlrm_profile`, which also gives the ticks of the plan's parts: row t of `ticks` is task t's, as
+    Stopwatch writes it; there is one task per thread, but no more than tiles."""
+    return _row_network(plan, "dlrm_profile", profiled=True)
+
+
+def _row_network(plan: NetworkPlan, name: str, *, profiled: bool = False):
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("dlrm")
+        T.func_name(name)
         T.func_attr({"tirx.noalias": True})
         args = {
             "dense": T.arg("dense", T.buffer((plan.batch, plan.num_dense), "float32")),
@@ -193,7 +225,11 @@ def network(plan: NetworkPlan):
             "table_info": T.arg("table_info", T.buffer((2, plan.num_tables), "int64")),
             **_last_arguments(plan),
         }
-        _emit_tasks(plan, args, lambda poison, _: RowLookup(plan, args, poison))
+        watch = None
+        if profiled:
+            ticks = T.arg("ticks", T.buffer((plan.tiles, len(plan.parts) + 1), "int64"))
+            watch = partial(Stopwatch, plan.parts, ticks)
+        _emit_tasks(plan, args, lambda poison, _: RowLookup(plan, args, poison), watch)
     return builder.get()
 
 
@@ -216,9 +252,11 @@ def _last_arguments(plan: NetworkPlan) -> dict:
     }
 
 
-def _emit_tasks(plan: NetworkPlan, args: dict, lookup: Callable) -> None:
+def _emit_tasks(plan: NetworkPlan, args: dict, lookup: Callable, watch: Callable | None = None) -> None:
+    """watch(task): the stopwatch of that task."""
     threads = T.bind(T.max(1, T.min(T.call_packed("runtime.NumThreads"), plan.tiles)))
     with T.parallel(threads) as thread:
         first = T.bind(thread * plan.tiles // threads)
         tiles = T.bind((thread + 1) * plan.tiles // threads - first)
-        _Task(plan, args, lookup, first, tiles).run()
+        stopwatch = None if watch is None else watch(thread)
+        _Task(plan, args, lookup, first, tiles, stopwatch).run()

@@ -43,6 +43,13 @@ class NetworkPlan:
         return -(-self.batch // self.mr)
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of a call that the profiled network times, in the order in which they run."""
+        bottom = (f"bottom {layer}" for layer in range(1, len(self.bottom) + 1))
+        top = (f"top {layer}" for layer in range(1, len(self.top) + 2))
+        return ("gather", *bottom, "interaction", *top)
+
+    @property
     def top_columns(self) -> int:
         if self.grouping is None:
             return self.dim * (self.num_tables + 1)

@@ -22,9 +22,10 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from engines import OPEN, Engine, engine_version
+from engines import engine_version, open_engine
 
 from dlrm_tvm.errors import UserError
+from dlrm_tvm.peers import Peer
 from dlrm_tvm.placement import verify_confined
 from dlrm_tvm.worker import Control, die_with_parent
 
@@ -35,7 +36,7 @@ _WARM_UP_SHARE = 0.1  # of a slice, untimed: caches and page tables were another
 class Opened:
     """One engine at one batch size and its rotating set of bound inputs; `turn`: where the last slice stopped."""
 
-    engine: Engine
+    engine: Peer
     bound: list[Any]
     turn: Iterator[Any]
 
@@ -49,7 +50,7 @@ def main() -> None:
     os.sched_setaffinity(0, [assignment["core"]])
     try:
         version = engine_version(assignment["engine"])
-    except ImportError as error:
+    except UserError as error:
         control.reply(missing=str(error))
         return
     try:
@@ -69,7 +70,7 @@ def main() -> None:
 def open_at(assignment: dict, batch: int) -> Opened:
     """dense.npy [N, 13] and indices.npy [N, 26] are cut into as many batches as they hold."""
     dense, indices = (np.load(os.path.join(assignment["inputs"], f"{name}.npy")) for name in ("dense", "indices"))
-    engine = OPEN[assignment["engine"]](assignment["models"][str(batch)], batch, assignment["core"])
+    engine = open_engine(assignment["engine"], assignment["models"][str(batch)], batch, assignment["core"])
     parts = [slice(at, at + batch) for at in range(0, len(dense) - batch + 1, batch)]
     bound = [engine.prepare(dense[part], indices[part]) for part in parts]
     return Opened(engine, bound, itertools.cycle(bound))
@@ -93,7 +94,7 @@ def predict(opened: Opened, batches: int) -> np.ndarray:
     results = []
     for bound in opened.bound[:batches]:
         opened.engine.run(bound)
-        results.append(opened.engine.predictions())
+        results.append(opened.engine.predictions().copy())
     return np.concatenate(results)
 
 

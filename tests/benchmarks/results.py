@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from statistics import median
 
-NAMES = {"ours": "ours", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+from dlrm_tvm.peers import OURS, TITLES
+
+NAMES = {OURS: "ours", **TITLES}
 _HEADER = (
     f"{'batch':>5}  {'engine':<12}  {'items/s':>8}  {'best':>8}  {'of peak':>8}  {'best':>8}  "
     f"{'max error':>9}  {'ours/peer':>9}"

@@ -1,0 +1,66 @@
+"""Another engine in an executor's place, inside a worker: the same batches, placement and clock.
+
+Our library is opened beside it, for two things: the peak loops, so that both engines are held against the same peak,
+and its predictions for the first batch, which the other engine's must equal. It takes part in nothing that is timed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .artifact import open_artifact
+from .errors import UserError
+from .executor import Executor
+from .peers import PeerGraph, open_peer
+
+if TYPE_CHECKING:
+    from .worker import Assignment
+
+_TOLERANCE = 1e-4
+
+
+class PeerEngine:
+    """What worker.py asks of an Executor, by another engine. Raises UserError where that refuses the graph."""
+
+    def __init__(self, graph: PeerGraph, library: str, cores: Sequence[int]) -> None:
+        # First, while this process may use all of its cores: our placement pins the calling thread to one of them,
+        # which threads that are made later would inherit.
+        self._graph = graph
+        # Threads of our pool would spin on beside the other engine's ones, whose time slices they take.
+        os.environ["TVM_THREAD_POOL_SPIN_COUNT"] = "0"
+        self._peer = open_peer(graph, threads=len(cores), cores=cores)
+        self._ours = Executor(open_artifact(library), threads=len(cores), cores=cores)
+        self.artifact, self.batch_size = self._ours.artifact, graph.batch_size
+        self.peak_gflops, self.stream_gbps = self._ours.peak_gflops, self._ours.stream_gbps
+        self._compared = False
+
+    def prepare(self, dense: np.ndarray, indices: np.ndarray, offsets: np.ndarray | None = None) -> Any:
+        if offsets is not None:
+            raise UserError("--engine takes one index per table and item; the inputs are bags.")
+        bound = self._peer.prepare(dense, indices)
+        if not self._compared:
+            self._compare(bound, self._ours.prepare(dense, indices))
+        return bound
+
+    def run(self, bound: Any) -> np.ndarray:
+        """Predictions [batch_size] float32, valid until the next run."""
+        self._peer.run(bound)
+        return self._peer.predictions()
+
+    def _compare(self, bound: Any, batch: Any) -> None:
+        error = np.abs(self.run(bound) - self._ours.run(batch)).max()
+        if not error <= _TOLERANCE:
+            raise UserError(
+                f"{self._graph.title} predicts something else than the library, by {error:.2g} where {_TOLERANCE:g} is "
+                "allowed: it gets no number. See accuracy.py for which of the two is wrong."
+            )
+        self.artifact.tables.let_go()  # rows that only our library reads are not the other engine's memory
+        self._compared = True
+
+
+def open_peer_engine(assignment: Assignment) -> PeerEngine:
+    return PeerEngine(PeerGraph.from_json(assignment.peer), assignment.library, assignment.cores)

@@ -1,0 +1,213 @@
+"""--profile: the stamps change nothing, and what they say adds up."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import build_plain, on_threads, random_batch, random_dlrm
+
+from dlrm_tvm import building, lower, target
+from dlrm_tvm.artifact import open_artifact
+from dlrm_tvm.errors import UserError
+from dlrm_tvm.executor import Executor
+from dlrm_tvm.manifest import Manifest, Part
+from dlrm_tvm.parts import parts_of
+from dlrm_tvm.plan import plan_network
+from dlrm_tvm.profile_report import check_profile, profile_json, profile_lines, summarize
+from dlrm_tvm.profiling import ProfiledCalls, profile_calls, ticks_per_ns
+from dlrm_tvm.schedules import default_dense, default_network
+
+ROOT = Path(__file__).parents[1]
+CORES = sorted(os.sched_getaffinity(0))
+NAMES = ["gather", "bottom 1", "bottom 2", "interaction", "top 1", "top 2"]
+
+
+def medium_dlrm(interaction: str = "dot"):
+    """Large enough that each part takes many times a stamp."""
+    return random_dlrm(table_rows=[100] * 26, dim=64, bottom=(256,), top=(256,), interaction=interaction)
+
+
+def planned(model, batch: int):
+    registers = target.cpu_target(None).registers
+    schedule = default_network(batch, registers)
+
+    def dense_schedule(layer):
+        return default_dense(schedule.mr, layer.outputs, registers)
+
+    return plan_network(model, batch, schedule, dense_schedule, 1000).plan, schedule, dense_schedule
+
+
+def build(model, batch: int, directory: Path, *, profile: bool = True, dump: Path | None = None) -> Path:
+    cpu = target.cpu_target(None)
+    _, schedule, dense_schedule = planned(model, batch)
+    lowered = lower.lower_tuned(model, batch, schedule, dense_schedule, cpu, lower.Dump(dump), profile=profile)
+    return building.build_library(model, lowered, None, cpu, batch=batch, name="small", directory=directory)[0]
+
+
+def prepared(engine: Executor, model, count: int = 3) -> list:
+    return [engine.prepare(*random_batch(model, engine.batch_size, seed=seed)) for seed in range(count)]
+
+
+@pytest.mark.parametrize(("batch", "interaction"), [(1, "dot"), (7, "cat"), (33, "dot_self")])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_stamps_change_no_prediction_and_parts_add_up(
+    require_fma: None, tmp_path: Path, batch: int, interaction: str, threads: int
+) -> None:
+    model = medium_dlrm(interaction)
+    artifact = open_artifact(build(model, batch, tmp_path))
+
+    def check() -> tuple[list[float], ProfiledCalls]:
+        engine = Executor(artifact, threads=threads)
+        batches = prepared(engine, model)
+        for each in batches:
+            wanted = engine.run(each).copy()
+            assert np.array_equal(engine.run_profiled(each)[0], wanted)
+        return profile_calls(engine, batches, 0.1)
+
+    calls = on_threads(threads, check)
+    assert [part.name for part in artifact.manifest.profile] == NAMES
+    assert all(ns > 0 for ns in calls.parts_ns)
+    # Two threads on few items leave one idle, and launching and calling are parts of no part.
+    assert (0.5 if threads == 1 and batch == 33 else 0) < sum(calls.parts_ns) / calls.call_ns <= 1.01
+    assert calls.calls >= 2 and calls.main_ns > 0
+
+
+@pytest.mark.parametrize("interaction", ["dot", "dot_self", "cat"])
+@pytest.mark.parametrize("batch", [1, 33])
+def test_flops_of_all_parts_are_the_models(require_fma: None, batch: int, interaction: str) -> None:
+    model = medium_dlrm(interaction)
+    plan, *_ = planned(model, batch)
+    parts = parts_of(model, plan)
+    assert [part.name for part in parts] == list(plan.parts) == NAMES
+    assert sum(part.flops for part in parts) == model.flops_per_item
+    assert all(part.nbytes > 0 for part in parts)
+    if batch == 1:  # every weight and bias is read once for the item
+        assert sum(part.nbytes for part in parts[1:]) == model.mlp_bytes + model.gather_bytes_per_item
+
+
+def test_main_is_the_same_function_with_and_without_the_flag(require_fma: None, tmp_path: Path) -> None:
+    model = random_dlrm()
+    for profile in (False, True):
+        build(model, 10, tmp_path, profile=profile, dump=tmp_path / str(profile))
+    without, with_it = ((tmp_path / name / "2_tir.py").read_text() for name in ("False", "True"))
+    assert with_it.startswith(without.rstrip())
+    assert "readcyclecounter" in with_it and "readcyclecounter" not in without
+    stamps = re.findall(r"\brdtsc\b", (tmp_path / "True" / "4_assembly.s").read_text())
+    assert len(stamps) == 1 + len(NAMES)  # one at the start, one after each part: bottom 13-20-16, top -24-1
+
+
+def test_a_manifest_without_the_field_opens(require_fma: None, tmp_path: Path) -> None:
+    manifest = open_artifact(build(random_dlrm(), 10, tmp_path)).manifest
+    fields = json.loads(manifest.to_json())
+    assert Manifest.from_json(json.dumps(fields)) == manifest
+    del fields["profile"]
+    older = Manifest.from_json(json.dumps(fields))
+    assert older == replace(manifest, profile=())
+    with pytest.raises(UserError, match=r"no time stamps in it\. Type: python .* --profile$"):
+        check_profile(replace(older, untuned_kernels=("dense_fp32_relu",)), "small.so", 1)
+    with pytest.raises(UserError, match="not bags"):
+        check_profile(manifest, "small.so", 3)
+
+
+def test_a_reading_that_was_held_up_does_not_change_the_rate() -> None:
+    times = np.arange(1, 101) * 10_000
+    ticks = (times * 2.5).astype(np.int64) + 2**40
+    times[[0, 60]] += 3_000_000
+    assert ticks_per_ns(times, ticks) == pytest.approx(2.5, rel=1e-6)
+
+
+def test_table_and_json_say_the_same(require_fma: None, tmp_path: Path) -> None:
+    manifest = open_artifact(build(random_dlrm(), 10, tmp_path)).manifest
+    parts = tuple(
+        Part(f"part {at}", "13-4", flops, nbytes) for at, (flops, nbytes) in enumerate([(0, 100), (2000, 50)])
+    )
+    manifest = replace(manifest, profile=parts, batch_size=10)
+    calls = [
+        ProfiledCalls(6, 1100.0, 1000.0, [200.0, 600.0], 2.4),
+        ProfiledCalls(4, 1300.0, 1200.0, [400.0, 600.0], 2.4),
+    ]
+    profile = summarize(manifest, calls, peak_gflops=50.0, stream_gbps=10.0)
+    gather, layer = profile_json(profile)["profile"]
+    assert (gather["us_per_item"], gather["gbps"], gather["bound"]) == (0.03, pytest.approx(100 / 30), "stream")
+    assert (layer["gflops"], layer["peak_fraction"], layer["bound"]) == (
+        pytest.approx(2000 / 60), pytest.approx(2 / 3), "peak",
+    )  # fmt: skip
+    call = profile_json(profile)["profile_call"]
+    assert (call["calls"], call["parts_us"], call["outside_us"]) == (10, pytest.approx(0.9), pytest.approx(0.3))
+    assert call["ratio"] == pytest.approx(1200 / 1100)
+    text = "\n".join(profile_lines(profile))
+    assert "0.667 peak" in text and "0.333 stream" in text and "1.091" in text
+    assert "mean of 2 instances" in text
+
+
+@pytest.fixture(scope="module")
+def profiled_library(require_fma: None) -> Iterator[Path]:
+    """The demo compiled by compile.py --profile, for small batches: that takes less time."""
+    name = f"pytest_profile_{os.getpid()}"
+    options = ("--output-name", name, "--batch-size", "6", "--profile")
+    done = subprocess.run([sys.executable, str(ROOT / "compile.py"), *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    library = ROOT / json.loads(done.stdout.splitlines()[-1])["library"]
+    yield library
+    for suffix in (".so", ".params", ".json"):
+        library.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def run(*options: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "multi_instance.py"), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_the_demo_is_profiled_by_all_instances(profiled_library: Path) -> None:
+    count = min(len(CORES), 2)
+    done = run("--model", profiled_library, "--num-instances", count, "--duration", 0.5, "--warmup", 0.1, "--profile")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    parts, call = result["profile"], result["profile_call"]
+    assert [part["part"] for part in parts] == [
+        "gather", "bottom 1", "bottom 2", "bottom 3", "interaction", "top 1", "top 2", "top 3", "top 4", "top 5",
+    ]  # fmt: skip
+    assert sum(part["flops_per_item"] for part in parts) == result["flops_per_item"]
+    assert sum(part["us_per_item"] for part in parts) * 6 == pytest.approx(call["parts_us"])
+    assert 0.8 < call["parts_us"] / call["call_us"] <= 1.01
+    assert all(part["us_per_item"] > 0 and part["roofline_fraction"] > 0 for part in parts)
+    assert 0.7 < call["ratio"] < 1.4
+    assert f"{call['ratio']:.3f} (the faster half of {call['calls']:,} calls each" in done.stdout
+
+
+def test_profile_of_bags_is_refused_in_one_line(profiled_library: Path) -> None:
+    done = run("--model", profiled_library, "--num-instances", 1, "--profile", "--indices-per-bag", 3)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("--profile times calls with one index per table") and done.stderr.count("\n") == 1
+
+
+def test_a_library_without_stamps_is_refused_with_the_command_to_type(demo_library: Path) -> None:
+    done = run("--model", demo_library, "--num-instances", 1, "--profile")
+    assert (done.returncode, done.stdout) == (1, "")
+    name = demo_library.name.removesuffix("_b100.so")
+    assert re.search(
+        rf"has no time stamps in it\. Type: python \S*compile\.py --output-name {name} --profile\n", done.stderr
+    )
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_plain_library_is_refused_with_the_reason(tmp_path: Path) -> None:
+    done = run("--model", build_plain(random_dlrm(), 10, tmp_path), "--num-instances", 1, "--profile")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "has no kernels of ours to time: it was compiled with --tuning-log-file none" in done.stderr
+
+
+def test_compiling_plain_kernels_with_stamps_is_refused() -> None:
+    command = [sys.executable, str(ROOT / "compile.py"), "--tuning-log-file", "none", "--profile"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("--profile times kernels of ours") and done.stderr.count("\n") == 1
