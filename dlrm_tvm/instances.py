@@ -21,8 +21,8 @@ from types import TracebackType
 
 import numpy as np
 
-from .disturbances import Snapshot, take_snapshot
 from .errors import UserError
+from .kernel_counters import Snapshot, take_snapshot
 from .window import Measurement, Run, merge_runs
 from .worker import Assignment
 from .worker_process import WORKER_COMMAND, WorkerProcess

@@ -133,6 +133,8 @@ def measure(session: Session, *, duration_s: float, warmup_s: float, show: Calla
         *session.tables.warnings(),
         *disturbances.load_warnings(session.busiest),
         *disturbances.window_warnings(run.before, run.after),
+        *disturbances.other_load_warnings(run.before, run.after),
+        *disturbances.stall_warnings(run.measurement.latencies_ns),
         *disturbances.spread_warnings(run.measurement.batches_per_s),
         *disturbances.peak_warnings(sum(peak_before), sum(peak_after or peak_before)),
     ]

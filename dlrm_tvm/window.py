@@ -12,8 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+
+SUB_WINDOWS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +33,16 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What ran in the window. latencies_ns: one int64 array per instance; batches_per_s: one rate per instance."""
+    """What ran in the window. latencies_ns: one int64 array per instance; batches_per_s: one rate per instance.
+
+    sub_windows_per_s: batches per second of all instances together in each of 10 equal parts of the window; their mean
+    is the throughput, and how they differ is the noise within the run.
+    """
 
     duration_s: float
     batches_per_s: tuple[float, ...]
     latencies_ns: tuple[np.ndarray, ...]
+    sub_windows_per_s: tuple[float, ...] = ()
 
     @property
     def batches(self) -> int:
@@ -57,7 +65,14 @@ def merge_runs(runs: Sequence[Run], begin_ns: int, end_ns: int) -> Measurement |
         duration_s=duration_s,
         batches_per_s=tuple(_batches_done(run, begin_ns, end_ns) / duration_s for run in runs),
         latencies_ns=tuple(_latencies(run, begin_ns, end_ns) for run in runs),
+        sub_windows_per_s=_sub_windows(runs, begin_ns, end_ns),
     )
+
+
+def _sub_windows(runs: Sequence[Run], begin_ns: int, end_ns: int) -> tuple[float, ...]:
+    part_s = (end_ns - begin_ns) / 1e9 / SUB_WINDOWS
+    borders = [begin_ns + (end_ns - begin_ns) * part // SUB_WINDOWS for part in range(SUB_WINDOWS + 1)]
+    return tuple(sum(_batches_done(run, *part) for run in runs) / part_s for part in pairwise(borders))
 
 
 def _batches_done(run: Run, begin_ns: int, end_ns: int) -> float:
