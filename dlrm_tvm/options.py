@@ -39,6 +39,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--numa", choices=POLICIES, help="where tables lie on several nodes; default: the best that fits"
     )
+    parser.add_argument("--baseline", type=Path, metavar="FILE", help="compare with the result of an earlier run")
 
 
 def check_run_options(args: argparse.Namespace) -> None:
@@ -86,6 +87,8 @@ def check_loadgen_options(args: argparse.Namespace) -> None:
         raise UserError(f"{given[0]} is for LoadGen: add --scenario offline or --scenario server.")
     if not args.scenario:
         return
+    if args.baseline:
+        raise UserError("--baseline compares runs without LoadGen. Leave it or --scenario out.")
     if args.indices_per_bag:
         raise UserError("--indices-per-bag: MLPerf's samples have one index per table. Leave it or --scenario out.")
     if args.samples and args.samples > _MOST_SAMPLES:
