@@ -10,7 +10,6 @@ and how exact the peaks are. Only runs repeated in turn show that, and the text 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,7 +44,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Change:
-    """One figure, then and now. interval_percent: where 95 % of the difference lies; None where the noise is unknown."""
+    """One figure, then and now. interval_percent: the 95 % interval of the difference; None: the noise is unknown."""
 
     baseline: float
     now: float
