@@ -14,6 +14,7 @@ import argparse
 import json
 
 from dlrm_tvm.arrivals import Arrivals
+from dlrm_tvm.baseline import compare_with_baseline, comparison_json, comparison_text, read_baseline
 from dlrm_tvm.errors import run_script
 from dlrm_tvm.loadgen_report import loadgen_json, loadgen_text, score_accuracy_log
 from dlrm_tvm.loadgen_run import run_loadgen
@@ -36,6 +37,7 @@ def main() -> int:
     check_options(args)
     if args.scenario:
         return run_scenario(args)
+    baseline = read_baseline(args.baseline) if args.baseline else None
     with open_session(run_settings(args), show) as session:
         report = measure(
             session,
@@ -48,7 +50,12 @@ def main() -> int:
         if args.profile:
             report = profiled(session, report)
     print(results_text(report))
-    print(json.dumps(results_json(report)), flush=True)
+    fields = results_json(report)
+    if baseline:
+        comparison = compare_with_baseline(fields, baseline)
+        print(comparison_text(comparison))
+        fields["baseline"] = comparison_json(comparison)
+    print(json.dumps(fields), flush=True)
     return 1 if report.interrupted else 0
 
 

@@ -1,56 +1,39 @@
 """What else went on while something was measured: from the kernel's own counters, before and after.
 
-    waiting   a thread of ours was ready to run, and its core ran something else   /proc/PID/task/*/schedstat
-    stolen    the hypervisor ran another machine on our core                       /proc/stat
-    faults    memory was not in place yet                                          /proc/PID/stat
+    other load    a cpu of ours was busy for longer than our threads ran on it
+    waiting       a thread of ours was ready to run, and its core ran something else
+    stolen        the hypervisor ran another machine on our core
+    throttled     a CPU quota stopped us
+    faults, swap  memory was not in place yet, or no longer
+    stall         one instance finished nothing for much longer than usual
 
-Each finding is one line: what was seen, the likely cause, what to try. Reading costs the measured processes nothing.
+Each finding is one line: what was seen, the likely cause, what to try. kernel_counters.py reads the counters.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+import numpy as np
+
+from .kernel_counters import TICKS_PER_S, Snapshot, cpu_ticks
+
 _BUSY_SHARE = 0.1  # of a core, before the start: three ticks of the sample
 _LOST_SHARE = 0.02  # of a core's time, during the window
+_OTHER_LOAD_SHARE, _OTHER_LOAD_LEAST_S = 0.05, 0.05  # of a core, during the window; below 5 ticks nothing is certain
 _SPREAD = 0.05
 _MINOR_FAULTS_PER_S = 5000  # about half a percent of a core
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Counters at one moment. Per process: ns its threads waited for a core, page faults; per cpu: stolen ticks."""
-
-    time_s: float
-    waited_ns: tuple[int, ...]
-    minor_faults: tuple[int, ...]
-    major_faults: tuple[int, ...]
-    stolen_ticks: dict[int, int]
-
-
-def take_snapshot(pids: Sequence[int], cpus: Iterable[int]) -> Snapshot:
-    """A process that has just ended counts as zeros: its end is reported elsewhere."""
-    faults = [_faults(pid) for pid in pids]
-    ticks = _cpu_ticks()
-    return Snapshot(
-        time_s=time.monotonic(),
-        waited_ns=tuple(_waited_ns(pid) for pid in pids),
-        minor_faults=tuple(minor for minor, _ in faults),
-        major_faults=tuple(major for _, major in faults),
-        stolen_ticks={cpu: ticks[cpu][7] for cpu in cpus if cpu in ticks},
-    )
+_STALL_LEAST_S, _STALL_TIMES_USUAL = 0.2, 10
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def busiest_core(cpus: Sequence[int], sample_s: float = 0.25) -> tuple[int, float]:
     """Of `cpus`, the one that works most right now, and the share of its time."""
-    before = _cpu_ticks()
+    before = cpu_ticks()
     time.sleep(sample_s)
-    after = _cpu_ticks()
+    after = cpu_ticks()
     shares = {cpu: _busy_share(before[cpu], after[cpu]) for cpu in cpus if cpu in before and cpu in after}
     return max(shares.items(), key=lambda item: item[1], default=(cpus[0], 0.0))
 
@@ -67,10 +50,10 @@ def load_warnings(busiest: tuple[int, float]) -> list[str]:
 
 def window_warnings(before: Snapshot, after: Snapshot) -> list[str]:
     """Findings about the timed window."""
-    seconds = max(after.time_s - before.time_s, 1e-9)
+    seconds = _seconds(before, after)
     waited = [(b - a) / 1e9 / seconds for a, b in zip(before.waited_ns, after.waited_ns)]
     stolen = {
-        cpu: (after.stolen_ticks.get(cpu, ticks) - ticks) / _TICKS_PER_S / seconds
+        cpu: (after.stolen_ticks.get(cpu, ticks) - ticks) / TICKS_PER_S / seconds
         for cpu, ticks in before.stolen_ticks.items()
     }
     warnings = []
@@ -86,10 +69,57 @@ def window_warnings(before: Snapshot, after: Snapshot) -> list[str]:
             f"The hypervisor took core {worst} away for {stolen[worst]:.1%} of the window. Probably other virtual "
             "machines share the host: repeat the run, take the best, or use a dedicated host."
         )
-    return warnings + _fault_warnings(before, after, seconds)
+    return warnings + _throttling_warnings(before, after) + _memory_warnings(before, after, seconds)
 
 
-def _fault_warnings(before: Snapshot, after: Snapshot, seconds: float) -> list[str]:
+def other_load_warnings(before: Snapshot, after: Snapshot) -> list[str]:
+    """Findings about programs other than the snapshots' processes, on their cpus, in the timed window."""
+    shares = other_load(before, after)
+    worst = max(shares, key=shares.__getitem__, default=None)
+    if worst is None or shares[worst] <= max(_OTHER_LOAD_SHARE, _OTHER_LOAD_LEAST_S / _seconds(before, after)):
+        return []
+    return [
+        f"Other programs took {shares[worst]:.0%} of core {worst} during the window. Probably something else runs "
+        "there: see top, end it, or choose other cores with --cores."
+    ]
+
+
+def other_load(before: Snapshot, after: Snapshot) -> dict[int, float]:
+    """cpu -> share of the time between, 0..1, that it worked for others than the snapshots' threads.
+
+    The smaller of two answers to how long it was busy: the kernel samples busy time at its ticks, which a program that
+    sleeps in step with them evades; idle time is exact, but the two moments are not.
+    """
+    seconds = _seconds(before, after)
+    ours_s = dict.fromkeys(before.cpu_times, 0.0)
+    for thread, (cpu, ran_s) in after.threads.items():
+        ours_s[cpu] = ours_s.get(cpu, 0.0) + ran_s - before.threads.get(thread, (cpu, 0.0))[1]
+    shares = {}
+    for cpu in before.cpu_times.keys() & after.cpu_times.keys():
+        first, last = before.cpu_times[cpu], after.cpu_times[cpu]
+        stolen_s = (after.stolen_ticks.get(cpu, 0) - before.stolen_ticks.get(cpu, 0)) / TICKS_PER_S
+        not_idle_s = seconds - (last.idle_s - first.idle_s) - stolen_s
+        busy_s = min(last.busy_s - first.busy_s, not_idle_s)
+        shares[cpu] = min(max(busy_s - ours_s[cpu], 0) / seconds, 1.0)
+    return shares
+
+
+def _throttling_warnings(before: Snapshot, after: Snapshot) -> list[str]:
+    """Of the one cgroup that was stopped for longest: those above it may count the same time again."""
+    stops = []
+    for group, (times, stopped_s) in after.throttled.items():
+        times_before, stopped_before_s = before.throttled.get(group, (times, stopped_s))
+        stops.append((stopped_s - stopped_before_s, times - times_before))
+    stopped_s, times = max(stops, default=(0.0, 0))
+    if times <= 0:
+        return []
+    return [
+        f"The CPU quota stopped this container {times:,} times during the window, for {stopped_s:.2f} s added up over "
+        "its cores. Probably it has fewer CPUs than busy threads: use fewer instances or threads, or raise the quota."
+    ]
+
+
+def _memory_warnings(before: Snapshot, after: Snapshot, seconds: float) -> list[str]:
     major = sum(after.major_faults) - sum(before.major_faults)
     minor_per_s = max((b - a for a, b in zip(before.minor_faults, after.minor_faults)), default=0) / seconds
     warnings = []
@@ -103,7 +133,34 @@ def _fault_warnings(before: Snapshot, after: Snapshot, seconds: float) -> list[s
             f"An instance took {minor_per_s:,.0f} page faults per second. Probably it still met table pages for the "
             "first time: give a longer --warmup."
         )
+    read, written = (b - a for a, b in zip(before.swapped_pages, after.swapped_pages))
+    if read > 0 or written > 0:
+        warnings.append(
+            f"The machine swapped during the window: {read * _PAGE_BYTES / 1e6:,.1f} MB in, "
+            f"{written * _PAGE_BYTES / 1e6:,.1f} MB out. Probably memory is short: end other programs, use fewer "
+            "instances, or turn swap off."
+        )
     return warnings
+
+
+def stall_warnings(services_ns: Sequence[np.ndarray]) -> list[str]:
+    """services_ns: of each batch, one int64 array per instance. Of all that stood still, the one that did for longest."""
+    longest_s = [each.max() / 1e9 if len(each) else 0.0 for each in services_ns]
+    usual_s = [float(np.median(each)) / 1e9 if len(each) else 0.0 for each in services_ns]
+    stalled = [
+        instance
+        for instance, (longest, usual) in enumerate(zip(longest_s, usual_s))
+        if longest > _STALL_LEAST_S and longest > _STALL_TIMES_USUAL * usual
+    ]
+    if not stalled:
+        return []
+    worst = max(stalled, key=longest_s.__getitem__)
+    others = f" So did {len(stalled) - 1} more, for less long." if len(stalled) > 1 else ""
+    return [
+        f"Instance {worst} finished nothing for {longest_s[worst]:.1f} s ({usual_s[worst] * 1e3:.3g} ms is usual)."
+        f"{others} Probably it was paused (SIGSTOP, the hypervisor, a suspended machine) or waited for a disk: "
+        "repeat the run, and do not trust this one's p99.9 and max."
+    ]
 
 
 def peak_warnings(before_gflops: float, after_gflops: float) -> list[str]:
@@ -128,39 +185,10 @@ def spread_warnings(batches_per_s: Sequence[float]) -> list[str]:
     ]
 
 
-def _cpu_ticks() -> dict[int, list[int]]:
-    """cpu -> user, nice, system, idle, iowait, irq, softirq, steal, .. in ticks since boot."""
-    lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
-    return {int(line[0][3:]): [int(value) for value in line[1:]] for line in lines if line[0][3:].isdecimal()}
-
-
 def _busy_share(before: list[int], after: list[int]) -> float:
     spent = [b - a for a, b in zip(before[:8], after[:8])]
     return 1 - (spent[3] + spent[4]) / max(sum(spent), 1)
 
 
-def _waited_ns(pid: int) -> int:
-    """0 where the kernel keeps no such counter."""
-    waited = 0
-    for task in _tasks(pid):
-        try:
-            waited += int((task / "schedstat").read_text().split()[1])
-        except (OSError, IndexError):
-            continue
-    return waited
-
-
-def _tasks(pid: int) -> list[Path]:
-    try:
-        return list(Path(f"/proc/{pid}/task").iterdir())
-    except OSError:
-        return []
-
-
-def _faults(pid: int) -> tuple[int, int]:
-    """(minor, major). The command's name, in parentheses, may hold blanks: fields count from after it."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0, 0
-    return int(fields[7]), int(fields[9])
+def _seconds(before: Snapshot, after: Snapshot) -> float:
+    return max(after.time_s - before.time_s, 1e-9)

@@ -13,26 +13,35 @@ from importlib import metadata
 from pathlib import Path
 
 from .cpu import host_flags, host_model
+from .memory import limit_bytes, total_bytes
 from .topology import Topology, format_cpu_list
 
 _PACKAGES = ("apache-tvm", "apache-tvm-ffi", "numpy")
 _CPU_FLAGS = re.compile(r"avx2|fma|avx512\w*|avx_vnni|amx_\w+|hypervisor")
 
 
-def describe_environment(topology: Topology) -> dict[str, object]:
-    """JSON-able; what cannot be read is None."""
+def describe_environment(topology: Topology, root: Path = Path("/")) -> dict[str, object]:
+    """JSON-able; what cannot be read is None. MB are 10^6 bytes. root: where /proc and /sys are, for pasted trees."""
+    flags = host_flags(root / "proc/cpuinfo")
+    memory, swap = total_bytes(root)
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "cpu": host_model(),
-        "cpu_flags": sorted(flag for flag in host_flags() if _CPU_FLAGS.fullmatch(flag)),
+        "cpu": host_model(root / "proc/cpuinfo"),
+        "cpu_flags": sorted(flag for flag in flags if _CPU_FLAGS.fullmatch(flag)),
+        "cpu_flags_all": sorted(flags),
+        "virtual_machine": _virtual_machine(root, flags),
         "hardware_threads": len(topology.threads),
         "physical_cores": topology.num_cores,
+        "smt": _switch(_text(root / "sys/devices/system/cpu/smt/active")),
         "numa_nodes": topology.num_nodes,
         "l3_mb": round(topology.l3_bytes / 1e6, 1),
         "usable_cpus": format_cpu_list(topology.usable),
         "cpu_quota": topology.quota,
-        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "transparent_huge_pages": _selected(_text("/sys/kernel/mm/transparent_hugepage/enabled")),
+        "memory_total_mb": _mb(memory),
+        "memory_limit_mb": _mb(limit_bytes(root)),
+        "swap_total_mb": _mb(swap),
+        "governor": _text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "transparent_huge_pages": _selected(_text(root / "sys/kernel/mm/transparent_hugepage/enabled")),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "kernel": platform.release(),
         "python": platform.python_version(),
@@ -40,6 +49,22 @@ def describe_environment(topology: Topology) -> dict[str, object]:
         "git_commit": _git_commit(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def _virtual_machine(root: Path, flags: frozenset[str]) -> str | None:
+    """What a guest can see of its hypervisor: its maker or type, "unknown" where only the CPU says that there is one;
+    None on bare metal, or where nothing can be read."""
+    if "hypervisor" not in flags:
+        return _text(root / "sys/hypervisor/type")  # Xen, where the CPU has no such flag
+    return _text(root / "sys/hypervisor/type") or _text(root / "sys/class/dmi/id/sys_vendor") or "unknown"
+
+
+def _switch(text: str | None) -> bool | None:
+    return {"1": True, "0": False}.get(text or "")
+
+
+def _mb(size: int | None) -> float | None:
+    return None if size is None else round(size / 1e6, 1)
 
 
 def _selected(text: str | None) -> str | None:
@@ -68,8 +93,8 @@ def _git_commit() -> str | None:
     return done.stdout.strip()
 
 
-def _text(path: str) -> str | None:
+def _text(path: Path) -> str | None:
     try:
-        return Path(path).read_text().strip()
+        return path.read_text().strip()
     except OSError:
         return None

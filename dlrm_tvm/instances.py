@@ -22,8 +22,8 @@ from types import TracebackType
 import numpy as np
 
 from .arrivals import CLOSED, Arrivals, schedule_ns
-from .disturbances import Snapshot, take_snapshot
 from .errors import UserError
+from .kernel_counters import Snapshot, take_snapshot
 from .profiling import ProfiledCalls
 from .progress import ProgressBoard, StabilityWatch
 from .window import Measurement, Run, merge_runs

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from .topology import cgroup_folders
 
+_NO_LIMIT_V1 = 1 << 62  # cgroup v1 writes the largest multiple of a page in 63 bits
+
 
 @dataclass(frozen=True)
 class MemoryUse:
@@ -27,6 +29,32 @@ def available_bytes(root: Path = Path("/")) -> int:
     limits = [_left_v2(folder) for folder in cgroup_folders(root, "")]
     limits += [_left_v1(folder) for folder in cgroup_folders(root, "memory")]
     return min([system, *(left for left in limits if left is not None)])
+
+
+def total_bytes(root: Path = Path("/")) -> tuple[int | None, int | None]:
+    """(memory, swap) of the machine; None where /proc/meminfo does not say."""
+    try:
+        text = (root / "proc/meminfo").read_text()
+    except OSError:
+        return None, None
+    kilobytes = dict(re.findall(r"^(MemTotal|SwapTotal):\s+(\d+) kB", text, re.MULTILINE))
+    memory, swap = (int(kilobytes[name]) * 1024 if name in kilobytes else None for name in ("MemTotal", "SwapTotal"))
+    return memory, swap
+
+
+def limit_bytes(root: Path = Path("/")) -> int | None:
+    """The tightest limit of this process's cgroups; None where there is none."""
+    files = [folder / "memory.max" for folder in cgroup_folders(root, "")]
+    files += [folder / "memory.limit_in_bytes" for folder in cgroup_folders(root, "memory")]
+    limits = [int(text) for text in map(_text, files) if text.isdecimal()]  # the rest is "max" or missing
+    return min((limit for limit in limits if limit < _NO_LIMIT_V1), default=None)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _left_v2(folder: Path) -> int | None:

@@ -52,6 +52,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--numa", choices=POLICIES, help="where tables lie on several nodes; default: the best that fits"
     )
+    parser.add_argument("--baseline", type=Path, metavar="FILE", help="compare with the result of an earlier run")
 
 
 def add_profile_options(parser: argparse.ArgumentParser) -> None:
@@ -153,6 +154,8 @@ def check_loadgen_options(args: argparse.Namespace) -> None:
     if args.engine != OURS or args.profile:
         other = "--profile" if args.profile else f"--engine {args.engine}"
         raise UserError(f"{other}: LoadGen drives our own library as it is. Leave it or --scenario out.")
+    if args.baseline:
+        raise UserError("--baseline compares runs without LoadGen. Leave it or --scenario out.")
     if args.indices_per_bag:
         raise UserError("--indices-per-bag: MLPerf's samples have one index per table. Leave it or --scenario out.")
     if args.samples and args.samples > _MOST_SAMPLES:

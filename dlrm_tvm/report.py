@@ -171,6 +171,7 @@ def results_json(report: RunReport) -> dict[str, object]:
         "given_up_batches": measurement.given_up,
         "stable": report.stable,
         "items_per_s": report.items_per_s,
+        "window_items_per_s": [rate * manifest.batch_size for rate in measurement.sub_windows_per_s],
         "mlperf_qps_equivalent": report.mlperf_qps,
         "latency_ms": report.latency_ms,
         "flops_per_item": card.flops_per_item,

@@ -163,6 +163,8 @@ def measure(
         *session.tables.warnings(),
         *disturbances.load_warnings(session.busiest),
         *disturbances.window_warnings(run.before, run.after),
+        *disturbances.other_load_warnings(run.before, run.after),
+        *disturbances.stall_warnings(run.measurement.services_ns),
         *([] if arrivals.is_open else disturbances.spread_warnings(run.measurement.batches_per_s)),
         *disturbances.peak_warnings(sum(peak_before), sum(peak_after or peak_before)),
         *stability_warnings(run.stable, run.interrupted),

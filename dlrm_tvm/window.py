@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 _LATE_SHARE, _LATE_LEAST = 0.05, 5  # of the batches asked for; fewer are chance
+SUB_WINDOWS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,9 @@ class Measurement:
 
     With arrivals: offered_per_s, how many batches were asked for per second, over all instances; late, how many of
     them were not done when the window closed; given_up, how many of them were not done at all.
+    sub_windows_per_s: batches per second of all instances together in each of 10 equal parts of the window; their mean
+    is the throughput, and how they differ is the noise within the run. services_ns: per instance how long each batch
+    was worked on, those too of which only a part lies inside.
     """
 
     duration_s: float
@@ -59,6 +64,8 @@ class Measurement:
     offered_per_s: float | None = None
     late: int = 0
     given_up: int = 0
+    sub_windows_per_s: tuple[float, ...] = ()
+    services_ns: tuple[np.ndarray, ...] = ()
 
     @property
     def batches(self) -> int:
@@ -80,6 +87,8 @@ def merge_runs(runs: Sequence[Run], begin_ns: int, end_ns: int) -> Measurement |
     measurement = {
         "duration_s": duration_s,
         "batches_per_s": tuple(_batches_done(run, begin_ns, end_ns) / duration_s for run in runs),
+        "sub_windows_per_s": _sub_windows(runs, begin_ns, end_ns),
+        "services_ns": tuple(_services(run, begin_ns, end_ns) for run in runs),
     }
     if runs[0].arrivals_ns is None:
         return Measurement(latencies_ns=tuple(_latencies(run, begin_ns, end_ns) for run in runs), **measurement)
@@ -107,6 +116,12 @@ def overload_warnings(measurement: Measurement) -> list[str]:
     ]
 
 
+def _sub_windows(runs: Sequence[Run], begin_ns: int, end_ns: int) -> tuple[float, ...]:
+    part_s = (end_ns - begin_ns) / 1e9 / SUB_WINDOWS
+    borders = [begin_ns + (end_ns - begin_ns) * part // SUB_WINDOWS for part in range(SUB_WINDOWS + 1)]
+    return tuple(sum(_batches_done(run, *part) for run in runs) / part_s for part in pairwise(borders))
+
+
 def _batches_done(run: Run, begin_ns: int, end_ns: int) -> float:
     """Batches between the two times, with the fractions that the borders cut off."""
     # Relative to the start: a float64 holds nanoseconds since boot exactly for 104 days only.
@@ -124,6 +139,13 @@ def _latencies(run: Run, begin_ns: int, end_ns: int) -> np.ndarray:
     starts_ns = run.starts_ns
     inside = (starts_ns >= begin_ns) & (run.ends_ns <= end_ns)
     return (run.ends_ns - starts_ns)[inside]
+
+
+def _services(run: Run, begin_ns: int, end_ns: int) -> np.ndarray:
+    """How long each batch of which a part lies inside was worked on, or should have been."""
+    starts_ns = run.starts_ns
+    touching = (starts_ns < end_ns) & (run.ends_ns > begin_ns)
+    return (run.ends_ns - starts_ns)[touching]
 
 
 def _asked_for(run: Run, begin_ns: int, end_ns: int) -> tuple[np.ndarray, np.ndarray, int]:

@@ -13,6 +13,7 @@ import pytest
 from test_instances import CORES, MS, fakes
 
 from dlrm_tvm.arrivals import Arrivals, schedule_ns
+from dlrm_tvm.disturbances import stall_warnings
 from dlrm_tvm.progress import ProgressBoard, StabilityWatch, stability_warnings
 from dlrm_tvm.window import Run, merge_runs, overload_warnings
 from dlrm_tvm.worker import StopClock, open_loop
@@ -174,6 +175,8 @@ def test_a_stopped_worker_shows_in_the_open_loops_tail() -> None:
     latencies = run.measurement.latencies_ns[0]
     assert len(latencies) == 600
     assert np.percentile(latencies, 99.9) > 1800 * MS
+    (warning,) = stall_warnings(run.measurement.services_ns)
+    assert warning.startswith("Instance 0 finished nothing for ")
     assert 100 < (latencies > 500 * MS).sum() < 350
 
 

@@ -93,6 +93,20 @@ def test_rates_are_exact_late_after_boot() -> None:
     assert merge_runs([later], year_ns, year_ns + 500 * MS).batches_per_s[0] == pytest.approx(10_000)
 
 
+def test_rates_of_the_windows_parts_add_up_to_the_throughput() -> None:
+    uneven = np.cumsum(np.random.default_rng(0).integers(5, 60, 200)) * MS
+    runs = [Run(0, uneven), steady(started_ms=3, every_ms=7, count=500)]
+    measurement = merge_runs(runs, 101 * MS, 2014 * MS)
+    assert len(measurement.sub_windows_per_s) == 10
+    assert np.mean(measurement.sub_windows_per_s) == pytest.approx(measurement.total_batches_per_s)
+
+
+def test_a_part_of_the_window_counts_what_was_done_in_it() -> None:
+    ends = np.concatenate([np.arange(10, 501, 10), np.arange(520, 1001, 20)]) * MS  # half as fast from the middle on
+    measurement = merge_runs([Run(0, ends)], 0, 1000 * MS)
+    assert measurement.sub_windows_per_s == pytest.approx([100] * 5 + [50] * 5)
+
+
 def test_pause_shows_in_the_latencies() -> None:
     ends = np.array([10, 20, 2030, 2040]) * MS
     measurement = merge_runs([Run(0, ends)], 0, 2040 * MS)

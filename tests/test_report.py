@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dlrm_tvm.disturbances import Snapshot, load_warnings, peak_warnings, spread_warnings, window_warnings
+from dlrm_tvm.disturbances import load_warnings, peak_warnings, spread_warnings, window_warnings
 from dlrm_tvm.environment import describe_environment
+from dlrm_tvm.kernel_counters import Snapshot
 from dlrm_tvm.memory import MemoryUse, parse_smaps
 from dlrm_tvm.report import RunReport, describe_placement, results_json, results_text, static_card
 from dlrm_tvm.table_memory import TableMemory

@@ -1,0 +1,145 @@
+"""The kernel's own counters at one moment, of some processes, their cpus and their container.
+
+    waited, ran    each thread's time ready but without a core, and on one    /proc/PID/task/*/schedstat, stat
+    cpu time       busy, idle and stolen time of each cpu                     /proc/stat
+    faults         pages that were not in place                               /proc/PID/stat
+    swap           pages read from and written to it, machine-wide            /proc/vmstat
+    throttled      times and seconds that a CPU quota stopped the container   cpu.stat of its cgroups
+
+Only files are read, so the measured processes are not interrupted. What a difference of two means is disturbances.py's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .topology import cgroup_folders
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class CpuTime:
+    """Seconds since boot. busy: programs, kernel and interrupts; idle: waiting for a disk included."""
+
+    busy_s: float
+    idle_s: float
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Counters at one moment. Per process: ns its threads waited for a core, page faults; per cpu: stolen ticks, time.
+
+    threads: thread id -> (cpu that it last ran on, CPU seconds it took); swapped_pages: in, out;
+    throttled: per cgroup from this process's to the root: times, seconds (added up over its cpus).
+    """
+
+    time_s: float
+    waited_ns: tuple[int, ...]
+    minor_faults: tuple[int, ...]
+    major_faults: tuple[int, ...]
+    stolen_ticks: dict[int, int]
+    cpu_times: dict[int, CpuTime] = field(default_factory=dict)
+    threads: dict[int, tuple[int, float]] = field(default_factory=dict)
+    swapped_pages: tuple[int, int] = (0, 0)
+    throttled: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+
+def take_snapshot(pids: Sequence[int], cpus: Iterable[int], root: Path = Path("/")) -> Snapshot:
+    """What the kernel does not count, and a process that has just ended, are zeros: its end is reported elsewhere."""
+    faults = [_faults(root / f"proc/{pid}/stat") for pid in pids]
+    tasks = [_tasks(root / f"proc/{pid}/task") for pid in pids]
+    ticks, now_s = cpu_ticks(root), time.monotonic()  # at once: idle time is held against the time between
+    cpus = [cpu for cpu in cpus if cpu in ticks]
+    return Snapshot(
+        time_s=now_s,
+        waited_ns=tuple(sum(_waited_ns(task) for task in each) for each in tasks),
+        minor_faults=tuple(minor for minor, _ in faults),
+        major_faults=tuple(major for _, major in faults),
+        stolen_ticks={cpu: ticks[cpu][7] for cpu in cpus},
+        cpu_times={cpu: _cpu_time(ticks[cpu]) for cpu in cpus},
+        threads={int(task.name): ran for each in tasks for task in each if (ran := _ran(task))},
+        swapped_pages=_swapped_pages(root),
+        throttled=_throttled(root),
+    )
+
+
+def cpu_ticks(root: Path = Path("/")) -> dict[int, list[int]]:
+    """cpu -> user, nice, system, idle, iowait, irq, softirq, steal, .. in ticks since boot."""
+    lines = [line.split() for line in (root / "proc/stat").read_text().splitlines()]
+    return {int(line[0][3:]): [int(value) for value in line[1:]] for line in lines if line[0][3:].isdecimal()}
+
+
+def _cpu_time(ticks: list[int]) -> CpuTime:
+    user, nice, system, idle, iowait, irq, softirq = ticks[:7]
+    return CpuTime((user + nice + system + irq + softirq) / TICKS_PER_S, (idle + iowait) / TICKS_PER_S)
+
+
+def _tasks(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _waited_ns(task: Path) -> int:
+    """0 where the kernel keeps no such counter."""
+    try:
+        return int((task / "schedstat").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0
+
+
+def _ran(task: Path) -> tuple[int, float] | None:
+    """(cpu, seconds): schedstat's nanoseconds where there are any, else stat's ticks; None for a thread that ended."""
+    fields = _stat_fields(task / "stat")
+    if not fields:
+        return None
+    try:
+        ran_s = int((task / "schedstat").read_text().split()[0]) / 1e9
+    except (OSError, IndexError):
+        ran_s = (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+    return int(fields[36]), ran_s
+
+
+def _faults(stat: Path) -> tuple[int, int]:
+    """(minor, major)."""
+    fields = _stat_fields(stat)
+    return (int(fields[7]), int(fields[9])) if fields else (0, 0)
+
+
+def _stat_fields(stat: Path) -> list[str]:
+    """From the third, the state, on: the command's name, in parentheses, may hold blanks. Empty when it has ended."""
+    try:
+        return stat.read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _swapped_pages(root: Path) -> tuple[int, int]:
+    found = dict(re.findall(r"^(pswpin|pswpout) (\d+)$", _text(root / "proc/vmstat"), re.MULTILINE))
+    return int(found.get("pswpin", 0)), int(found.get("pswpout", 0))
+
+
+def _throttled(root: Path) -> dict[str, tuple[int, float]]:
+    """Microseconds in cgroup v2, nanoseconds in v1."""
+    folders = [*cgroup_folders(root, ""), *cgroup_folders(root, "cpu")]
+    counters = {}
+    for folder in folders:
+        found = dict(re.findall(r"^(\w+) (\d+)$", _text(folder / "cpu.stat"), re.MULTILINE))
+        if "nr_throttled" in found:
+            stopped_s = int(found.get("throttled_usec", 0)) / 1e6 + int(found.get("throttled_time", 0)) / 1e9
+            counters[str(folder)] = int(found["nr_throttled"]), stopped_s
+    return counters
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

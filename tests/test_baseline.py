@@ -1,0 +1,232 @@
+"""A run held against an earlier one: the interval, the verdicts, refusals, and the real command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dlrm_tvm.baseline import Baseline, compare_with_baseline, comparison_json, comparison_text, read_baseline
+from dlrm_tvm.errors import UserError
+from dlrm_tvm.welch import t_975, welch_interval
+
+ROOT = Path(__file__).parents[1]
+PARTS = (99.0, 101.0, 100.0, 98.0, 102.0, 100.0, 100.0, 99.0, 101.0, 100.0)
+
+
+def result(items_per_s: float = 1000.0, **fields: object) -> dict[str, object]:
+    """A result's fields, as far as a comparison reads them; its parts scatter by 1.15 % of the throughput."""
+    shape = {"model": "demo", "precision": "fp32", "batch_size": 100, "instances": 2, "threads": 1, "batches": 400}
+    rates = {"items_per_s": items_per_s, "peak_fraction": items_per_s / 2000, "latency_ms": {"p50": 4.0, "p99": 5.0}}
+    made = {"cpu": "EPYC", "time": "2026-11-24T10:00:00+00:00", "git_commit": "abc", "command": "x.py"}
+    parts = [part * items_per_s / 100 for part in PARTS]
+    return shape | rates | {"window_items_per_s": parts, "environment": made} | fields
+
+
+def against(now: dict[str, object], then: dict[str, object]):
+    return compare_with_baseline(now, Baseline(Path("old.json"), then))
+
+
+# Welch's interval
+
+
+def test_interval_is_that_of_students_sleep_data() -> None:
+    """R: t.test(extra ~ group, data = sleep) gives df 17.776 and -3.3654832 to 0.2054832."""
+    drug_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+    drug_2 = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+    assert welch_interval(drug_2, drug_1) == pytest.approx((-3.3654832, 0.2054832), abs=1e-3)
+    assert welch_interval(drug_1, drug_2) == pytest.approx((-0.2054832, 3.3654832), abs=1e-3)
+
+
+def test_interval_by_hand_for_samples_of_different_size_and_scatter() -> None:
+    # Means 2 and 10, variances 1 and 24, so s^2 = 1/3 + 24/4 = 6.3333 and
+    # f = 6.3333^2 / ((1/3)^2 / 2 + 6^2 / 3) = 3.327; t(0.975, f) is between 3.182 (f = 3) and 2.776 (f = 4).
+    low, high = welch_interval([1, 2, 3], [4, 10, 10, 16])
+    assert (low + high) / 2 == pytest.approx(8)
+    assert (high - low) / 2 == pytest.approx(3.02 * 6.3333**0.5, rel=0.01)
+
+
+def test_samples_without_scatter_differ_by_exactly_their_difference() -> None:
+    assert welch_interval([5, 5], [7, 7, 7]) == (2, 2)
+    with pytest.raises(ValueError, match="two or more of each"):
+        welch_interval([1], [1, 2])
+
+
+@pytest.mark.parametrize(
+    "freedom, t", [(1, 12.706), (9, 2.262), (17.776, 2.1028), (18, 2.101), (50, 2.0086), (1e9, 1.96)]
+)
+def test_points_of_students_t_are_those_of_the_books(freedom: float, t: float) -> None:
+    assert t_975(freedom) == pytest.approx(t, abs=3e-4)
+
+
+# The comparison
+
+
+def test_a_difference_far_beyond_the_scatter_is_larger_than_the_noise() -> None:
+    comparison = against(result(1050, latency_ms={"p50": 3.0, "p99": 6.0}), result(1000))
+    fields = comparison_json(comparison)
+    for key in ("items_per_s", "peak_fraction"):
+        assert fields[key]["percent"] == pytest.approx(5)
+        assert fields[key]["beyond_noise"] is True
+        low, high = fields[key]["interval_percent"]
+        # Standard deviations 1.1547 % and 1.05 times that; t(0.975, 17.96) = 2.102
+        assert (high + low) / 2 == pytest.approx(5)
+        assert (high - low) / 2 == pytest.approx(2.102 * (1.1547**2 * (1 + 1.05**2) / 10) ** 0.5, rel=2e-3)
+    assert (fields["p50_ms"]["percent"], fields["p99_ms"]["percent"]) == (pytest.approx(-25), pytest.approx(20))
+    assert fields["p99_ms"]["beyond_noise"] is None
+    json.dumps(fields)
+
+
+def test_the_text_says_what_the_json_says() -> None:
+    text = comparison_text(against(result(1050), result(1000)))
+    assert "old.json, of 2026-11-24T10:00:00+00:00, commit abc" in text
+    assert "+5.0%: 1,000 -> 1,050; larger than the noise (95% interval +3.9% to +6.1%)" in text
+    assert "+5.0%: 0.500 -> 0.525; larger than the noise" in text
+    assert "+0.0%: 4.000 -> 4.000 ms\n" in text
+    assert "noise between runs is not in it" in text and "Warning" not in text
+
+
+def test_a_difference_within_the_scatter_is_within_the_noise() -> None:
+    comparison = against(result(1005), result(1000))
+    assert comparison.changes["items_per_s"].beyond_noise is False
+    assert "+0.5%: 1,000 -> 1,005; within the noise (95% interval -0.6% to +1.6%)" in comparison_text(comparison)
+
+
+@pytest.mark.parametrize(
+    "then, reason",
+    [({"window_items_per_s": None}, "has no throughput of parts"), ({"batches": 39}, "has fewer than 2 batches")],
+)
+def test_without_enough_to_tell_the_noise_there_is_no_verdict(then: dict[str, object], reason: str) -> None:
+    comparison = against(result(1100), result(1000, **then))
+    assert comparison.changes["items_per_s"].beyond_noise is None
+    text = comparison_text(comparison)
+    assert f"unknown: the baseline {reason}" in text and "than the noise" not in text
+    assert comparison_json(comparison)["items_per_s"]["percent"] == pytest.approx(10)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("model", "other"),
+        ("precision", "int8"),
+        ("batch_size", 16),
+        ("instances", 1),
+        ("threads", 2),
+        ("indices_per_bag", 20),
+        ("engine", "onnxruntime"),
+        ("arrivals", "poisson"),
+    ],
+)
+def test_what_makes_it_another_measurement_is_warned_of(key: str, value: object) -> None:
+    usual = {"engine": "ours", "arrivals": "closed", "indices_per_bag": 1}
+    assert against(result(**usual), result(**usual)).warnings == ()
+    (warning,) = against(result(**usual), result(**usual | {key: value})).warnings
+    assert str(value) in warning and "Probably they are different measurements: compare" in warning
+
+
+def test_another_cpu_and_an_interrupted_run_are_warned_of() -> None:
+    then = result(environment={"cpu": "Xeon"}, interrupted=True)
+    cpu, interrupted = against(result(), then).warnings
+    assert "The CPU of old.json was Xeon, that of this run is EPYC" in cpu
+    assert "interrupted" in interrupted
+
+
+def test_what_an_older_version_did_not_record_is_not_held_against_it() -> None:
+    assert against(result(engine="ours", arrivals="closed"), result()).warnings == ()
+
+
+# Files
+
+
+def test_the_object_alone_and_the_whole_output_are_read(tmp_path: Path) -> None:
+    for text in (
+        json.dumps(result()),
+        json.dumps(result(), indent=2),
+        f"demo, fp32\n  peak 1\n{json.dumps(result())}\n",
+    ):
+        (tmp_path / "run").write_text(text)
+        assert read_baseline(tmp_path / "run").fields == result()
+
+
+BAD = {
+    "empty": "",
+    "text": "  throughput   5 items/s",
+    "number": "5",
+    "list": "[1, 2]",
+    "object": "{}",
+    "cut": json.dumps(result())[:-9],
+    "nothing done": json.dumps(result(items_per_s=0.0) | {"items_per_s": 0}),
+    "not a number": json.dumps(result() | {"items_per_s": float("nan")}),
+    "endless": json.dumps(result() | {"items_per_s": float("inf")}),
+    "text for a number": json.dumps(result(batches="many")),
+    "truth for a number": json.dumps(result(threads=True)),
+    "no latencies": json.dumps(result(latency_ms=None)),
+    "latencies without p99": json.dumps(result(latency_ms={"p50": 1.0})),
+    "environment": json.dumps(result(environment="EPYC")),
+    "one part": json.dumps(result(window_items_per_s=[5.0])),
+    "parts of text": json.dumps(result(window_items_per_s=["a", "b"])),
+    "deep": "[" * 100_000,
+    "long number": json.dumps(result()).replace("400", "4" * 5000),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_result_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text(BAD[name])
+    with pytest.raises(UserError, match=r"A result of multi_instance\.py was wanted") as error:
+        read_baseline(tmp_path / "bad.json")
+    assert "\n" not in str(error.value) and "bad.json" in str(error.value)
+
+
+def test_bytes_folders_and_absent_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "bytes").write_bytes(bytes(range(256)))
+    for name in ("bytes", "absent", "."):
+        with pytest.raises(UserError, match=r"of multi_instance\.py was wanted"):
+            read_baseline(tmp_path / name)
+
+
+# The command line
+
+
+def run(*options: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "multi_instance.py"), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_a_run_is_compared_with_an_earlier_runs_output(demo_library: Path, tmp_path: Path) -> None:
+    options = ("--model", demo_library, "--num-instances", 1, "--duration", 1, "--warmup", 0.3)
+    first = run(*options)
+    assert first.returncode == 0, first.stderr
+    then = json.loads(first.stdout.splitlines()[-1])
+    assert len(then["window_items_per_s"]) == 10
+    assert sum(then["window_items_per_s"]) / 10 == pytest.approx(then["items_per_s"])
+    assert "baseline" not in then
+    (tmp_path / "first.txt").write_text(first.stdout)
+    second = run(*options, "--baseline", tmp_path / "first.txt")
+    assert second.returncode == 0, second.stderr
+    now = json.loads(second.stdout.splitlines()[-1])
+    compared = now["baseline"]["items_per_s"]
+    assert (compared["baseline"], compared["now"]) == (then["items_per_s"], now["items_per_s"])
+    assert compared["percent"] == pytest.approx(100 * (now["items_per_s"] / then["items_per_s"] - 1))
+    assert now["baseline"]["command"] == then["environment"]["command"]
+    assert now["baseline"]["warnings"] == []
+    for label in ("items/s", "peak share", "p50", "p99", "noise"):
+        assert f"\n    {label} " in second.stdout
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"items_per_s": 5}', None])
+def test_a_bad_baseline_is_one_line_before_anything_is_measured(text: str | None, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "old.json").write_text(text)
+    done = run("--baseline", tmp_path / "old.json")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert f"--baseline {tmp_path / 'old.json'}: " in done.stderr
+
+
+def test_a_baseline_is_not_for_loadgen() -> None:
+    done = run("--baseline", "x", "--scenario", "offline")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "--baseline compares runs without LoadGen" in done.stderr
