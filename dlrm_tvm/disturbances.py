@@ -144,7 +144,7 @@ def _memory_warnings(before: Snapshot, after: Snapshot, seconds: float) -> list[
 
 
 def stall_warnings(services_ns: Sequence[np.ndarray]) -> list[str]:
-    """services_ns: of each batch, one int64 array per instance. Of all that stood still, the one that did for longest."""
+    """services_ns: of each batch, one int64 array per instance. Of all that stood still, the worst one."""
     longest_s = [each.max() / 1e9 if len(each) else 0.0 for each in services_ns]
     usual_s = [float(np.median(each)) / 1e9 if len(each) else 0.0 for each in services_ns]
     stalled = [
