@@ -67,6 +67,7 @@ class Comparison:
     changes: Mapping[str, Change]
     no_noise: str | None
     warnings: tuple[str, ...]
+    disturbed: tuple[int, int]  # how many warnings the baseline's run had, and this one
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -78,8 +79,12 @@ def read_baseline(path: Path) -> Baseline:
         raise UserError(f"--baseline {path}: no such file. A result of multi_instance.py was wanted: its output.")
     if path.stat().st_size > _MOST_BYTES:
         raise UserError(f"--baseline {path}: larger than any result of multi_instance.py, whose output was wanted.")
-    fields = _json_object(path)
-    problem = _problem(fields)
+    if not path.stat().st_size:
+        raise UserError(
+            f"--baseline {path}: empty. A result of multi_instance.py was wanted; writing this run's output into the "
+            "same file with > empties it first."
+        )
+    problem = _problem(fields := _json_object(path))
     if problem:
         raise UserError(
             f"--baseline {path}: {problem}. A result of multi_instance.py was wanted: the JSON object that it prints "
@@ -98,7 +103,13 @@ def compare_with_baseline(fields: Mapping[str, object], baseline: Baseline) -> C
         changes[key] = _change(then[key], fields[key], interval)
     for key in _LATENCIES:
         changes[f"{key}_ms"] = _change(then["latency_ms"][key], fields["latency_ms"][key])
-    return Comparison(baseline, changes, no_noise, tuple(_differences(then, fields, baseline.path)))
+    return Comparison(
+        baseline=baseline,
+        changes=changes,
+        no_noise=no_noise,
+        warnings=tuple(_differences(then, fields, baseline.path)),
+        disturbed=(_count_warnings(then), _count_warnings(fields)),
+    )
 
 
 def comparison_text(comparison: Comparison) -> str:
@@ -114,10 +125,6 @@ def comparison_text(comparison: Comparison) -> str:
         **dict(latencies),
     }
     labels = {"items_per_s": "items/s", "peak_fraction": "peak share", "p50_ms": "p50", "p99_ms": "p99"}
-    if comparison.no_noise:
-        noise = f"unknown: {comparison.no_noise}"
-    else:
-        noise = "as within each run; noise between runs is not in it: repeat both in turn before you rely on it"
     return "\n".join(
         [
             line("baseline", f"{comparison.baseline.path}{made}"),
@@ -125,10 +132,21 @@ def comparison_text(comparison: Comparison) -> str:
                 line(f"  {labels[key]}", f"{changes[key].percent:+.1f}%: {shown[key]}{_verdict(key, comparison)}")
                 for key in labels
             ),
-            line("  noise", noise),
+            *(line("  noise", text) for text in _noise_texts(comparison)),
             *(f"Warning: {warning}" for warning in comparison.warnings),
         ]
     )
+
+
+def _noise_texts(comparison: Comparison) -> list[str]:
+    if comparison.no_noise:
+        texts = [f"unknown: {comparison.no_noise}"]
+    else:
+        texts = ["as within each run; noise between runs is not in it: repeat both in turn before you rely on it"]
+    if any(comparison.disturbed):
+        then, now = comparison.disturbed
+        texts.append(f"the baseline's run had {then} warnings, this one {now}: what they name may be the difference")
+    return texts
 
 
 def comparison_json(comparison: Comparison) -> dict[str, object]:
@@ -140,6 +158,7 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
         **{key: {**asdict(change), "beyond_noise": change.beyond_noise} for key, change in comparison.changes.items()},
         "noise_unknown": comparison.no_noise,
         "warnings": list(comparison.warnings),
+        "warnings_of_runs": list(comparison.disturbed),
     }
 
 
@@ -201,6 +220,11 @@ def _parts(fields: Mapping[str, object], key: str) -> list[float]:
 def _change(then: float, now: float, interval: tuple[float, float] | None = None) -> Change:
     in_percent = None if interval is None else tuple(100 * border / then for border in interval)
     return Change(float(then), float(now), 100 * (now / then - 1), in_percent)
+
+
+def _count_warnings(fields: Mapping[str, object]) -> int:
+    warnings = fields.get("warnings")
+    return len(warnings) if isinstance(warnings, list) else 0
 
 
 def _verdict(key: str, comparison: Comparison) -> str:

@@ -73,14 +73,15 @@ def window_warnings(before: Snapshot, after: Snapshot) -> list[str]:
 
 
 def other_load_warnings(before: Snapshot, after: Snapshot) -> list[str]:
-    """Findings about programs other than the snapshots' processes, on their cpus, in the timed window."""
+    """Findings about programs other than the snapshots' processes, on their cores, in the timed window."""
     shares = other_load(before, after)
     worst = max(shares, key=shares.__getitem__, default=None)
     if worst is None or shares[worst] <= max(_OTHER_LOAD_SHARE, _OTHER_LOAD_LEAST_S / _seconds(before, after)):
         return []
+    which = f"core {worst}" if worst in before.stolen_ticks else f"core {worst}, the other half of a chosen one,"
     return [
-        f"Other programs took {shares[worst]:.0%} of core {worst} during the window. Probably something else runs "
-        "there: see top, end it, or choose other cores with --cores."
+        f"Other programs took {shares[worst]:.0%} of {which} during the window. Probably something else runs there: "
+        "see top, end it, or choose other cores with --cores."
     ]
 
 

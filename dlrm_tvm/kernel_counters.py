@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .topology import cgroup_folders
+from .topology import cgroup_folders, core_siblings
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -33,10 +33,11 @@ class CpuTime:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Counters at one moment. Per process: ns its threads waited for a core, page faults; per cpu: stolen ticks, time.
+    """Counters at one moment. Per process: ns its threads waited for a core, page faults; per cpu: stolen ticks.
 
-    threads: thread id -> (cpu that it last ran on, CPU seconds it took); swapped_pages: in, out;
-    throttled: per cgroup from this process's to the root: times, seconds (added up over its cpus).
+    cpu_times: of these cpus, and of the other hardware threads of their cores; threads: thread id -> (cpu that it last
+    ran on, CPU seconds it took); swapped_pages: in, out; throttled: per cgroup from this process's to the root: times,
+    seconds (added up over its cpus).
     """
 
     time_s: float
@@ -56,13 +57,14 @@ def take_snapshot(pids: Sequence[int], cpus: Iterable[int], root: Path = Path("/
     tasks = [_tasks(root / f"proc/{pid}/task") for pid in pids]
     ticks, now_s = cpu_ticks(root), time.monotonic()  # at once: idle time is held against the time between
     cpus = [cpu for cpu in cpus if cpu in ticks]
+    siblings = {sibling for cpu in cpus for sibling in core_siblings(root, cpu)} & ticks.keys()
     return Snapshot(
         time_s=now_s,
         waited_ns=tuple(sum(_waited_ns(task) for task in each) for each in tasks),
         minor_faults=tuple(minor for minor, _ in faults),
         major_faults=tuple(major for _, major in faults),
         stolen_ticks={cpu: ticks[cpu][7] for cpu in cpus},
-        cpu_times={cpu: _cpu_time(ticks[cpu]) for cpu in cpus},
+        cpu_times={cpu: _cpu_time(ticks[cpu]) for cpu in {*cpus, *siblings}},
         threads={int(task.name): ran for each in tasks for task in each if (ran := _ran(task))},
         swapped_pages=_swapped_pages(root),
         throttled=_throttled(root),

@@ -146,13 +146,21 @@ def cgroup_folders(root: Path, controller: str) -> list[Path]:
     return []
 
 
+def core_siblings(root: Path, cpu: int) -> list[int]:
+    """The hardware threads of this cpu's physical core, itself included; empty where sysfs does not say."""
+    return _siblings(root / f"sys/devices/system/cpu/cpu{cpu}")
+
+
+def _siblings(folder: Path) -> list[int]:
+    # Linux before 4.20 has only the older name of the list.
+    return parse_cpu_list(_text(folder / "topology/core_cpus_list") or _text(folder / "topology/thread_siblings_list"))
+
+
 def _hardware_thread(folder: Path, cpu: int, nodes: dict[int, int]) -> HardwareThread:
-    # Linux before 4.20 has only the older name of the sibling list.
-    siblings = _text(folder / "topology/core_cpus_list") or _text(folder / "topology/thread_siblings_list")
     package = _text(folder / "topology/physical_package_id")
     return HardwareThread(
         cpu=cpu,
-        core=min(parse_cpu_list(siblings), default=cpu),
+        core=min(_siblings(folder), default=cpu),
         cache=_l3(folder)[0],
         node=nodes.get(cpu, 0),
         package=max(int(package or 0), 0),  # some virtual machines say -1

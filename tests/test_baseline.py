@@ -95,6 +95,12 @@ def test_a_difference_within_the_scatter_is_within_the_noise() -> None:
     assert "+0.5%: 1,000 -> 1,005; within the noise (95% interval -0.6% to +1.6%)" in comparison_text(comparison)
 
 
+def test_warnings_of_the_runs_are_pointed_at() -> None:
+    comparison = against(result(1050, warnings=["Core 0 was busy."]), result(1000, warnings=[]))
+    assert "the baseline's run had 0 warnings, this one 1: what they name may be" in comparison_text(comparison)
+    assert comparison_json(comparison)["warnings_of_runs"] == [0, 1]
+
+
 @pytest.mark.parametrize(
     "then, reason",
     [({"window_items_per_s": None}, "has no throughput of parts"), ({"batches": 39}, "has fewer than 2 batches")],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from sysfs_trees import write
 from test_instances import CORES, fakes
+from test_multi_instance import children, start, wait_for_peak_line
 
 from dlrm_tvm.disturbances import other_load, other_load_warnings, stall_warnings, window_warnings
 from dlrm_tvm.kernel_counters import TICKS_PER_S, CpuTime, Snapshot, take_snapshot
@@ -75,6 +78,13 @@ def test_a_thread_counts_where_it_ran_and_a_new_one_from_its_start() -> None:
         10.0, cpu_times={0: CpuTime(10, 0), 1: CpuTime(10, 0)}, threads={7: (0, 15.0), 8: (1, 7.0), 9: (5, 4.0)}
     )
     assert other_load(before, after) == {0: 0, 1: pytest.approx(0.3)}
+
+
+def test_load_on_the_other_hardware_thread_of_a_chosen_core_is_named_so() -> None:
+    idle, busy = CpuTime(0, 10), CpuTime(5, 5)
+    before = snapshot(0.0, cpu_times={0: CpuTime(0, 0), 64: CpuTime(0, 0)})
+    (warning,) = other_load_warnings(before, snapshot(10.0, cpu_times={0: idle, 64: busy}))
+    assert "took 50% of core 64, the other half of a chosen one, during the window" in warning
 
 
 def test_a_few_ticks_of_a_short_window_are_not_load() -> None:
@@ -147,6 +157,13 @@ def test_counters_are_read_from_proc(tmp_path: Path) -> None:
     assert seen.throttled == {}
 
 
+def test_the_other_hardware_thread_of_a_core_is_counted_too(tmp_path: Path) -> None:
+    root = proc_tree(tmp_path)
+    write(root, "sys/devices/system/cpu/cpu0/topology/thread_siblings_list", "0-1")
+    seen = take_snapshot([], [0], root)
+    assert (set(seen.cpu_times), set(seen.stolen_ticks)) == ({0, 1}, {0})
+
+
 def test_throttling_is_read_from_both_versions_of_cgroups(tmp_path: Path) -> None:
     root = proc_tree(tmp_path)
     write(root, "proc/self/cgroup", "3:cpu,cpuacct:/pod\n0::/box/inner")
@@ -210,3 +227,23 @@ def test_a_paused_worker_shows_in_max_and_p999_and_in_a_warning() -> None:
     assert seen["p50"] < 190
     (warning,) = stall_warnings(run.measurement.latencies_ns)
     assert "Instance 0 finished nothing for" in warning and "SIGSTOP" in warning
+
+
+def test_load_and_a_pause_are_in_the_report_of_the_command_line(demo_library: Path) -> None:
+    options = ("--model", demo_library, "--num-instances", 1, "--cores", CORES[0], "--duration", 6, "--warmup", 0.2)
+    with spinning_on(CORES[0]):
+        script = start(*options)
+        wait_for_peak_line(script)
+        (worker,) = children(script.pid)
+        time.sleep(1.5)
+        os.kill(worker, signal.SIGSTOP)
+        time.sleep(2)
+        os.kill(worker, signal.SIGCONT)
+        output, errors = script.communicate(timeout=60)
+    assert script.returncode == 0, errors
+    text, _, last_line = output.rstrip().rpartition("\n")
+    result = json.loads(last_line)
+    for seen in (f"of core {CORES[0]} during the window", "Instance 0 finished nothing for"):
+        assert any(seen in warning for warning in result["warnings"])
+        assert seen in text
+    assert result["latency_ms"]["max"] > 1500
