@@ -22,12 +22,12 @@ from types import TracebackType
 import numpy as np
 
 from .arrivals import CLOSED, Arrivals, schedule_ns
+from .assignment import Assignment
 from .errors import UserError
 from .kernel_counters import Snapshot, take_snapshot
 from .profiling import ProfiledCalls
 from .progress import ProgressBoard, StabilityWatch
 from .window import Measurement, Run, merge_runs
-from .worker import Assignment
 from .worker_process import WORKER_COMMAND, WorkerProcess
 
 _BARRIER_LEAD_S = 0.02  # from announcing a time to that time, plus this per worker:

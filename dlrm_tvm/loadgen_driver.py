@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 
 from .artifact import open_artifact
+from .assignment import QueueEnds
+from .control import Control, die_with_parent
 from .errors import UserError
 from .loadgen_settings import LoadgenRequest, effective, test_settings
 from .query_samples import SampleLibrary, SampleSpec
 from .queue_service import RECORD
 from .sample_ledger import SampleLedger
 from .work_queue import WorkQueue
-from .worker import Control, QueueEnds, die_with_parent
 
 _PIPE_BYTES = 1 << 20
 _OFFLINE_PAUSE_S = 0.1  # between looks at the pipe: offline nobody waits for one sample but the last

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from .assignment import QueueEnds
 from .errors import UserError
 from .instances import interrupts_blocked
 from .loadgen_driver import DriverAssignment
@@ -24,7 +25,6 @@ from .query_samples import SampleSpec
 from .session import Session
 from .shared_arrays import SharedArrays
 from .work_queue import WorkQueue
-from .worker import QueueEnds
 from .worker_process import WorkerProcess
 
 DRIVER_COMMAND = (sys.executable, "-m", "dlrm_tvm.loadgen_driver")

@@ -18,7 +18,7 @@ from .executor import Executor
 from .peers import PeerGraph, open_peer
 
 if TYPE_CHECKING:
-    from .worker import Assignment
+    from .assignment import Assignment
 
 _TOLERANCE = 1e-4
 

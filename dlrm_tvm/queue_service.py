@@ -22,7 +22,7 @@ from .work_queue import Taken, WorkQueue
 
 if TYPE_CHECKING:
     from .executor import Executor, OpenBatch
-    from .worker import StopClock
+    from .timed_loops import StopClock
 
 RECORD = struct.Struct("<4q")  # first item of the stream, items, end in ns, instance: written in one piece
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from . import disturbances
 from .arrivals import CLOSED, Arrivals
 from .artifact import Artifact, open_artifact
+from .assignment import Assignment, QueueEnds
 from .cores import choose_cores, spare_cpus
 from .environment import describe_environment
 from .instances import Instances
@@ -30,7 +31,6 @@ from .report import RunReport, line, peak_line, static_card
 from .topology import Topology, read_topology
 from .weight_copies import TableSetup, WeightCopies, prepared_weights
 from .window import overload_warnings
-from .worker import Assignment, QueueEnds
 
 PEAK_SECONDS = 1.0
 _STREAM_SECONDS = 0.3

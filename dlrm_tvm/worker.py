@@ -15,111 +15,24 @@ CLOCK_MONOTONIC, which all processes share.
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import itertools
-import json
 import os
 import signal
-import sys
-import time
 import traceback
-from array import array
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from .assignment import Assignment
+from .control import STOP_SIGNAL, Control, die_with_parent
 from .errors import UserError
 from .numa import prefer_node
 from .placement import verify_confined
+from .timed_loops import StopClock, timed_loop, wait_until
 
 if TYPE_CHECKING:
     from .executor import Batch, Executor
     from .queue_service import Served
-
-STOP_SIGNAL = signal.SIGUSR1  # the parent's "stop now and hand over what you have"
-_PR_SET_PDEATHSIG = 1
-_SPIN_NS = 200_000  # before an arrival: a sleep ends up to 0.1 ms late
-_SLEEP_NS = 50_000_000
-
-
-@dataclass(frozen=True)
-class QueueEnds:
-    """Inherited descriptors of what LoadGen drives an instance by, and the sample library's SampleSpec as JSON."""
-
-    queue_fd: int
-    samples_fd: int
-    completions_fd: int
-    spec: dict
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """What one worker is to be: the first line it reads. `cores`: one cpu id per thread."""
-
-    library: str
-    instance: int
-    instances: int
-    cores: list[int]
-    ref_data: str | None
-    l3_bytes: int
-    parent_pid: int
-    indices_per_bag: float = 1  # of random bags, or the mean in ref_data
-    tables_fd: int | None = None  # inherited descriptors of shared memory that holds the weights; see SharedCopies
-    parameters_fd: int | None = None
-    numa_node: int | None = None  # None: the machine has one
-    queue: QueueEnds | None = None  # None: LoadGen has no part in the run
-    board_fd: int | None = None  # of the ProgressBoard
-    peer: dict | None = None  # a PeerGraph that another engine is to run in the library's place
-
-    @property
-    def inherited(self) -> tuple[int, ...]:
-        queue = (self.queue.queue_fd, self.queue.samples_fd, self.queue.completions_fd) if self.queue else ()
-        return tuple(fd for fd in (self.tables_fd, self.parameters_fd, self.board_fd, *queue) if fd is not None)
-
-    @property
-    def title(self) -> str:
-        return f"Instance {self.instance}"
-
-    @staticmethod
-    def from_json(fields: dict) -> Assignment:
-        return Assignment(**fields | {"queue": fields["queue"] and QueueEnds(**fields["queue"])})
-
-
-@dataclass
-class StopClock:
-    """When the timed loop ends. Its own object, so that the signal handler can move it without costing the loop."""
-
-    stop_ns: int = 0
-    interrupted: bool = False
-
-    def set(self, stop_ns: int) -> None:
-        self.stop_ns = stop_ns
-        if self.interrupted:  # looked at after setting: a signal in between is not lost
-            self.stop_ns = 0
-
-    def interrupt(self, *_: object) -> None:
-        self.interrupted = True
-        self.stop_ns = 0
-
-
-class Control:
-    """The two pipes to the parent."""
-
-    def __init__(self) -> None:
-        self._commands = os.fdopen(os.dup(0), "rb")
-        self._results = os.fdopen(os.dup(1), "wb")
-        os.dup2(2, 1)  # what TVM or a library prints must not end up among the results
-
-    def receive(self) -> dict | None:
-        """The next command; None when the parent has closed the pipe."""
-        line = self._commands.readline()
-        return json.loads(line) if line else None
-
-    def reply(self, payload: bytes | memoryview = b"", **fields: object) -> None:
-        self._results.write(json.dumps({**fields, "payload_bytes": len(payload)}).encode() + b"\n")
-        self._results.write(payload)
-        self._results.flush()
 
 
 def open_executor(assignment: Assignment) -> Executor:
@@ -155,15 +68,6 @@ def main(open_engine: Callable[[Assignment], Executor] = open_executor) -> None:
         control.reply(error=f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except Exception:
         control.reply(crash=traceback.format_exc())
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent ends, however that ends; costs the timed loop nothing."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent_pid:
-        sys.exit("the parent ended before this worker was ready")
 
 
 def serve(
@@ -253,13 +157,6 @@ def profile(engine: Executor, batches: list[Batch], seconds: float) -> dict[str,
     return asdict(profile_calls(engine, batches, seconds))
 
 
-def wait_until(begin_ns: int) -> None:
-    """Sleep most of the way, then spin: all instances leave this barrier within microseconds."""
-    while (left_ns := begin_ns - time.perf_counter_ns()) > 0:
-        if left_ns > 2_000_000:
-            time.sleep((left_ns - 1_000_000) / 1e9)
-
-
 def requests(command: dict, assignment: Assignment) -> list[int] | None:
     """When each batch of the phase is to begin, ns; None for a closed loop."""
     from .arrivals import Arrivals, schedule_ns
@@ -281,49 +178,6 @@ def telling(run: Callable[[Batch], object], assignment: Assignment) -> Callable[
     from .progress import ProgressBoard
 
     return ProgressBoard(assignment.instances, assignment.board_fd).telling(run, assignment.instance)
-
-
-def timed_loop(
-    run: Callable[[Batch], object], batches: list[Batch], clock: StopClock, arrivals_ns: list[int] | None = None
-) -> tuple[int, array, int]:
-    """Run batch after batch until the clock says stop: (start, end of each batch, end of all), ns.
-
-    arrivals_ns: when each is to begin, at the earliest; None: at once.
-    """
-    started_ns = time.perf_counter_ns()
-    if arrivals_ns is None:
-        ends_ns = closed_loop(run, batches, clock)
-        return started_ns, ends_ns, ends_ns[-1]
-    return started_ns, open_loop(run, batches, clock, arrivals_ns), time.perf_counter_ns()
-
-
-def open_loop(run: Callable[[Batch], object], batches: list[Batch], clock: StopClock, arrivals_ns: list[int]) -> array:
-    """A batch per arrival, in order, none before its time; those that the clock leaves no time for are not run."""
-    now = time.perf_counter_ns
-    ends_ns = array("q")
-    for batch, arrival_ns in zip(itertools.cycle(batches), arrivals_ns):
-        while (left_ns := arrival_ns - now()) > 0 and clock.stop_ns:
-            if left_ns > _SPIN_NS:  # a short sleep at a time: Ctrl-C moves the clock, and ends no sleep
-                time.sleep(min(left_ns - _SPIN_NS, _SLEEP_NS) / 1e9)
-        if now() >= clock.stop_ns:
-            break
-        run(batch)
-        ends_ns.append(now())
-    return ends_ns
-
-
-def closed_loop(run: Callable[[Batch], object], batches: list[Batch], clock: StopClock) -> array:
-    """Nothing but the call, one look at the clock and eight bytes per batch: about 0.15 µs."""
-    now = time.perf_counter_ns
-    ends_ns = array("q")
-    append = ends_ns.append
-    for batch in itertools.cycle(batches):
-        run(batch)
-        end_ns = now()
-        append(end_ns)
-        if end_ns >= clock.stop_ns:
-            break
-    return ends_ns
 
 
 if __name__ == "__main__":

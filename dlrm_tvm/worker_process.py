@@ -13,9 +13,10 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from .assignment import Assignment
+from .control import STOP_SIGNAL
 from .errors import UserError
 from .topology import format_cpu_list
-from .worker import STOP_SIGNAL, Assignment
 
 WORKER_COMMAND = (sys.executable, "-m", "dlrm_tvm.worker")
 _READ_BYTES = 1 << 20

@@ -14,8 +14,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
+from dlrm_tvm.assignment import Assignment
 from dlrm_tvm.errors import UserError
-from dlrm_tvm.worker import Assignment, main
+from dlrm_tvm.worker import main
 
 CALL_MS = float(sys.argv[1])
 FAULT = sys.argv[2] if len(sys.argv) > 2 else ""

@@ -15,8 +15,8 @@ from test_instances import CORES, MS, fakes
 from dlrm_tvm.arrivals import Arrivals, schedule_ns
 from dlrm_tvm.disturbances import stall_warnings
 from dlrm_tvm.progress import ProgressBoard, StabilityWatch, stability_warnings
+from dlrm_tvm.timed_loops import StopClock, open_loop
 from dlrm_tvm.window import Run, merge_runs, overload_warnings
-from dlrm_tvm.worker import StopClock, open_loop
 
 SECOND = 10**9
 

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 
 from dlrm_tvm import instances as instances_module
+from dlrm_tvm.assignment import Assignment
 from dlrm_tvm.errors import UserError
 from dlrm_tvm.instances import Instances
+from dlrm_tvm.timed_loops import StopClock, timed_loop
 from dlrm_tvm.window import Run, merge_runs
-from dlrm_tvm.worker import Assignment, StopClock, timed_loop
 from dlrm_tvm.workload import items_to_rotate, random_bags, random_items
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from engines import engine_version, open_engine
 
+from dlrm_tvm.control import Control, die_with_parent
 from dlrm_tvm.errors import UserError
 from dlrm_tvm.peers import Peer
 from dlrm_tvm.placement import verify_confined
-from dlrm_tvm.worker import Control, die_with_parent
 
 _WARM_UP_SHARE = 0.1  # of a slice, untimed: caches and page tables were another engine's a moment ago
 
