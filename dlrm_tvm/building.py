@@ -142,6 +142,7 @@ def _save(
         tvm_version=tvm.__version__,
         command=shlex.join(sys.argv),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        directory=os.getcwd(),
     )
     path.with_suffix(".json").write_text(manifest.to_json())
 

@@ -119,6 +119,7 @@ class Manifest:
     """The JSON beside the library; everything that a reader of the library needs.
 
     inputs: of its function `main`, one index per table and item; bag_inputs: of `bags`; parameters follow in both.
+    directory: where the command was typed, which its relative paths start from; None in manifests of older programs.
     """
 
     format_version: int
@@ -143,6 +144,7 @@ class Manifest:
     tvm_version: str
     command: str
     created: str
+    directory: str | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
