@@ -14,20 +14,35 @@ import argparse
 import json
 
 from dlrm_tvm.errors import run_script
-from dlrm_tvm.options import add_run_options, check_run_options, run_settings
+from dlrm_tvm.options import (
+    add_run_options,
+    add_sweep_options,
+    check_run_options,
+    check_sweep_options,
+    run_settings,
+    set_durations,
+    sweep_settings,
+)
 from dlrm_tvm.report import results_json, results_text
 from dlrm_tvm.session import measure, open_session
+from dlrm_tvm.sweep import run_sweep
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     add_run_options(parser)
-    return parser.parse_args()
+    add_sweep_options(parser)
+    args = parser.parse_args()
+    set_durations(args)
+    return args
 
 
 def main() -> int:
     args = parse_args()
     check_run_options(args)
+    check_sweep_options(args)
+    if args.sweep is not None:
+        return run_sweep(sweep_settings(args), show)
     with open_session(run_settings(args), show) as session:
         report = measure(session, duration_s=args.duration, warmup_s=args.warmup, show=show)
     print(results_text(report))

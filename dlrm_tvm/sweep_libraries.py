@@ -36,6 +36,7 @@ def sweep_name(library: Path) -> str:
 def ensure_default(library: Path, show: Callable[[str], None]) -> None:
     """Compile the demo where the library that is run by default is missing."""
     if not library.exists():
+        show(f"compiling {os.path.relpath(library)}: the demo model, for there is no library yet")
         _compile(["--output-name", sweep_name(library)], _ROOT, library, show)
 
 

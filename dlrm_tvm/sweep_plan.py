@@ -106,7 +106,9 @@ def expand(
     threads, batches = spec.threads or single_run.threads, spec.batch or single_run.batch
     size = len(instances) * len(threads) * len(batches)
     if size > _MAX_COMBINATIONS:
-        raise UserError(f"--sweep names {size} combinations; at most {_MAX_COMBINATIONS} were wanted. Name fewer values.")
+        raise UserError(
+            f"--sweep names {size} combinations; at most {_MAX_COMBINATIONS} were wanted. Name fewer values."
+        )
     found, left_out = [], []
     for count, each in product(instances, threads):
         fit = fitting(count, each)
