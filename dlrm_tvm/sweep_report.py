@@ -69,8 +69,12 @@ def sweep_text(summary: Summary) -> str:
         ("  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths)) + "  " + mark).rstrip()
         for line, mark in zip(cells, marks)
     ]
-    failed = [f"Failed {len(errors)} times: {one}: {errors[0]}" for one, errors in summary.failed.items()]
+    failed = [_failed_line(one, errors) for one, errors in summary.failed.items()]
     return "\n".join([*table, best_sentence(summary), *failed, *_warning_lines(summary)])
+
+
+def _failed_line(combination: Combination, errors: Sequence[str]) -> str:
+    return f"Failed {len(errors)} time{'s' * (len(errors) > 1)}: {combination}: {errors[0]}"
 
 
 def _marks(summary: Summary, row: Row) -> list[str]:
