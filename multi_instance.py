@@ -16,33 +16,53 @@ import json
 from dlrm_tvm.arrivals import Arrivals
 from dlrm_tvm.baseline import compare_with_baseline, comparison_json, comparison_text, read_baseline
 from dlrm_tvm.errors import run_script
+from dlrm_tvm.loadgen_options import add_loadgen_options, check_loadgen_options, loadgen_options
 from dlrm_tvm.loadgen_report import loadgen_json, loadgen_text, score_accuracy_log
 from dlrm_tvm.loadgen_run import run_loadgen
-from dlrm_tvm.options import add_options, check_options, loadgen_options, run_settings
+from dlrm_tvm.options import (
+    add_arrival_options,
+    add_engine_options,
+    add_profile_options,
+    add_run_options,
+    check_arrival_options,
+    check_run_options,
+    run_settings,
+)
 from dlrm_tvm.profile_report import profiled
 from dlrm_tvm.report import results_json, results_text
 from dlrm_tvm.session import measure, open_session
+from dlrm_tvm.sweep import run_sweep
+from dlrm_tvm.sweep_options import add_sweep_options, check_sweep_options, sweep_settings
 
-DEFAULT_DURATION_S = 10.0
+DURATION_S, WARMUP_S = 10.0, 2.0
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    add_options(parser)
-    return parser.parse_args()
+    add_run_options(parser)
+    add_arrival_options(parser)
+    add_profile_options(parser)
+    add_engine_options(parser)
+    add_loadgen_options(parser)
+    add_sweep_options(parser)
+    args = parser.parse_args()
+    for check in (check_run_options, check_arrival_options, check_loadgen_options, check_sweep_options):
+        check(args)
+    return args
 
 
 def main() -> int:
     args = parse_args()
-    check_options(args)
     if args.scenario:
         return run_scenario(args)
+    if args.sweep is not None:
+        return run_sweep(sweep_settings(args), show)
     baseline = read_baseline(args.baseline) if args.baseline else None
     with open_session(run_settings(args), show) as session:
         report = measure(
             session,
-            duration_s=DEFAULT_DURATION_S if args.duration is None else args.duration,
-            warmup_s=args.warmup,
+            duration_s=DURATION_S if args.duration is None else args.duration,
+            warmup_s=WARMUP_S if args.warmup is None else args.warmup,
             show=show,
             arrivals=Arrivals(args.arrivals, args.rate),
             until_stable=args.until_stable,
@@ -61,7 +81,9 @@ def main() -> int:
 
 def run_scenario(args: argparse.Namespace) -> int:
     """Under MLPerf's LoadGen; status 0 where LoadGen finds the run valid."""
-    run = run_loadgen(run_settings(args), loadgen_options(args), warmup_s=args.warmup, show=show)
+    run = run_loadgen(
+        run_settings(args), loadgen_options(args), warmup_s=WARMUP_S if args.warmup is None else args.warmup, show=show
+    )
     accuracy = score_accuracy_log(run) if args.accuracy else None
     print(loadgen_text(run, accuracy))
     print(json.dumps(loadgen_json(run, accuracy)), flush=True)

@@ -152,6 +152,7 @@ def _save(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         profile=lowered.parts,
         onnx_model=None if onnx_model is None else str(onnx_model.resolve()),
+        directory=os.getcwd(),
     )
     path.with_suffix(".json").write_text(manifest.to_json())
 

@@ -135,6 +135,7 @@ class Manifest:
     inputs: of its function `main`, one index per table and item; bag_inputs: of `bags`; parameters follow in both.
     profile: the parts that its function `profile` times, in the order of its second output's columns; none where the
     library has no such function. onnx_model: absolute path of the file that it was compiled from.
+    directory: where the command was typed, which its relative paths start from; None in manifests of older programs.
     """
 
     format_version: int
@@ -161,6 +162,7 @@ class Manifest:
     created: str
     profile: tuple[Part, ...] = ()  # from here on what libraries compiled earlier lack
     onnx_model: str | None = None
+    directory: str | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"

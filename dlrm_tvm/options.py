@@ -1,35 +1,23 @@
-"""Flags of multi_instance.py, a group and its checks per purpose, and the settings that they make."""
+"""Flags of multi_instance.py that say what one run is, their checks, and the settings that they make.
+
+LoadGen's and a sweep's are in loadgen_options.py and sweep_options.py.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
-import time
 from pathlib import Path
 
 from .arrivals import KINDS
 from .errors import UserError
-from .loadgen_run import LoadgenOptions
-from .loadgen_settings import SCENARIOS
 from .numa import POLICIES
 from .peers import OURS, PEERS
-from .query_samples import MLPERF_SAMPLES
 from .session import RunSettings
 
 DEFAULT_MODEL = Path(os.path.relpath(Path(__file__).parents[1] / "__prebuilt" / "dlrm_avx512_b100.so"))
 _MAX_SECONDS = 86_400
-_MOST_QPS, _MOST_SAMPLES = 10_000_000, 10_000_000
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    for add in (add_run_options, add_arrival_options, add_loadgen_options, add_profile_options, add_engine_options):
-        add(parser)
-
-
-def check_options(args: argparse.Namespace) -> None:
-    """Raises UserError for what no run can be made of."""
-    for check in (check_run_options, check_arrival_options, check_loadgen_options):
-        check(args)
+MOST_QPS = 10_000_000
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -37,8 +25,10 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, metavar="SO", help="default: %(default)s")
     parser.add_argument("--num-instances", type=count, metavar="N", help="default: as many as there are cores for")
     parser.add_argument("--num-threads", type=count, default=1, metavar="T", help="of each instance; default 1")
-    parser.add_argument("--duration", type=float, metavar="S", help="timed window; default 10 s")
-    parser.add_argument("--warmup", type=float, default=2.0, metavar="S", help="before it; default 2 s")
+    parser.add_argument(
+        "--duration", type=float, metavar="S", help="timed window; default 10 s, 2 s in a sweep, 60 s under LoadGen"
+    )
+    parser.add_argument("--warmup", type=float, metavar="S", help="before it; default 2 s, in a sweep 0.5 s")
     parser.add_argument("--cores", metavar="LIST", help="use these, in this order, such as 0-3,8,10-11")
     parser.add_argument("--hyper-threading", action="store_true", help="use all hardware threads of a core, not one")
     parser.add_argument("--ref-data", type=Path, metavar="FILE", help="take inputs from it; default: random rows")
@@ -74,8 +64,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
 
 def check_run_options(args: argparse.Namespace) -> None:
     """Raises UserError for what no run can be made of."""
-    check_seconds("--duration", 1 if args.duration is None else args.duration)
-    check_seconds("--warmup", args.warmup)
+    for option, seconds in (("--duration", args.duration), ("--warmup", args.warmup)):
+        if seconds is not None:
+            check_seconds(option, seconds)
     if args.duration == 0:
         raise UserError("--duration 0: more than 0 seconds were wanted.")
     if args.indices_per_bag and args.ref_data:
@@ -125,63 +116,8 @@ def check_arrival_options(args: argparse.Namespace) -> None:
         raise UserError(f"--arrivals {args.arrivals} needs a rate. Give --rate R, in batches per second.")
     if not is_open and args.rate is not None:
         raise UserError("--rate goes with --arrivals fixed or --arrivals poisson; a closed loop has none.")
-    if is_open and not 0 < args.rate <= _MOST_QPS:
-        raise UserError(f"--rate {args.rate:g}: more than 0 and at most {_MOST_QPS:,} were wanted.")
-    if args.scenario and (is_open or args.until_stable):
-        raise UserError("--scenario leaves arrivals and the length of the run to LoadGen: leave the others out.")
-
-
-def add_loadgen_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("MLPerf LoadGen")
-    group.add_argument("--scenario", choices=SCENARIOS, help="have MLPerf's LoadGen drive the instances")
-    group.add_argument("--accuracy", action="store_true", help="its accuracy mode: all samples once, then their AUC")
-    group.add_argument("--samples", type=count, metavar="N", help=f"in its library; default {MLPERF_SAMPLES:,}")
-    group.add_argument("--target-qps", type=float, metavar="Q", help="samples per second that it issues or expects")
-    group.add_argument("--find-peak-qps", action="store_true", help="server: search the highest valid rate")
-    group.add_argument("--mlperf-conf", type=Path, metavar="FILE", help="its settings; default: those it brings along")
-    group.add_argument("--user-conf", type=Path, metavar="FILE", help="settings that go before those")
-    group.add_argument("--log-dir", type=Path, metavar="DIR", help="for its logs; default loadgen_logs/NAME_TIME")
-
-
-def check_loadgen_options(args: argparse.Namespace) -> None:
-    """Raises UserError for what LoadGen cannot be asked for."""
-    wants = ("accuracy", "samples", "target_qps", "find_peak_qps", "mlperf_conf", "user_conf", "log_dir")
-    given = [f"--{name.replace('_', '-')}" for name in wants if getattr(args, name)]
-    if given and not args.scenario:
-        raise UserError(f"{given[0]} is for LoadGen: add --scenario offline or --scenario server.")
-    if not args.scenario:
-        return
-    if args.engine != OURS or args.profile:
-        other = "--profile" if args.profile else f"--engine {args.engine}"
-        raise UserError(f"{other}: LoadGen drives our own library as it is. Leave it or --scenario out.")
-    if args.baseline:
-        raise UserError("--baseline compares runs without LoadGen. Leave it or --scenario out.")
-    if args.indices_per_bag:
-        raise UserError("--indices-per-bag: MLPerf's samples have one index per table. Leave it or --scenario out.")
-    if args.samples and args.samples > _MOST_SAMPLES:
-        raise UserError(f"--samples {args.samples}: at most {_MOST_SAMPLES:,} were wanted.")
-    if args.find_peak_qps and (args.scenario != "server" or args.accuracy or args.target_qps):
-        raise UserError("--find-peak-qps goes with --scenario server, without --accuracy and --target-qps.")
-    if args.target_qps is not None and not 0 < args.target_qps <= _MOST_QPS:
-        raise UserError(f"--target-qps {args.target_qps:g}: more than 0 and at most {_MOST_QPS:,} were wanted.")
-    for path in (args.mlperf_conf, args.user_conf):
-        if path and not path.is_file():
-            raise UserError(f"{path}: no such file. LoadGen's settings were wanted, such as a user.conf.")
-
-
-def loadgen_options(args: argparse.Namespace) -> LoadgenOptions:
-    mode = "accuracy" if args.accuracy else "performance"
-    stamp = time.strftime("%Y%m%d_%H%M%S")
-    return LoadgenOptions(
-        scenario=args.scenario,
-        accuracy=args.accuracy,
-        samples=args.samples or MLPERF_SAMPLES,
-        log_dir=args.log_dir or Path("loadgen_logs") / f"{args.scenario}_{mode}_{stamp}",
-        duration_s=args.duration,
-        target_qps=args.target_qps,
-        find_peak=args.find_peak_qps,
-        conf_files=tuple(path for path in (args.mlperf_conf, args.user_conf) if path),
-    )
+    if is_open and not 0 < args.rate <= MOST_QPS:
+        raise UserError(f"--rate {args.rate:g}: more than 0 and at most {MOST_QPS:,} were wanted.")
 
 
 def count(text: str) -> int:

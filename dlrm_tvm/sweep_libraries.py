@@ -1,0 +1,142 @@
+"""Libraries of one model for several batch sizes: NAME_b1.so, NAME_b100.so, .. side by side; missing ones compiled.
+
+A library's manifest has the command that made it. The one for another batch is made by the same command with another
+--batch-size, in the folder where it was typed; compile.py runs as a process of its own, for this side knows no TVM
+compiler. What was compiled must be the same model as --model: equal in its fingerprint and precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .artifact import open_artifact
+from .errors import UserError
+from .manifest import Manifest
+
+_ROOT = Path(__file__).resolve().parents[1]
+_COMPILE = _ROOT / "compile.py"
+_PREBUILT = _ROOT / "__prebuilt"
+_STEM = re.compile(r"(?P<name>.+)_b\d+")
+
+
+def sweep_name(library: Path) -> str:
+    """The NAME that libraries of all batches share; the whole stem where it does not end in _bN."""
+    found = _STEM.fullmatch(library.stem)
+    return found["name"] if found else library.stem
+
+
+def ensure_default(library: Path, show: Callable[[str], None]) -> None:
+    """Compile the demo where the library that is run by default is missing."""
+    if not library.exists():
+        show(f"compiling {os.path.relpath(library)}: the demo model, for there is no library yet")
+        _compile(["--output-name", sweep_name(library)], _ROOT, library, show)
+
+
+def ensure_libraries(
+    library: Path, base: Manifest, batches: Sequence[int], show: Callable[[str], None]
+) -> dict[int, Path]:
+    """batch -> library, compiled where it is missing. `base`: the manifest of `library`, whose model they all are.
+
+    Raises UserError where one cannot be compiled or is of another model, before anything is compiled if possible.
+    """
+    libraries = {batch: _sibling(library, base, batch) for batch in batches}
+    missing = [batch for batch, path in libraries.items() if not path.exists()]
+    for batch in libraries.keys() - set(missing):
+        _check_same_model(libraries[batch], base, batch)
+    commands = {batch: _command(library, base, batch) for batch in missing}
+    for number, batch in enumerate(missing, 1):
+        show(f"compiling {os.path.relpath(libraries[batch])} ({number} of {len(missing)})")
+        _compile(*commands[batch], libraries[batch], show)
+        _check_same_model(libraries[batch], base, batch)
+    return libraries
+
+
+def _sibling(library: Path, base: Manifest, batch: int) -> Path:
+    if batch == base.batch_size:
+        return library
+    if not _STEM.fullmatch(library.stem):
+        raise UserError(
+            f"{library}: a sweep over batches finds libraries by names that end in _bN.so. Rename it with its .json "
+            f"and .params, or compile anew: python compile.py --output-name NAME --batch-size {base.batch_size}"
+        )
+    return library.with_name(f"{sweep_name(library)}_b{batch}.so")
+
+
+def _check_same_model(path: Path, base: Manifest, batch: int) -> None:
+    """Raises UserError unless the library is of this batch, model and precision."""
+    found = open_artifact(path).manifest
+    if found.batch_size != batch:
+        raise UserError(f"{path} is for batches of {found.batch_size}, its name says {batch}. Compile it again.")
+    if found.model.fingerprint != base.model.fingerprint or found.precision != base.precision:
+        raise UserError(
+            f"{path} is of another model ({found.model.name}, {found.precision}) than --model "
+            f"({base.model.name}, {base.precision}). Delete it, and the sweep compiles it anew; or compile --model "
+            "again, if its ONNX file has changed."
+        )
+
+
+def _command(library: Path, base: Manifest, batch: int) -> tuple[list[str], Path]:
+    """compile.py's arguments for another batch, and the folder to run it in. Raises UserError where nobody knows."""
+    words = shlex.split(base.command)
+    why = None
+    if not words or Path(words[0]).name != _COMPILE.name:
+        why = f"{library} was not made by compile.py"
+    elif library.resolve().parent != _PREBUILT.resolve():
+        why = f"compile.py writes to {os.path.relpath(_PREBUILT)} only, {library} lies elsewhere"
+    elif base.directory is None and _has_relative_path(words[1:]):
+        why = f"{library} was compiled by an older program that did not record where"
+    elif base.directory is not None and not Path(base.directory).is_dir():
+        why = f"{base.directory}, where {library} was compiled, is gone"
+    if why:
+        raise UserError(f"No library for batch {batch}, and {why}. Compile it: {_typed(batch, library)}")
+    kept = repeatable_flags(words[1:])
+    arguments = [*kept, "--batch-size", str(batch), "--output-name", sweep_name(library)]
+    return arguments, Path(base.directory or _ROOT)
+
+
+def _typed(batch: int, library: Path) -> str:
+    return f"python compile.py --onnx-model FILE --batch-size {batch} --output-name {sweep_name(library)}"
+
+
+def repeatable_flags(arguments: Sequence[str]) -> list[str]:
+    """Without those that belong to one call: batch and name, the search for schedules, the dump."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--tune", action="store_true")
+    for option in ("--batch-size", "--output-name", "--dump-ir"):
+        parser.add_argument(option)
+    return parser.parse_known_args(arguments)[1]
+
+
+def _has_relative_path(arguments: Sequence[str]) -> bool:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--onnx-model", type=Path)
+    parser.add_argument("--tuning-log-file", type=Path)
+    named = parser.parse_known_args(arguments)[0]
+    paths = [path for path in vars(named).values() if path is not None and str(path) != "none"]
+    return not all(path.is_absolute() for path in paths)
+
+
+def _compile(arguments: list[str], directory: Path, library: Path, show: Callable[[str], None]) -> None:
+    """Run compile.py to its end; ended itself when this is interrupted. Raises UserError with compile.py's own line."""
+    began = time.monotonic()
+    command = [sys.executable, str(_COMPILE), *arguments]
+    with subprocess.Popen(
+        command, cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            errors = process.communicate()[1]
+        except BaseException:
+            process.terminate()  # it removes what it began
+            raise
+    if process.returncode or not library.exists():
+        reason = (errors.strip().splitlines() or [f"status {process.returncode}"])[-1]
+        raise UserError(f"{os.path.relpath(library)} could not be compiled: {reason}")
+    show(f"compiled {os.path.relpath(library)} in {time.monotonic() - began:.0f} s")

@@ -1,0 +1,231 @@
+"""A sweep made ready: flags against each other, files, cores, model, data, an earlier state; then the libraries.
+
+    spec -> combinations that fit -> libraries, missing ones compiled -> rounds
+
+Everything that can be wrong is found here, before the first window; compiling, the slow part, comes last.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .artifact import open_artifact
+from .cores import choose_cores
+from .cpu import host_model
+from .environment import describe_environment
+from .errors import UserError
+from .manifest import Manifest
+from .output_files import check_writable
+from .reference_data import open_reference
+from .session import RunSettings
+from .sweep_libraries import ensure_default, ensure_libraries, sweep_name
+from .sweep_plan import (
+    AUTO,
+    Combination,
+    Planned,
+    SweepSpec,
+    auto_combinations,
+    expand,
+    parse_spec,
+    shuffled_rounds,
+)
+from .sweep_plot import check_plot
+from .sweep_report import combination_json
+from .sweep_results import Outcome
+from .sweep_state import State, check_same, read_state
+from .topology import Topology, read_topology
+
+_OVERHEAD_S = 4.0  # of a run: starting the instances, and the peak before and after
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """What is swept. run: everything else of each run; its instances and threads are those of keys left out.
+
+    compile_model: whether the demo is compiled where run.model is missing; state: None for NAME.sweep.json beside
+    the libraries; seed: None draws one.
+    """
+
+    spec: str
+    run: RunSettings
+    duration_s: float
+    warmup_s: float
+    repeats: int = 3
+    seed: int | None = None
+    max_latency_ms: float | None = None
+    csv: Path | None = None
+    state: Path | None = None
+    plot: Path | None = None
+    resume: bool = False
+    compile_model: bool = False
+
+    @property
+    def state_path(self) -> Path:
+        return self.state or self.run.model.with_name(f"{sweep_name(self.run.model)}.sweep.json")
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A sweep that can begin. done: runs that a resumed one has already; facts: what its JSON says beside figures."""
+
+    planned: Sequence[Planned]
+    libraries: dict[int, Path]
+    done: Sequence[Outcome]
+    facts: dict[str, object]
+
+
+def prepare(settings: SweepSettings, show: Callable[[str], None]) -> Prepared:
+    """All checks, then the libraries. Raises UserError for whatever cannot be measured."""
+    spec = None if settings.spec == AUTO else parse_spec(settings.spec)
+    _check_contradictions(settings, spec)
+    _check_files(settings)
+    state = _earlier_state(settings)
+    topology = read_topology()
+    cores = _usable_cores(settings.run, topology)
+    if settings.compile_model:
+        ensure_default(settings.run.model, show)
+    base = open_artifact(settings.run.model).manifest
+    if settings.run.ref_data:
+        open_reference(settings.run.ref_data, base.model, outputs_wanted=False)
+    combinations, left_out = _combinations(settings, spec, topology, cores, base)
+    fixed = _fixed_settings(settings, combinations, base, topology)
+    if state:
+        check_same(settings.state_path, state, fixed)
+    libraries = ensure_libraries(settings.run.model, base, sorted({one.batch for one in combinations}), show)
+    fixed["library_sha256"] = {
+        str(batch): open_artifact(path).manifest.library_sha256 for batch, path in libraries.items()
+    }
+    if state:
+        check_same(settings.state_path, state, fixed)
+    seed = _seed(settings, state)
+    facts = {
+        "sweep": settings.spec,
+        "model": base.model.name,
+        "precision": base.precision,
+        "libraries": {str(batch): str(path) for batch, path in libraries.items()},
+        "seed": seed,
+        "repeats": settings.repeats,
+        "duration_s": settings.duration_s,
+        "warmup_s": settings.warmup_s,
+        "left_out": [combination_json(one) for one in left_out],
+        "settings": fixed,
+        "environment": describe_environment(topology),
+    }
+    _announce(settings, facts, combinations, left_out, show)
+    planned = shuffled_rounds(combinations, repeats=settings.repeats, seed=seed)
+    return Prepared(planned, libraries, state.measured if state else (), facts)
+
+
+def _earlier_state(settings: SweepSettings) -> State | None:
+    state = read_state(settings.state_path) if settings.resume else None
+    if state and settings.seed not in (None, state.seed):
+        raise UserError(f"{settings.state_path} has the seed {state.seed}: leave --sweep-seed or --resume out.")
+    return state
+
+
+def _seed(settings: SweepSettings, state: State | None) -> int:
+    if state:
+        return state.seed
+    return secrets.randbelow(1_000_000) if settings.seed is None else settings.seed
+
+
+def _check_contradictions(settings: SweepSettings, spec: SweepSpec | None) -> None:
+    """Flags of a single run that the sweep would have to overrule."""
+    fixed = {"instances": settings.run.instances is not None, "threads": settings.run.threads != 1}
+    for key in fixed:
+        if fixed[key] and (spec is None or getattr(spec, key)):
+            raise UserError(f"--sweep chooses {key}, --num-{key} too: give one of the two.")
+
+
+def _check_files(settings: SweepSettings) -> None:
+    if settings.plot:
+        check_plot(settings.plot)
+    files = {"--json": settings.state_path, "--csv": settings.csv, "--plot": settings.plot}
+    named = {option: path for option, path in files.items() if path}
+    for option, path in named.items():
+        check_writable(option, path)
+    if len({path.resolve() for path in named.values()}) < len(named):
+        raise UserError("--csv, --json and --plot name one file twice. Give each a name of its own.")
+
+
+def _usable_cores(run: RunSettings, topology: Topology) -> int:
+    """Raises UserError for a --cores that cannot be used."""
+    flags = {"hyper_threading": run.hyper_threading, "core_list": run.cores}
+    return len(choose_cores(topology, instances=None, threads=1, **flags))
+
+
+def _combinations(
+    settings: SweepSettings, spec: SweepSpec | None, topology: Topology, cores: int, base: Manifest
+) -> tuple[list[Combination], list[Combination]]:
+    """Those that fit this machine, and those left out. Raises UserError where none fits."""
+    run = settings.run
+    if spec is None:
+        return auto_combinations(cores, repeats=settings.repeats, seconds_each=_seconds_each(settings)), []
+
+    def fitting(instances: int | None, threads: int) -> int | None:
+        try:
+            flags = {"hyper_threading": run.hyper_threading, "core_list": run.cores}
+            return len(choose_cores(topology, instances=instances, threads=threads, **flags))
+        except UserError:
+            return None
+
+    single_run = SweepSpec(run.instances and (run.instances,), (run.threads,), (base.batch_size,))
+    found, left_out = expand(spec, single_run=single_run, fitting=fitting)
+    if not found:
+        raise UserError(
+            f"--sweep {settings.spec}: every combination needs more than the {cores} cores that are usable here. "
+            'Try --sweep "instances=1;threads=1", or --sweep auto.'
+        )
+    return found, left_out
+
+
+def _fixed_settings(
+    settings: SweepSettings, combinations: Sequence[Combination], base: Manifest, topology: Topology
+) -> dict[str, object]:
+    """What must be the same for runs to be comparable: JSON-able, with keys as their messages name them."""
+    run = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings.run).items()}
+    for key in ("model", "instances", "threads"):
+        del run[key]
+    return {
+        "model_fingerprint": base.model.fingerprint,
+        "precision": base.precision,
+        "cpu": host_model(),
+        "usable_cpus": sorted(topology.usable),
+        "duration_s": settings.duration_s,
+        "warmup_s": settings.warmup_s,
+        "combinations": [[one.instances, one.threads, one.batch] for one in sorted(combinations)],
+        **run,
+    }
+
+
+def _announce(
+    settings: SweepSettings,
+    facts: dict[str, object],
+    combinations: Sequence[Combination],
+    left_out: Sequence[Combination],
+    show: Callable[[str], None],
+) -> None:
+    """What is about to be measured, and what is not."""
+    runs = len(combinations) * settings.repeats
+    minutes = runs * _seconds_each(settings) / 60
+    show(f"{facts['model']}, {facts['precision']}: {len(combinations)} combinations × {settings.repeats} rounds")
+    show(f"  placements  {_placements(combinations)}")
+    show(f"  batches     {', '.join(map(str, sorted({one.batch for one in combinations})))}")
+    if left_out:
+        cores = "hardware threads" if settings.run.hyper_threading else "cores"
+        show(f"  left out    {len(left_out)} that need more {cores} than are usable here: {_placements(left_out)}")
+    show(f"  order       random, seed {facts['seed']}; about {max(minutes, 1):.0f} min")
+    show(f"  kept in     {settings.state_path}, after every run")
+
+
+def _placements(combinations: Sequence[Combination]) -> str:
+    """As instances × threads, the first ten."""
+    found = [f"{count} × {threads}" for count, threads in dict.fromkeys((c.instances, c.threads) for c in combinations)]
+    return ", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
+
+
+def _seconds_each(settings: SweepSettings) -> float:
+    return settings.warmup_s + settings.duration_s + _OVERHEAD_S

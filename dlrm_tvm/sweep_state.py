@@ -1,0 +1,91 @@
+"""The state file of a sweep: written whole after every run, read by --resume. It is the sweep's JSON, no more.
+
+What was measured goes on only under the settings it began with; the seed in it gives the same order again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import UserError
+from .output_files import write_whole_file
+from .sweep_report import outcomes_of
+from .sweep_results import Outcome
+
+_KIND = "dlrm_tvm sweep"
+
+
+@dataclass(frozen=True)
+class State:
+    """What an earlier sweep left. settings: under which it measured."""
+
+    seed: int
+    settings: dict[str, object]
+    outcomes: list[Outcome]
+    finished: bool
+    command: str
+
+    @property
+    def measured(self) -> list[Outcome]:
+        return [outcome for outcome in self.outcomes if outcome.figures is not None]
+
+
+def write_state(path: Path, fields: Mapping[str, object]) -> None:
+    write_whole_file(path, json.dumps({"kind": _KIND, **fields}, indent=1).encode() + b"\n")
+
+
+def read_state(path: Path) -> State:
+    """Raises UserError where there is none to resume."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, so there is no sweep to resume. Leave --resume out.")
+    state = _parse(path)
+    if state is None:
+        raise UserError(f"{path} is not what a sweep of this version leaves. Leave --resume out, or name it by --json.")
+    return state
+
+
+def keep_unfinished(path: Path) -> str | None:
+    """Rename a state that a sweep without --resume would overwrite -> what to say about it; None: nothing is lost."""
+    state = _parse(path) if path.is_file() else None
+    if state is None or state.finished or not state.measured:
+        return None
+    kept = path.with_name(path.name + ".old")
+    os.replace(path, kept)
+    runs = f"{len(state.measured)} run{'s' * (len(state.measured) > 1)}"
+    return f"an unfinished sweep's {runs} were in {path}, kept as {kept}: --resume would have gone on with them"
+
+
+def check_same(path: Path, state: State, settings: Mapping[str, object]) -> None:
+    """Raises UserError that names the first setting which is another one than the state's."""
+    for name, now in settings.items():
+        then = state.settings.get(name)
+        if then != now:
+            raise UserError(
+                f"{path} was measured with {name} {_shown(then)}, now it is {_shown(now)}. Type what was typed then "
+                f"({state.command}) and --resume, or leave --resume out to begin anew."
+            )
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _parse(path: Path) -> State | None:
+    try:
+        fields = json.loads(path.read_text())
+        if fields["kind"] != _KIND:
+            return None
+        return State(
+            seed=fields["seed"],
+            settings=fields["settings"],
+            outcomes=outcomes_of(fields),
+            finished=fields["finished"],
+            command=fields["environment"]["command"],
+        )
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,263 @@
+"""A sweep's story around a stand-in for measuring: rounds, failures, interrupts, resuming, libraries, files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from models import build_plain, random_dlrm
+from test_sweep_results import run as made_up_run
+
+from dlrm_tvm import sweep_libraries
+from dlrm_tvm.artifact import open_artifact
+from dlrm_tvm.errors import UserError
+from dlrm_tvm.session import RunSettings
+from dlrm_tvm.sweep import run_sweep
+from dlrm_tvm.sweep_libraries import ensure_libraries, repeatable_flags, sweep_name
+from dlrm_tvm.sweep_plan import Combination
+from dlrm_tvm.sweep_setup import SweepSettings
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Of one model's libraries for batches of 4 and 8, and another model's for batches of 9."""
+    folder = tmp_path_factory.mktemp("sweep")
+    for batch in (4, 8):
+        build_plain(random_dlrm(), batch, folder)
+    build_plain(random_dlrm(seed=1), 9, folder)
+    return folder
+
+
+@pytest.fixture
+def settings(folder: Path, tmp_path: Path) -> SweepSettings:
+    """Four combinations on any machine, three rounds."""
+    core = str(min(os.sched_getaffinity(0)))
+    run = RunSettings(model=folder / "small_b4.so", cores=core)
+    state = tmp_path / "state.json"
+    return SweepSettings("instances=1;batch=4,8", run, duration_s=2, warmup_s=0.5, seed=3, state=state)
+
+
+class Measuring:
+    """A stand-in: remembers what it was asked, fails or stops where it is told to."""
+
+    def __init__(self, stop_at: int | None = None, fail: Callable[[Combination], bool] = lambda combination: False):
+        self.asked: list[Combination] = []
+        self.stop_at = stop_at
+        self.fail = fail
+
+    def __call__(self, settings: SweepSettings, combination: Combination, library: Path) -> dict:
+        assert open_artifact(library).manifest.batch_size == combination.batch
+        if len(self.asked) == self.stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        self.asked.append(combination)
+        if self.fail(combination):
+            raise UserError("Instance 0 was killed by SIGKILL.")
+        return made_up_run(combination, 0, 1000 * combination.batch, 1).figures
+
+
+def sweep(settings: SweepSettings, measuring: Measuring) -> tuple[int, list[str], dict]:
+    """Status, what was shown, the JSON of the last line, which is what the state file has too."""
+    shown: list[str] = []
+    status = run_sweep(settings, shown.append, measuring)
+    fields = json.loads(shown[-1])
+    assert json.loads(settings.state_path.read_text()) == {"kind": "dlrm_tvm sweep", **fields}
+    return status, shown, fields
+
+
+def test_every_round_measures_every_combination_in_the_order_of_the_seed(settings: SweepSettings) -> None:
+    first, second, other = Measuring(), Measuring(), Measuring()
+    status, shown, fields = sweep(settings, first)
+    assert status == 0 and fields["finished"] and not fields["interrupted"] and fields["seed"] == 3
+    rounds = [first.asked[at : at + 2] for at in (0, 2, 4)]
+    assert all({one.batch for one in order} == {4, 8} for order in rounds)
+    sweep(settings, second)
+    assert second.asked == first.asked
+    sweep(replace(settings, seed=None, repeats=40), other)
+    assert {tuple(other.asked[at : at + 2]) for at in range(0, 80, 2)} == {tuple(rounds[0]), tuple(rounds[0][::-1])}
+    assert [entry["items_per_s"] for entry in fields["combinations"]] == [8000, 4000]
+    assert any("random, seed 3" in line for line in shown)
+
+
+def test_what_was_measured_before_an_interrupt_is_kept_and_only_the_rest_is_done_on_resume(settings) -> None:
+    whole, first, second = Measuring(), Measuring(stop_at=3), Measuring()
+    sweep(settings, whole)
+    status, shown, fields = sweep(settings, first)
+    assert (status, fields["interrupted"], fields["finished"], fields["runs_left"]) == (1, True, False, 3)
+    assert sum(len(entry["repeats"]) for entry in fields["combinations"]) == 3
+    assert "Interrupted: 3 runs are left. The same command with --resume does them." in shown
+    status, shown, fields = sweep(replace(settings, resume=True, seed=None), second)
+    assert status == 0 and fields["finished"]
+    assert first.asked + second.asked == whole.asked
+    assert [[run["round"] for run in entry["repeats"]] for entry in fields["combinations"]] == [[0, 1, 2]] * 2
+    assert "resumed: 3 runs were measured already, 3 are left" in shown
+
+
+def test_more_repeats_go_on_with_a_finished_sweep(settings) -> None:
+    again = Measuring()
+    sweep(replace(settings, repeats=1), Measuring())
+    sweep(replace(settings, repeats=2, resume=True), again)
+    assert len(again.asked) == 2
+    nothing = Measuring()
+    status, _, fields = sweep(replace(settings, repeats=2, resume=True), nothing)
+    assert (status, nothing.asked, fields["finished"]) == (0, [], True)
+
+
+def test_interrupt_before_anything_was_measured_leaves_nothing(settings) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(settings, lambda text: None, Measuring(stop_at=0))
+    assert list(settings.state_path.parent.iterdir()) == []
+
+
+def test_termination_does_what_it_did_before_once_the_sweep_is_over(settings) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    sweep(settings, Measuring())
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_unfinished_sweep_is_not_overwritten(settings) -> None:
+    sweep(settings, Measuring(stop_at=3))
+    lost = settings.state_path.read_text()
+    _, shown, _ = sweep(settings, Measuring())
+    kept = settings.state_path.with_name("state.json.old")
+    assert kept.read_text() == lost
+    assert any("3 runs were in" in line and f"kept as {kept}" in line for line in shown)
+    _, shown, _ = sweep(settings, Measuring())
+    assert not any("kept as" in line for line in shown)
+
+
+def test_a_failing_combination_is_recorded_and_the_sweep_goes_on(settings) -> None:
+    measuring = Measuring(fail=lambda combination: combination.batch == 4)
+    status, shown, fields = sweep(settings, measuring)
+    assert (status, len(measuring.asked), fields["finished"]) == (0, 6, True)
+    assert [len(entry["failures"]) for entry in fields["combinations"]] == [0, 3]
+    assert "Failed 3 times: 1 instance × 1 thread, batch 4: Instance 0 was killed by SIGKILL." in shown[-2]
+    again = Measuring()
+    sweep(replace(settings, resume=True), again)
+    assert [one.batch for one in again.asked] == [4, 4, 4]
+
+
+def test_a_sweep_in_which_everything_fails_ends_after_one_round(settings) -> None:
+    measuring = Measuring(fail=lambda combination: True)
+    with pytest.raises(UserError, match=r"None of the runs succeeded\. The first: Instance 0 was killed"):
+        run_sweep(settings, lambda text: None, measuring)
+    assert len(measuring.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"duration_s": 3}, "duration_s 2, now it is 3"),
+        ({"spec": "instances=1;batch=4"}, "combinations [[1, 1, 4], [1, 1, 8]], now it is [[1, 1, 4]]"),
+        ({"seed": 4}, "has the seed 3"),
+    ],
+)
+def test_resume_under_other_settings_is_refused(settings, changes: dict, named: str) -> None:
+    sweep(settings, Measuring(stop_at=3))
+    with pytest.raises(UserError) as error:
+        run_sweep(replace(settings, resume=True, **changes), lambda text: None, Measuring())
+    assert named in str(error.value)
+
+
+def test_resume_of_another_cpu_model_or_library_is_refused(settings) -> None:
+    sweep(settings, Measuring(stop_at=3))
+    fields = json.loads(settings.state_path.read_text())
+    for key in ("cpu", "model_fingerprint", "library_sha256", "indices_per_bag"):
+        changed = fields | {"settings": fields["settings"] | {key: "another"}}
+        settings.state_path.write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=f'was measured with {key} "another", now it is'):
+            run_sweep(replace(settings, resume=True), lambda text: None, Measuring())
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"kind": "dlrm_tvm sweep"}'])
+def test_resume_of_no_sweep_is_refused(settings, content: str | None) -> None:
+    if content is not None:
+        settings.state_path.write_text(content)
+    wanted = "no such file, so there is no sweep to resume" if content is None else "is not what a sweep of this"
+    with pytest.raises(UserError, match=wanted):
+        run_sweep(replace(settings, resume=True), lambda text: None, Measuring())
+
+
+def test_csv_and_plot_are_written_and_nothing_else_is_left(settings, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    files = {"csv": tmp_path / "a.csv", "plot": tmp_path / "a.SVG"}
+    sweep(replace(settings, **files), Measuring())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.SVG", "a.csv", "state.json"]
+    assert files["csv"].read_text().startswith("instances,threads,batch_size,items_per_s,")
+    assert ">batch 8<" in files["plot"].read_text()
+
+
+@pytest.mark.parametrize("name", ["csv", "state", "plot"])
+def test_files_that_cannot_be_written_are_refused_before_measuring(settings, tmp_path: Path, name: str) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "folder.svg").mkdir()
+    for path in (tmp_path / "absent" / "a.svg", tmp_path / "folder.svg"):
+        measuring = Measuring()
+        with pytest.raises(UserError, match=f"--{'json' if name == 'state' else name} {path}: "):
+            run_sweep(replace(settings, **{name: path}), lambda text: None, measuring)
+        assert measuring.asked == []
+
+
+def test_one_name_for_two_files_is_refused(settings, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="name one file twice"):
+        run_sweep(replace(settings, csv=settings.state), lambda text: None, Measuring())
+
+
+def test_flags_of_one_run_that_the_sweep_overrules_are_refused(settings) -> None:
+    run = replace(settings.run, instances=1)
+    with pytest.raises(UserError, match="--sweep chooses instances, --num-instances too"):
+        run_sweep(replace(settings, run=run), lambda text: None, Measuring())
+
+
+# Libraries
+
+
+def test_library_of_another_model_under_the_name_is_refused(folder: Path) -> None:
+    library = folder / "small_b4.so"
+    with pytest.raises(UserError, match=r"small_b9\.so is of another model .* Delete it"):
+        ensure_libraries(library, open_artifact(library).manifest, [4, 9], lambda text: None)
+
+
+@pytest.mark.parametrize(
+    "changes, why",
+    [
+        ({"command": "pytest"}, "was not made by compile.py"),
+        ({"command": "compile.py"}, "lies elsewhere"),
+        ({"command": "compile.py --onnx-model a.onnx", "directory": None}, "did not record where"),
+        ({"command": "compile.py", "directory": "/absent"}, "/absent, where .* is gone"),
+    ],
+)
+def test_missing_library_that_nobody_can_compile_is_one_line_that_tells_what_to_type(
+    folder: Path, monkeypatch, changes: dict, why: str
+) -> None:
+    if why != "lies elsewhere":
+        monkeypatch.setattr(sweep_libraries, "_PREBUILT", folder)
+    library = folder / "small_b4.so"
+    base = replace(open_artifact(library).manifest, **changes)
+    with pytest.raises(UserError, match=f"No library for batch 7, and .*{why}") as error:
+        ensure_libraries(library, base, [4, 7], lambda text: None)
+    assert "python compile.py --onnx-model FILE --batch-size 7 --output-name small" in str(error.value)
+
+
+def test_flags_of_one_call_are_not_repeated() -> None:
+    words = "--tune --onnx-model a.onnx --batch-size=7 --tuning-log-file none --dump-ir d --output-name n --copy-tables"
+    assert repeatable_flags(words.split()) == ["--onnx-model", "a.onnx", "--tuning-log-file", "none", "--copy-tables"]
+
+
+def test_names_end_before_the_batch() -> None:
+    assert [sweep_name(Path(name)) for name in ("p/dlrm_b100.so", "a_b2_b3.so", "plain.so")] == [
+        "dlrm",
+        "a_b2",
+        "plain",
+    ]
+
+
+def test_manifest_of_an_older_program_is_read(folder: Path) -> None:
+    manifest = open_artifact(folder / "small_b4.so").manifest
+    fields = json.loads(manifest.to_json())
+    assert fields.pop("directory") == os.getcwd()
+    assert type(manifest).from_json(json.dumps(fields)) == replace(manifest, directory=None)

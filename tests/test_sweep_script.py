@@ -1,0 +1,141 @@
+"""multi_instance.py --sweep through its real command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from graphs import write_dlrm
+from models import build_plain, random_dlrm
+from test_multi_instance import TWO_CORES, assert_gone, assert_one_line, children, command, run, start
+
+from dlrm_tvm.artifact import open_artifact
+
+ROOT = Path(__file__).parents[1]
+PREBUILT = ROOT / "__prebuilt"
+SHORT = ("--duration", 0.3, "--warmup", 0.1)
+
+
+@pytest.fixture(scope="module")
+def small_library(tmp_path_factory) -> Path:
+    """Of a little model, for batches of 4, alone in its folder."""
+    return build_plain(random_dlrm(), 4, tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    """An output name of our own; what was left under it is removed."""
+    name = f"pytest_sweep_{os.getpid()}"
+    yield name
+    for path in PREBUILT.glob(f"{name}*"):
+        path.unlink()
+
+
+@TWO_CORES
+def test_sweep_measures_the_demo_and_ends_in_one_json_line(demo_library: Path, tmp_path: Path) -> None:
+    files = ("--json", tmp_path / "a.json", "--csv", tmp_path / "a.csv")
+    spec = "instances=1,2;threads=1,2"
+    done = run("--model", demo_library, "--sweep", spec, "--repeats", 1, "--max-latency-ms", 10_000, *SHORT, *files)
+    assert done.returncode == 0, done.stderr
+    fields = json.loads(done.stdout.splitlines()[-1])
+    measured = {(entry["instances"], entry["threads"]): entry for entry in fields["combinations"]}
+    usable = len(os.sched_getaffinity(0))
+    assert measured.keys() >= {(1, 1), (2, 1), (1, 2)}
+    assert len(measured) + len(fields["left_out"]) == 4
+    assert ("left out" in done.stdout) == (usable < 4)
+    assert all(entry["batch_size"] == 100 and entry["items_per_s"] > 0 for entry in fields["combinations"])
+    assert sorted(measured[1, 2]["repeats"][0]["cores"]) == sorted(measured[2, 1]["repeats"][0]["cores"])
+    rates = [entry["items_per_s"] for entry in fields["combinations"]]
+    assert rates == sorted(rates, reverse=True)
+    assert fields["combinations"][0]["best"] and fields["combinations"][0]["pareto"]
+    assert "Best with p99 of at most 10000 ms: " in done.stdout
+    assert json.loads((tmp_path / "a.json").read_text())["combinations"] == fields["combinations"]
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == len(rates) + 1
+    assert f"{len(rates)}/{len(rates)} " in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_sweep_prints_what_was_measured_and_resumes(
+    small_library: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    options = ("--model", small_library, "--sweep", "instances=1", "--json", tmp_path / "a.json", *SHORT)
+    script = start(*options, "--repeats", 100)
+    for line in script.stdout:
+        if line.startswith("  1/100"):
+            break
+    workers = children(script.pid)
+    script.send_signal(number)
+    output, errors = script.communicate(timeout=30)
+    assert (script.returncode, errors) == (1, "")
+    fields = json.loads(output.splitlines()[-1])
+    assert fields["interrupted"] and fields["runs_left"] == 99
+    assert json.loads((tmp_path / "a.json").read_text())["runs_left"] == 99
+    assert_gone(workers)
+    done = run(*options, "--repeats", 2, "--resume")
+    assert done.returncode == 0, done.stderr
+    resumed = json.loads(done.stdout.splitlines()[-1])
+    assert (resumed["seed"], resumed["finished"]) == (fields["seed"], True)
+    (entry,) = resumed["combinations"]
+    assert [each["round"] for each in entry["repeats"]] == [0, 1]
+    assert entry["repeats"][0] == fields["combinations"][0]["repeats"][0]
+
+
+def test_missing_library_is_compiled_from_the_same_model_by_the_same_flags(tmp_path: Path, name: str) -> None:
+    write_dlrm(tmp_path / "small.onnx")
+    flags = ("--onnx-model", "small.onnx", "--tuning-log-file", "none", "--copy-tables", "--output-name", name)
+    compiling = [sys.executable, str(ROOT / "compile.py"), *flags, "--batch-size", "4"]
+    subprocess.run(compiling, cwd=tmp_path, capture_output=True, check=True, timeout=120)
+    library = PREBUILT / f"{name}_b4.so"
+    options = ("--model", library, "--sweep", "instances=1;batch=4,8", "--repeats", 1, *SHORT)
+    done = run(*options)
+    assert done.returncode == 0, done.stderr
+    manifests = [open_artifact(PREBUILT / f"{name}_b{batch}.so").manifest for batch in (4, 8)]
+    assert [manifest.batch_size for manifest in manifests] == [4, 8]
+    assert manifests[0].model == manifests[1].model
+    assert manifests[1].untuned_kernels == ("default code generation",)
+    assert f"{name}_b8.so (1 of 1)" in done.stdout
+    assert {entry["batch_size"] for entry in json.loads(done.stdout.splitlines()[-1])["combinations"]} == {4, 8}
+    assert (PREBUILT / f"{name}.sweep.json").is_file()
+
+    (tmp_path / "small.onnx").write_bytes(b"no model")
+    done = run("--model", library, "--sweep", "instances=1;batch=5")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert f"{name}_b5.so could not be compiled: " in done.stderr and "small.onnx" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options, parts",
+    [
+        (("--sweep", "batch=none"), ("'none' of batch", "Write it like")),
+        (("--sweep", "instances=60000"), ("every combination needs more than", "Try --sweep")),
+        (("--sweep", "auto", "--num-threads", 2), ("--sweep chooses threads",)),
+        (("--sweep", "auto", "--cores", 9999), ("Core 9999 of --cores is unknown",)),
+        (("--sweep", "auto", "--plot", "a.pdf"), (".png or .svg",)),
+        (("--sweep", "auto", "--csv", "/absent/a.csv"), ("--csv /absent/a.csv: No such file or directory",)),
+        (("--sweep", "auto", "--max-latency-ms", 0), ("--max-latency-ms 0", "above 0")),
+        (("--sweep", "auto", "--max-latency-ms", "nan"), ("--max-latency-ms nan", "above 0")),
+        (("--sweep", "auto", "--resume", "--json", "/tmp/absent.json"), ("there is no sweep to resume",)),
+        (("--resume",), ("--resume is of a sweep: add --sweep auto",)),
+        (("--max-latency-ms", 5), ("--max-latency-ms is of a sweep",)),
+    ],
+)
+def test_mistakes_are_one_line(small_library: Path, options: tuple, parts: tuple[str, ...]) -> None:
+    assert_one_line(run("--model", small_library, *options), *parts)
+
+
+def test_plot_without_matplotlib_is_one_line_that_tells_how_to_get_it(small_library: Path) -> None:
+    script = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "import multi_instance; from dlrm_tvm.errors import run_script; run_script(multi_instance.main)"
+    )
+    options = command("--model", small_library, "--sweep", "instances=1", "--plot", "a.png")[2:]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *options], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert_one_line(done, "--plot needs matplotlib", "pip install -r requirements-plot.txt")
