@@ -2,9 +2,9 @@
 
     least time of a part = max(FLOPs / peak, bytes / stream)        its share of the roofline = least time / its time
 
-peak: multiply-adds of these very cores (before and after the window, the larger one). stream: what the instance's
-cores read weights with, one thread's rate times the threads; also for table rows, which come from further away and in
-no order: a small share there is latency. FLOPs and bytes are the manifest's (parts.py).
+peak: multiply-adds of these very cores. stream: what the instance's cores read weights with, one thread's rate times
+the threads; also for table rows, which come from further away and in no order: a small share there is latency. Both
+are the larger of what was measured before and after. FLOPs and bytes are the manifest's (parts.py).
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ import numpy as np
 from .errors import UserError
 
 if TYPE_CHECKING:
+    from .instances import Instances
     from .manifest import Manifest, Part
     from .profiling import ProfiledCalls
     from .report import RunReport
     from .session import Session
 
 _PROFILE_SECONDS = 2.0
-_STREAM_SECONDS = 0.3
+_LIMIT_SECONDS = 0.3
+_DISTURBED = 1.05  # no part is faster than its limit
 
 
 @dataclass(frozen=True)
@@ -99,15 +101,25 @@ def profiled(session: Session, report: RunReport) -> RunReport:
     if report.interrupted:
         return report
     try:
+        before = _limits(session.instances)
         calls = session.instances.profile(_PROFILE_SECONDS)
-        stream = report.stream_gbps or session.instances.stream_gbps(_STREAM_SECONDS)
+        after = _limits(session.instances)
     except KeyboardInterrupt:
         return replace(report, interrupted=True)
     count, threads = len(report.cores), len(report.cores[0])
+    peak_gflops, stream_gbps = (max(pair) for pair in zip(before, after))
     profile = summarize(
-        report.manifest, calls, peak_gflops=report.peak_gflops / count, stream_gbps=sum(stream) / count * threads
+        report.manifest,
+        calls,
+        peak_gflops=max(peak_gflops, report.peak_gflops) / count,
+        stream_gbps=stream_gbps / count * threads,
     )
     return replace(report, profile=profile)
+
+
+def _limits(instances: Instances) -> tuple[float, float]:
+    """(GFLOP/s, GB/s) of all instances at once; the latter of one thread each."""
+    return sum(instances.peak_gflops(_LIMIT_SECONDS)), sum(instances.stream_gbps(_LIMIT_SECONDS))
 
 
 def summarize(manifest: Manifest, calls: Sequence[ProfiledCalls], *, peak_gflops: float, stream_gbps: float) -> Profile:
@@ -135,7 +147,11 @@ def profile_lines(profile: Profile | None) -> list[str]:
     flops = sum(each.part.flops for each in profile.parts)
     whole = profile.parts_ns / profile.batch_size
     instances = f", mean of {profile.instances} instances" if profile.instances > 1 else ""
-    skipped = " Weights that meet inputs of zero are skipped, but counted." if profile.batch_size == 1 else ""
+    note = ""
+    if profile.batch_size == 1:
+        note = " Weights that meet inputs of zero are skipped, but counted."
+    elif any(each.limits[each.bound] > _DISTURBED for each in profile.parts):
+        note = " A part beyond its limit: something else ran while the limit was measured. Repeat."
     return [
         "",
         f"  {'part':<14}{'':<14}{'µs/item':>9}{'of call':>9}{'GFLOP/s':>9}{'GB/s':>8}  of its limit",
@@ -146,7 +162,7 @@ def profile_lines(profile: Profile | None) -> list[str]:
         f"  A call with time stamps took {profile.call_ns / 1e6:.3f} ms, one without {profile.main_ns / 1e6:.3f} ms in "
         f"turn with it: {profile.ratio:.3f} (the faster half of {profile.calls:,} calls each{instances}).",
         f"  Limits: {first.peak_gflops:,.1f} GFLOP/s (peak), {first.stream_gbps:,.1f} GB/s (stream: reading weights "
-        f"over and over).{skipped}",
+        f"over and over).{note}",
     ]
 
 

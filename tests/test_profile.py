@@ -146,7 +146,9 @@ def test_table_and_json_say_the_same(require_fma: None, tmp_path: Path) -> None:
     assert call["ratio"] == pytest.approx(1200 / 1100)
     text = "\n".join(profile_lines(profile))
     assert "0.667 peak" in text and "0.333 stream" in text and "1.091" in text
-    assert "mean of 2 instances" in text
+    assert "mean of 2 instances" in text and "Repeat" not in text
+    disturbed = summarize(manifest, calls, peak_gflops=30.0, stream_gbps=10.0)
+    assert "A part beyond its limit: something else ran" in "\n".join(profile_lines(disturbed))
 
 
 @pytest.fixture(scope="module")

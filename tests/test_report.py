@@ -9,9 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dlrm_tvm.disturbances import load_warnings, peak_warnings, spread_warnings, window_warnings
+from dlrm_tvm.disturbances import Snapshot, load_warnings, peak_warnings, spread_warnings, window_warnings
 from dlrm_tvm.environment import describe_environment
-from dlrm_tvm.kernel_counters import Snapshot
 from dlrm_tvm.memory import MemoryUse, parse_smaps
 from dlrm_tvm.report import RunReport, describe_placement, results_json, results_text, static_card
 from dlrm_tvm.table_memory import TableMemory
@@ -39,7 +38,7 @@ DESIGN_KEYS = {
 def report() -> RunReport:
     """Two instances of 200 batches/s each, 100 items a batch, on cores whose peak is 250 GFLOP/s together."""
     return RunReport(
-        manifest=SimpleNamespace(model=CARD, batch_size=100, precision="fp32", tvm_version="0.27"),
+        manifest=SimpleNamespace(model=CARD, batch_size=100, precision="fp32", tvm_version="0.27.0"),
         library="demo.so",
         cores=((0,), (1,)),
         measurement=Measurement(2.0, (200.0, 200.0), (np.full(400, 5 * MS), np.full(399, 5 * MS))),
