@@ -113,10 +113,13 @@ def prepare(settings: SweepSettings, show: Callable[[str], None]) -> Prepared:
         "left_out": [combination_json(one) for one in left_out],
         "settings": fixed,
         "environment": describe_environment(topology),
+        "earlier_environments": state.environments if state else [],
     }
-    _announce(settings, facts, combinations, left_out, show)
+    done = state.measured if state else []
     planned = shuffled_rounds(combinations, repeats=settings.repeats, seed=seed)
-    return Prepared(planned, libraries, state.measured if state else (), facts)
+    left = len(set(planned) - {outcome.planned for outcome in done})
+    _announce(settings, facts, combinations, left_out, left, show)
+    return Prepared(planned, libraries, done, facts)
 
 
 def _earlier_state(settings: SweepSettings) -> State | None:
@@ -206,10 +209,10 @@ def _announce(
     facts: dict[str, object],
     combinations: Sequence[Combination],
     left_out: Sequence[Combination],
+    runs: int,
     show: Callable[[str], None],
 ) -> None:
-    """What is about to be measured, and what is not."""
-    runs = len(combinations) * settings.repeats
+    """What is about to be measured, in so many runs, and what is not."""
     minutes = runs * _seconds_each(settings) / 60
     show(f"{facts['model']}, {facts['precision']}: {len(combinations)} combinations × {settings.repeats} rounds")
     show(f"  placements  {_placements(combinations)}")
@@ -217,7 +220,7 @@ def _announce(
     if left_out:
         cores = "hardware threads" if settings.run.hyper_threading else "cores"
         show(f"  left out    {len(left_out)} that need more {cores} than are usable here: {_placements(left_out)}")
-    show(f"  order       random, seed {facts['seed']}; about {max(minutes, 1):.0f} min")
+    show(f"  order       random, seed {facts['seed']}; {runs} runs, about {max(minutes, 1):.0f} min")
     show(f"  kept in     {settings.state_path}, after every run")
 
 

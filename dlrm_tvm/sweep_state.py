@@ -21,13 +21,17 @@ _KIND = "dlrm_tvm sweep"
 
 @dataclass(frozen=True)
 class State:
-    """What an earlier sweep left. settings: under which it measured."""
+    """What an earlier sweep left. settings: under which it measured; environments: of it and those it went on from."""
 
     seed: int
     settings: dict[str, object]
     outcomes: list[Outcome]
     finished: bool
-    command: str
+    environments: list[dict]
+
+    @property
+    def command(self) -> str:
+        return self.environments[0]["command"]
 
     @property
     def measured(self) -> list[Outcome]:
@@ -85,7 +89,7 @@ def _parse(path: Path) -> State | None:
             settings=fields["settings"],
             outcomes=outcomes_of(fields),
             finished=fields["finished"],
-            command=fields["environment"]["command"],
+            environments=[*fields["earlier_environments"], fields["environment"]],
         )
     except (ValueError, KeyError, TypeError):
         return None
