@@ -17,7 +17,8 @@ from .session import RunSettings
 
 DEFAULT_MODEL = Path(os.path.relpath(Path(__file__).parents[1] / "__prebuilt" / "dlrm_avx512_b100.so"))
 _MAX_SECONDS = 86_400
-MOST_QPS = 10_000_000
+MOST_QPS = 1_000_000
+_MOST_REQUESTS = 50_000_000
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -118,6 +119,11 @@ def check_arrival_options(args: argparse.Namespace) -> None:
         raise UserError("--rate goes with --arrivals fixed or --arrivals poisson; a closed loop has none.")
     if is_open and not 0 < args.rate <= MOST_QPS:
         raise UserError(f"--rate {args.rate:g}: more than 0 and at most {MOST_QPS:,} were wanted.")
+    if is_open and args.rate * (args.duration or 0) > _MOST_REQUESTS:
+        raise UserError(
+            f"--rate {args.rate:g} for {args.duration:g} s are more than {_MOST_REQUESTS:,} batches, whose times are "
+            "kept in memory. Give a lower rate or a shorter --duration."
+        )
 
 
 def count(text: str) -> int:

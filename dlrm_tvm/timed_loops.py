@@ -28,6 +28,10 @@ class StopClock:
         if self.interrupted:  # looked at after setting: a signal in between is not lost
             self.stop_ns = 0
 
+    def reset(self) -> None:
+        """The loop is over: a stop was meant for it, and not for the next one."""
+        self.interrupted = False
+
     def interrupt(self, *_: object) -> None:
         self.interrupted = True
         self.stop_ns = 0

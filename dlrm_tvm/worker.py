@@ -97,6 +97,7 @@ def serve(
             run = telling(engine.run, assignment) if command["telling"] else engine.run
             clock.set(command["stop_ns"])
             started_ns, ends_ns, stopped_ns = timed_loop(run, batches, clock, requests(command, assignment))
+            clock.reset()
             control.reply(memoryview(ends_ns).cast("B"), started_ns=started_ns, stopped_ns=stopped_ns)
         elif command["do"] == "queue":
             served = serve_queue(engine, assignment, command["most_batches"], clock)

@@ -157,6 +157,14 @@ def test_poisson_arrivals_at_real_workers_queue_as_their_schedule_says() -> None
     assert run.measurement.offered_per_s == pytest.approx(len(wanted) / duration_s)
 
 
+def test_a_run_that_was_stopped_early_leaves_the_next_one_whole() -> None:
+    with fakes(1, call_ms=2) as instances:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        assert instances.measure(duration_s=30, warmup_s=0).interrupted
+        again = instances.measure(duration_s=0.5, warmup_s=0)
+    assert not again.interrupted and again.measurement.duration_s == pytest.approx(0.5)
+
+
 def test_fixed_arrivals_below_capacity_take_the_service_time() -> None:
     with fakes(2, call_ms=4) as instances:
         run = instances.measure(duration_s=1.5, warmup_s=0.1, arrivals=Arrivals("fixed", 40))

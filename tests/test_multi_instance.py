@@ -257,6 +257,7 @@ def test_poisson_arrivals_are_reported_with_their_rate(demo_library: Path) -> No
         (("--rate", "5"), "--rate goes with --arrivals fixed or --arrivals poisson"),
         (("--arrivals", "fixed", "--rate", "0"), "--rate 0: more than 0 and at most"),
         (("--arrivals", "fixed", "--rate", "nan"), "--rate nan: more than 0 and at most"),
+        (("--arrivals", "fixed", "--rate", "1e6", "--duration", "80000"), "Give a lower rate or a shorter --duration"),
         (("--scenario", "offline", "--until-stable"), "--scenario leaves arrivals and the length of the run"),
     ],
 )
