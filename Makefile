@@ -40,7 +40,7 @@ lint: $(VENV)/.installed-dev
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache __prebuilt/.building-*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	rm -f __prebuilt/dlrm_avx512_b* __prebuilt/dlrm_avx512.sweep.json* __prebuilt/bench_b* __prebuilt/pytest_* __data/demo_dlrm_*
+	rm -f __prebuilt/dlrm_avx512_b* __prebuilt/dlrm_avx512.sweep.json* __prebuilt/.dlrm_avx512.sweep.json.* __prebuilt/bench_b* __prebuilt/pytest_* __data/demo_dlrm_*
 
 # A stamp is newer than what it was installed from: the second run installs nothing, a broken-off one starts anew.
 $(VENV)/.installed: requirements.txt $(VENV)/.created

@@ -11,10 +11,12 @@ import argparse
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from .artifact import open_artifact
@@ -24,6 +26,7 @@ from .manifest import Manifest
 _ROOT = Path(__file__).resolve().parents[1]
 _COMPILE = _ROOT / "compile.py"
 _PREBUILT = _ROOT / "__prebuilt"
+_END_WAIT_S = 30  # one call into TVM's code generation takes up to ten, on a busy machine more
 _STEM = re.compile(r"(?P<name>.+)_b\d+")
 
 
@@ -128,15 +131,45 @@ def _compile(arguments: list[str], directory: Path, library: Path, show: Callabl
     """Run compile.py to its end; ended itself when this is interrupted. Raises UserError with compile.py's own line."""
     began = time.monotonic()
     command = [sys.executable, str(_COMPILE), *arguments]
-    with subprocess.Popen(
-        command, cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            errors = process.communicate()[1]
-        except BaseException:
-            process.terminate()  # it removes what it began
-            raise
+    process = None
+    try:
+        with _signals_held():
+            process = subprocess.Popen(
+                command, cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
+        errors = process.communicate()[1]
+    except BaseException:
+        if process is not None:
+            _end(process)
+        raise
     if process.returncode or not library.exists():
         reason = (errors.strip().splitlines() or [f"status {process.returncode}"])[-1]
         raise UserError(f"{os.path.relpath(library)} could not be compiled: {reason}")
     show(f"compiled {os.path.relpath(library)} in {time.monotonic() - began:.0f} s")
+
+
+def _end(process: subprocess.Popen) -> None:
+    """SIGTERM first: compile.py removes what it began, once TVM lets it."""
+    process.terminate()
+    try:
+        process.wait(_END_WAIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """No interrupt between starting a process and knowing of it. Handlers, unlike masks, do not outlive exec."""
+    held: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda number, frame: held.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    for number in held:
+        signal.raise_signal(number)

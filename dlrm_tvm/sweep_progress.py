@@ -36,12 +36,13 @@ class Progress:
             self._bar.update()
             return
         left_s = (time.monotonic() - self._began_s) / self._done * (self._total - self._done)
-        self._show(f"  {self._done}/{self._total}  {said}   ({_time_left(left_s)} left)")
+        why = "" if outcome.error is None else f": {outcome.error}"
+        self._show(f"  {self._done}/{self._total}  {said}{why}   ({_time_left(left_s)} left)")
 
 
 def _figures(outcome: Outcome) -> str:
     if outcome.figures is None:
-        return f"failed: {outcome.error}"
+        return "failed"
     return f"{outcome.figures['items_per_s']:,.0f} items/s, p99 {outcome.figures['latency_ms']['p99']:.3f} ms"
 
 

@@ -89,11 +89,9 @@ def best_sentence(summary: Summary) -> str:
             f"Best: none of the {len(summary.rows)} combinations kept p99 within {bound:g} ms; the lowest was "
             f"{lowest.p99_ms:.3f} ms ({lowest.combination})."
         )
+    worst = f" (worst of {best.repeats}: {best.p99_worst_ms:.3f})" if best.repeats > 1 else ""
     within = "Fastest" if bound is None else f"Best with p99 of at most {bound:g} ms"
-    return (
-        f"{within}: {best.combination}: {best.items_per_s:,.0f} items/s, p99 {best.p99_ms:.3f} ms "
-        f"(worst of {best.repeats}: {best.p99_worst_ms:.3f})."
-    )
+    return f"{within}: {best.combination}: {best.items_per_s:,.0f} items/s, p99 {best.p99_ms:.3f} ms{worst}."
 
 
 def _warning_lines(summary: Summary) -> list[str]:

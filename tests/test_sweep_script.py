@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +104,16 @@ def test_missing_library_is_compiled_from_the_same_model_by_the_same_flags(tmp_p
     assert f"{name}_b8.so (1 of 1)" in done.stdout
     assert {entry["batch_size"] for entry in json.loads(done.stdout.splitlines()[-1])["combinations"]} == {8, 16}
     assert (PREBUILT / f"{name}.sweep.json").is_file()
+
+    script = start("--model", library, "--sweep", "instances=1;batch=6")
+    assert f"compiling {os.path.relpath(PREBUILT)}/{name}_b6.so" in script.stdout.readline()
+    deadline = time.monotonic() + 10
+    while not (compiling := children(script.pid)) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    script.send_signal(signal.SIGTERM)
+    assert script.communicate(timeout=60) == ("", "Interrupted.\n")
+    assert_gone(compiling)
+    assert compiling and not list(PREBUILT.glob(f"{name}_b6*"))
 
     (tmp_path / "small.onnx").write_bytes(b"no model")
     done = run("--model", library, "--sweep", "instances=1;batch=5")
