@@ -3,8 +3,8 @@
 
 Reads the library that compile.py left (.so, parameters, manifest); leaves nothing. Prints what is to be measured and
 the peak of exactly these cores, then throughput, latency, share of the peak and memory; the last line is JSON.
-Ctrl-C ends the run early and prints what was measured so far. A sweep does this for many combinations, and leaves
-NAME.sweep.json beside the libraries.
+Ctrl-C ends the run early and prints what was measured so far, except of LoadGen's tests. A sweep does this for many
+combinations, and leaves NAME.sweep.json beside the libraries.
 
     python multi_instance.py --num-instances 2 --duration 4
     python multi_instance.py --sweep "instances=1,2;threads=1,2;batch=16,100,400" --max-latency-ms 10

@@ -42,6 +42,10 @@ _LOOK_S = 0.1  # between looks at the progress board
 _EXIT_WAIT_S = 2.0
 
 
+class NoBatchError(UserError):
+    """The window was too short for this library."""
+
+
 @dataclass(frozen=True)
 class MeasuredRun:
     """The timed window's results, the kernel's counters at its borders, and whether Ctrl-C ended it.
@@ -122,6 +126,8 @@ class Instances:
             after = self.snapshot()
             if interrupts.seen or (watch and watch.is_stable):
                 close_ns = min(close_ns, time.perf_counter_ns())
+                if arrivals.is_open:  # what was asked for until now has as long as at the end of a whole window
+                    self._watch(None, until_ns=close_ns + int(_DRAIN_S * 1e9))
                 self._stop()
             answers = self._gather(silence_s=_SILENCE_S)
         runs = [self._run_of(instance, arrivals, begin_ns, last_ns, *answer) for instance, answer in enumerate(answers)]
@@ -129,7 +135,7 @@ class Instances:
         if measurement is None or not measurement.batches:
             if interrupts.seen:
                 raise KeyboardInterrupt
-            raise UserError(f"No batch was done within the window of {duration_s:g} s. Try --duration 10 or more.")
+            raise NoBatchError(f"No batch was done within the window of {duration_s:g} s. Try --duration 10 or more.")
         return MeasuredRun(measurement, before, after, interrupts.seen, watch.is_stable if watch else None)
 
     def _run_of(
@@ -178,13 +184,14 @@ class Instances:
         for worker in self._workers:
             worker.stop()
 
-    def _watch(self, interrupts: Interrupts, until_ns: int, watch: StabilityWatch | None = None) -> None:
+    def _watch(self, interrupts: Interrupts | None, until_ns: int, watch: StabilityWatch | None = None) -> None:
         """Sleep until then, or until Ctrl-C, or until `watch` finds it stable, or a worker fails, which raises."""
-        while not interrupts.seen and (left_ns := until_ns - time.perf_counter_ns()) > 0:
+        wake = (interrupts.descriptor,) if interrupts else ()
+        while not (interrupts and interrupts.seen) and (left_ns := until_ns - time.perf_counter_ns()) > 0:
             if watch and watch.look(*self._board.read()):
                 break
             look_s = _LOOK_S if watch else left_ns / 1e9
-            self._listen(min(left_ns / 1e9, look_s), interrupts.descriptor)
+            self._listen(min(left_ns / 1e9, look_s), *wake)
 
     def _gather(self, silence_s: float | None = None) -> list[tuple[dict, bytes]]:
         """One message of each, in their order. Raises UserError when one dies, fails or stays silent."""

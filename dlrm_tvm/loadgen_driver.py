@@ -16,6 +16,7 @@ import select
 import threading
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ from .work_queue import WorkQueue
 
 _PIPE_BYTES = 1 << 20
 _OFFLINE_PAUSE_S = 0.1  # between looks at the pipe: offline nobody waits for one sample but the last
-_PAUSES_TO_GO = 3  # as long as more are outstanding than so many pauses complete
+_PAUSES_TO_GO = 5  # while what is outstanding will take so many pauses at least
 _LOOK_S = 0.1
 
 
@@ -70,15 +71,17 @@ class Driver:
         self._ledger = SampleLedger(self._queue.most_samples)
         self._ids = np.zeros(self._queue.most_samples, np.uint64)  # LoadGen's, of each issued sample
         self._sources = np.zeros(self._queue.most_samples, np.int64)  # where its items begin in the library
-        self._with_labels = self._paused = False
+        self._with_labels = False
         self._items_done = np.zeros(assignment.instances, np.int64)
 
-    def test(self, request: LoadgenRequest, wait_ns: int) -> dict[str, object]:
-        """Run one test of LoadGen's, whose logs end up in the request's folder: what was done in it."""
+    def test(self, request: LoadgenRequest, wait_ns: int, silence_s: float) -> dict[str, object]:
+        """Run one test of LoadGen's, whose logs end up in the request's folder: what was done in it.
+
+        silence_s: without any news from the instances for so long, while they have work, the process ends.
+        """
         loadgen = self._loadgen
         settings = test_settings(loadgen, request, self.spec.samples)
         self._with_labels = request.mode == "accuracy"
-        self._paused = request.scenario == "offline"
         self._items_done[:] = 0
         self._queue.configure(batch_size=self._manifest.batch_size, wait_ns=wait_ns)
         first = self._queue.published
@@ -87,7 +90,9 @@ class Driver:
             self.spec.samples, settings.performance_sample_count_override, lambda _: None, lambda _: None
         )
         finished = threading.Event()
-        completing = threading.Thread(target=self._complete_until, args=(finished,))
+        completing = threading.Thread(
+            target=self._complete_until, args=(finished, silence_s, request.scenario == "offline")
+        )
         completing.start()
         cpu_s, began_s = time.process_time(), time.perf_counter()
         try:
@@ -124,17 +129,27 @@ class Driver:
         self._ledger.issue(self._lengths[picked])
         self._queue.publish(self._sources[first:last], self._lengths[picked], arrival_ns)
 
-    def _complete_until(self, finished: threading.Event) -> None:
-        pipe, rest = self._assignment.completions_fd, b""
+    def _complete_until(self, finished: threading.Event, silence_s: float, offline: bool) -> None:
+        pipe, rest, completed = self._assignment.completions_fd, b"", 0
+        began_s = news_s = time.monotonic()
         try:
             while not finished.is_set():
                 if not select.select([pipe], [], [], _LOOK_S)[0]:
+                    if not self._ledger.outstanding:
+                        news_s = time.monotonic()
+                    elif time.monotonic() - news_s > silence_s:
+                        raise UserError(
+                            f"No instance finished anything for {silence_s:g} s, though there was work; the run was "
+                            "ended. One of them may be stopped (SIGSTOP), or the machine overloaded: run again."
+                        )
                     continue
                 data = rest + os.read(pipe, _PIPE_BYTES)
                 whole = len(data) - len(data) % RECORD.size
                 rest = data[whole:]
-                completed = self._complete(np.frombuffer(data[:whole], np.int64).reshape(-1, 4))
-                if self._paused and self._ledger.outstanding > _PAUSES_TO_GO * completed:
+                news_s = time.monotonic()
+                completed += self._complete(np.frombuffer(data[:whole], np.int64).reshape(-1, 4))
+                left_s = self._ledger.outstanding * (news_s - began_s) / max(completed, 1)
+                if offline and left_s > _PAUSES_TO_GO * _OFFLINE_PAUSE_S:
                     time.sleep(_OFFLINE_PAUSE_S)
         except BaseException as error:
             _leave(error)
@@ -212,14 +227,18 @@ def main() -> None:
 def serve(control: Control, assignment: DriverAssignment) -> None:
     import mlperf_loadgen
 
-    fcntl.fcntl(assignment.completions_fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    with suppress(OSError):  # a user has a limited number of pages for pipes
+        fcntl.fcntl(assignment.completions_fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     driver = Driver(mlperf_loadgen, assignment)
-    driver.load()
-    os.sched_setaffinity(0, assignment.cores)
     control.reply(ready=True)
     while (command := control.receive()) is not None:
         if command["do"] == "stop":
             driver.stop()
+            control.reply()
+            continue
+        if command["do"] == "load":
+            driver.load()
+            os.sched_setaffinity(0, assignment.cores)  # only now: all may draw samples
             control.reply()
             continue
         request = LoadgenRequest.from_json(command["request"])
@@ -227,7 +246,7 @@ def serve(control: Control, assignment: DriverAssignment) -> None:
             settings = test_settings(mlperf_loadgen, request, driver.spec.samples)
             control.reply(**asdict(effective(settings, request)))
         elif command["do"] == "test":
-            control.reply(**driver.test(request, command["wait_ns"]))
+            control.reply(**driver.test(request, command["wait_ns"], command["silence_s"]))
 
 
 if __name__ == "__main__":

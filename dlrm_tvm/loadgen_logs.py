@@ -19,7 +19,10 @@ _MARK = ":::MLLOG "
 
 @dataclass(frozen=True)
 class Verdict:
-    """LoadGen's own words. latency_ms: as far as the scenario has any; all_results: every result_* key."""
+    """LoadGen's own words; a run with errors is not taken for valid.
+
+    latency_ms: as far as the scenario has any; all_results: every result_* key.
+    """
 
     is_valid: bool
     reasons: tuple[str, ...]
@@ -31,11 +34,11 @@ class Verdict:
 def read_verdict(folder: Path) -> Verdict:
     """Of a performance run. Raises UserError where LoadGen has not written one."""
     path = folder / "mlperf_log_detail.txt"
-    facts = _facts(path)
+    facts, errors = _facts(path)
     if "result_validity" not in facts:
         raise UserError(f"{path}: LoadGen gave no verdict; its words are in that file.")
     checks = {
-        "result_min_duration_met": "it did not last long enough",
+        "result_min_duration_met": "it did not last long enough (a higher --target-qps makes it longer)",
         "result_min_queries_met": "it had too few queries",
         "result_perf_constraints_met": "its latency is beyond the bound",
         "early_stopping_met": "too many of its queries are beyond the bound",
@@ -44,8 +47,8 @@ def read_verdict(folder: Path) -> Verdict:
     names |= {"99.90_percentile": "p999", "max": "max", "mean": "mean"}
     latencies = {short: facts.get(f"result_{name}_latency_ns") for name, short in names.items()}
     return Verdict(
-        is_valid=facts["result_validity"] == "VALID",
-        reasons=tuple(text for key, text in checks.items() if facts.get(key) is False),
+        is_valid=facts["result_validity"] == "VALID" and not errors,
+        reasons=(*(text for key, text in checks.items() if facts.get(key) is False), *errors[:1]),
         latency_ms={name: value / 1e6 for name, value in latencies.items() if value is not None},
         all_results={key: value for key, value in facts.items() if key.startswith("result_")},
         version=str(facts.get("loadgen_version", "")),
@@ -66,12 +69,14 @@ def read_accuracy(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return pairs[:, 0], pairs[:, 1]
 
 
-def _facts(path: Path) -> dict[str, object]:
-    """key -> value; of a key that comes twice, the last."""
-    facts = {}
+def _facts(path: Path) -> tuple[dict[str, object], tuple[str, ...]]:
+    """(key -> value, of a key that comes twice the last; what LoadGen calls errors, which its verdict leaves out)"""
+    facts, errors = {}, []
     with path.open() as lines:
         for line in lines:
             if line.startswith(_MARK):
                 fact = json.loads(line[len(_MARK) :])
                 facts[fact["key"]] = fact["value"]
-    return facts
+                if fact.get("metadata", {}).get("is_error"):
+                    errors.append(f"LoadGen's error {fact['key']}: {fact['value']}")
+    return facts, tuple(errors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def check_loadgen_options(args: argparse.Namespace) -> None:
 
 def loadgen_options(args: argparse.Namespace) -> LoadgenOptions:
     mode = "accuracy" if args.accuracy else "performance"
-    stamp = time.strftime("%Y%m%d_%H%M%S")
+    stamp = f"{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}"
     return LoadgenOptions(
         scenario=args.scenario,
         accuracy=args.accuracy,

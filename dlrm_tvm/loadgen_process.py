@@ -21,6 +21,7 @@ from .loadgen_driver import DriverAssignment
 from .loadgen_logs import Verdict, read_verdict
 from .loadgen_settings import EffectiveSettings, LoadgenRequest
 from .memory import available_bytes
+from .output_files import check_writable
 from .query_samples import SampleSpec
 from .session import Session
 from .shared_arrays import SharedArrays
@@ -59,11 +60,21 @@ class LoadgenProcess:
     def settings(self, request: LoadgenRequest) -> EffectiveSettings:
         return EffectiveSettings(**self._answer(do="settings", request=request.to_json()))
 
-    def test(self, request: LoadgenRequest, wait_ms: float) -> LoadgenTest:
-        """wait_ms: how long an item may wait for its batch to fill. Raises UserError for a test without a verdict."""
+    def load(self) -> None:
+        """Bring the samples into memory. Raises UserError for bad values in a file."""
+        self._answer(do="load")
+
+    def test(self, request: LoadgenRequest, *, wait_ms: float, silence_s: float) -> LoadgenTest:
+        """wait_ms: how long an item may wait for its batch to fill; silence_s: when instances are taken for stuck.
+
+        Raises UserError for a test without a verdict, or one that LoadGen did not even begin.
+        """
         folder = Path(request.log_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        done = self._answer(do="test", request=request.to_json(), wait_ns=int(wait_ms * 1e6))
+        make_log_folder(folder)
+        fields = {"wait_ns": int(wait_ms * 1e6), "silence_s": silence_s}
+        done = self._answer(do="test", request=request.to_json(), **fields)
+        if not done["samples"]:
+            raise UserError(f"LoadGen issued nothing; it may be unable to write to {folder}. Give another --log-dir.")
         verdict = read_verdict(folder) if request.mode == "performance" else None
         per_instance = tuple(done["items_per_instance"])
         return LoadgenTest(request, done["samples"], done["items"], per_instance, done["cpu_share"], verdict)
@@ -75,6 +86,16 @@ class LoadgenProcess:
     def _answer(self, **command: object) -> dict:
         self._process.send(**command)
         return self._ask(self._process)
+
+
+def make_log_folder(folder: Path) -> None:
+    """Without the logs of an earlier test, which could be taken for those of the next one.
+
+    Raises UserError where LoadGen cannot write.
+    """
+    check_writable("--log-dir", folder / "mlperf_log_summary.txt", missing_folder_is_made=True)
+    for log in folder.glob("mlperf_log_*"):
+        log.unlink()
 
 
 def require_loadgen() -> None:

@@ -9,6 +9,7 @@ Both are LoadGen's figures; the closed loop's stand beside them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isnan
 
 from .loadgen_logs import read_accuracy
 from .loadgen_run import LoadgenRun
@@ -21,13 +22,14 @@ class AccuracyResult:
     """Of the pairs in LoadGen's accuracy log, scored as MLPerf's accuracy-dlrm.py does: area under the ROC curve."""
 
     items: int
-    auc: float
+    auc: float | None  # None where there are no clicks, or nothing but clicks
     log_loss: float
 
 
 def score_accuracy_log(run: LoadgenRun) -> AccuracyResult:
     predictions, labels = read_accuracy(run.options.log_dir)
-    return AccuracyResult(len(predictions), auc(labels, predictions), log_loss(labels, predictions))
+    area = auc(labels, predictions)
+    return AccuracyResult(len(predictions), None if isnan(area) else area, log_loss(labels, predictions))
 
 
 def loadgen_text(run: LoadgenRun, accuracy: AccuracyResult | None) -> str:
@@ -35,7 +37,7 @@ def loadgen_text(run: LoadgenRun, accuracy: AccuracyResult | None) -> str:
     if accuracy is not None:
         lines = [
             line("LoadGen", f"{last.samples:,} samples, {last.items:,} items, accuracy mode"),
-            line("AUC", f"{accuracy.auc:.6f} from its accuracy log, log loss {accuracy.log_loss:.6f}"),
+            line("AUC", f"{_auc(accuracy)} from its accuracy log, log loss {accuracy.log_loss:.6f}"),
         ]
     else:
         lines = _performance_lines(run)
@@ -94,6 +96,10 @@ def loadgen_json(run: LoadgenRun, accuracy: AccuracyResult | None) -> dict[str, 
         "loadgen_version": last.verdict.version,
         "loadgen": last.verdict.all_results,
     }
+
+
+def _auc(accuracy: AccuracyResult) -> str:
+    return "undefined (all labels are the same)" if accuracy.auc is None else f"{accuracy.auc:.6f}"
 
 
 def _performance_lines(run: LoadgenRun) -> list[str]:

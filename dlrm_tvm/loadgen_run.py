@@ -11,14 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from . import disturbances
 from .artifact import open_artifact
 from .errors import UserError
+from .instances import NoBatchError
 from .loadgen_process import (
     LoadgenProcess,
     LoadgenTest,
     check_room,
     loadgen_process,
+    make_log_folder,
     require_loadgen,
     shared_with_loadgen,
 )
@@ -27,7 +31,7 @@ from .memory import memory_use
 from .metrics import percentiles_ms
 from .peak_search import find_peak_qps
 from .query_samples import SampleSpec, plan_samples
-from .report import MLPERF_ITEMS_PER_SAMPLE, line, peak_line
+from .report import line, peak_line
 from .session import PEAK_SECONDS, RunSettings, Session, open_session
 
 _CLOSED_LOOP_SHARE, _CLOSED_LOOP_S = 1 / 12, (1.0, 5.0)  # of the test's length, within these
@@ -35,7 +39,9 @@ _HEADROOM = 1.05  # of the rate that LoadGen sizes an Offline run by, so that it
 _ACCURACY_QPS = 10_000.0  # nobody counts latencies there
 _TAKE_MS = 3.0  # Offline, small batches are taken several at a time: a take costs about 10 µs
 _MOST_BATCHES = 64
-_SAFETY_MS = 1.0  # of a Server batch that leaves before it is full
+_WAIT_SHARE = 0.5  # of the latency bound; the rest is for what gets in the way
+_SILENCE_S, _SILENCE_BATCHES = 60.0, 20
+_CLOSE_TO_CLOSED_LOOP = 1.05
 
 
 @dataclass(frozen=True)
@@ -65,14 +71,17 @@ class LoadgenOptions:
 
 @dataclass(frozen=True)
 class ClosedLoop:
-    """The same instances without LoadGen: items per second, and a batch's latencies in ms."""
+    """The same instances without LoadGen: items per second, a batch's latencies in ms, and what disturbed them."""
 
     items_per_s: float
     batch_ms: dict[str, float]
 
+    items_per_sample: float  # of the samples that LoadGen is to send
+    warnings: tuple[str, ...]
+
     @property
     def samples_per_s(self) -> float:
-        return self.items_per_s / MLPERF_ITEMS_PER_SAMPLE
+        return self.items_per_s / self.items_per_sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,15 +113,13 @@ def run_loadgen(
     if options.accuracy and not spec.has_labels:
         raise UserError("--accuracy needs labels. Give --ref-data a file that has them, such as the demo's npz.")
     check_room(spec)
-    options.log_dir.mkdir(parents=True, exist_ok=True)
+    make_log_folder(options.log_dir)
     with (
         shared_with_loadgen(spec) as (ends, completions_fd),
         open_session(replace(settings, spare_core=True), show, queue=ends) as session,
+        loadgen_process(session, ends, completions_fd) as loadgen,
     ):
-        size = f"{spec.items / spec.samples:.1f} items in the mean, {spec.nbytes / 1e9:.2f} GB"
-        show(line("samples", f"{spec.samples:,} of {size}"))
-        with loadgen_process(session, ends, completions_fd) as loadgen:
-            return _Conduct(session, loadgen, options, spec, show).run(warmup_s)
+        return _Conduct(session, loadgen, options, spec, show).run(warmup_s)
 
 
 class _Conduct:
@@ -134,7 +141,12 @@ class _Conduct:
     def run(self, warmup_s: float) -> LoadgenRun:
         options, session = self._options, self._session
         if self._is_server and not (self._settings.target_qps or options.find_peak or options.accuracy):
-            raise UserError("--scenario server needs a rate: give --target-qps Q, --find-peak-qps or a --user-conf.")
+            raise UserError(
+                "--scenario server needs a rate: give --target-qps Q, --find-peak-qps, or a --user-conf with a line "
+                "such as *.Server.target_qps = Q."
+            )
+        self._show_plan()
+        self._loadgen.load()
         peak_before = None if options.accuracy else self._peak()
         closed_loop = None if options.accuracy else self._closed_loop(warmup_s)
         wait_ms = self._wait_ms(closed_loop)
@@ -149,8 +161,10 @@ class _Conduct:
         warnings = [*session.tables.warnings()]
         if not options.accuracy:
             warnings += disturbances.load_warnings(session.busiest)
+            warnings += [f"In the closed loop before: {warning}" for warning in closed_loop.warnings]
             warnings += disturbances.window_warnings(before, after)
             warnings += disturbances.peak_warnings(peak_before, peak_after)
+            warnings += self._faster_than_closed(closed_loop, tests[-1])
         return LoadgenRun(
             session=session,
             options=options,
@@ -174,20 +188,62 @@ class _Conduct:
     def _closed_loop(self, warmup_s: float) -> ClosedLoop:
         shortest_s, longest_s = _CLOSED_LOOP_S
         seconds = min(max(self._settings.duration_s * _CLOSED_LOOP_SHARE, shortest_s), longest_s)
-        run = self._instances.measure(duration_s=seconds, warmup_s=warmup_s)
+        try:
+            run = self._instances.measure(duration_s=seconds, warmup_s=warmup_s)
+        except NoBatchError:
+            raise UserError(
+                f"No batch of {self._session.artifact.manifest.batch_size:,} items was done within {seconds:g} s. "
+                "Use a library of a smaller batch, or a longer --duration."
+            ) from None
         if run.interrupted:
             raise KeyboardInterrupt
-        items_per_s = run.measurement.total_batches_per_s * self._session.artifact.manifest.batch_size
-        closed_loop = ClosedLoop(items_per_s, percentiles_ms(run.measurement.latencies_ns[0]))
+        measurement = run.measurement
+        items_per_s = measurement.total_batches_per_s * self._session.artifact.manifest.batch_size
+        batch_ms = percentiles_ms(np.concatenate(measurement.latencies_ns))
+        warnings = (
+            *disturbances.window_warnings(run.before, run.after),
+            *disturbances.other_load_warnings(run.before, run.after),
+            *disturbances.stall_warnings(measurement.services_ns),
+            *disturbances.spread_warnings(measurement.batches_per_s),
+        )
+        closed_loop = ClosedLoop(items_per_s, batch_ms, self._spec.items / self._spec.samples, warnings)
         text = f"{items_per_s:,.0f} items/s = {closed_loop.samples_per_s:,.1f} samples/s, in {seconds:.1f} s"
         self._show(line("closed loop", text))
         return closed_loop
 
     def _wait_ms(self, closed_loop: ClosedLoop | None) -> float:
-        """Server: as long as the batch, and one that may be in its way, can still be done within the bound."""
+        """Server: until the batch would take more than its share of the latency bound.
+
+        To wait until the last moment would leave nothing for what gets in the way, and gains next to nothing: when
+        much is asked for batches are full, and when little is, nobody needs them to be.
+        """
         if not self._is_server or closed_loop is None:
             return 0.0
-        return max(self._settings.latency_ms - 2 * closed_loop.batch_ms["p99"] - _SAFETY_MS, 0.0)
+        return max(self._settings.latency_ms * _WAIT_SHARE - closed_loop.batch_ms["p99"], 0.0)
+
+    def _show_plan(self) -> None:
+        spec, settings = self._spec, self._settings
+        size = f"{spec.items / spec.samples:.1f} items in the mean, {spec.nbytes / 1e9:.2f} GB"
+        self._show(line("samples", f"{spec.samples:,} of {size}"))
+        if not self._options.accuracy:
+            bound = f", p{100 * settings.latency_percentile:g} within {settings.latency_ms:g} ms" * self._is_server
+            self._show(line("LoadGen", f"{self._options.scenario}, {settings.duration_s:g} s at least{bound}"))
+
+    def _faster_than_closed(self, closed_loop: ClosedLoop, test: LoadgenTest) -> list[str]:
+        """No queue makes a machine faster: something slowed the closed loop down, and LoadGen was told too little."""
+        seconds = test.verdict.latency_ms["max"] / 1e3
+        if self._is_server or test.items / seconds <= _CLOSE_TO_CLOSED_LOOP * closed_loop.items_per_s:
+            return []
+        return [
+            f"LoadGen's run was {test.items / seconds / closed_loop.items_per_s:.2f} times as fast as the closed loop "
+            "before it. Probably something else ran then: repeat the run."
+        ]
+
+    def _silence_s(self, closed_loop: ClosedLoop | None) -> float:
+        """After so long without a batch from anybody, with work there, somebody is stuck."""
+        if closed_loop is None:
+            return _SILENCE_S
+        return max(_SILENCE_S, _SILENCE_BATCHES * closed_loop.batch_ms["max"] / 1e3)
 
     def _most_batches(self, closed_loop: ClosedLoop | None) -> int:
         if self._is_server or closed_loop is None:
@@ -196,7 +252,7 @@ class _Conduct:
 
     def _tests(self, closed_loop: ClosedLoop | None, wait_ms: float) -> list[LoadgenTest]:
         def test(request: LoadgenRequest) -> LoadgenTest:
-            return self._loadgen.test(request, wait_ms)
+            return self._loadgen.test(request, wait_ms=wait_ms, silence_s=self._silence_s(closed_loop))
 
         request = self._options.request
         if self._options.find_peak:

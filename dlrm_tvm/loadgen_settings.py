@@ -19,7 +19,9 @@ _MODEL = "dlrm"  # in the files of settings
 _LATENCY_MS = 30
 _DURATION_S = 60
 _OWN_CONF, _FILE = 0, 2  # of FromConfig; 1 would read LoadGen's own again, over what was set before
-_UNSET_QPS = 1.0  # LoadGen's default, which no machine is meant to have
+_MOST_SAMPLES = 16_000_000  # in one test; the queue remembers them all
+_SLACK = 1.1  # LoadGen's own: Offline it issues so much more than the least duration takes at the expected rate
+_DAY_S = 86_400
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ def test_settings(loadgen: Any, request: LoadgenRequest, samples: int) -> Any:
     scenario = request.scenario.capitalize()
     settings.scenario = getattr(loadgen.TestScenario, scenario)
     settings.FromConfig("", _MODEL, scenario, _OWN_CONF)
+    settings.server_target_qps = settings.offline_expected_qps = 0.0  # LoadGen's default of 1 is nobody's wish
     settings.server_target_latency_ns = _LATENCY_MS * 10**6
     settings.min_duration_ms = _DURATION_S * 1000
     for path in request.conf_files:
@@ -71,7 +74,32 @@ def test_settings(loadgen: Any, request: LoadgenRequest, samples: int) -> Any:
         settings.server_target_qps = settings.offline_expected_qps = request.target_qps
     wanted = settings.performance_sample_count_override or samples
     settings.performance_sample_count_override = min(wanted, samples)
+    _check(settings, request)
     return settings
+
+
+def _check(settings: Any, request: LoadgenRequest) -> None:
+    """LoadGen takes what it is given: a rate of NaN never ends, one of a million a second fills the memory."""
+    is_server = request.scenario == "server"
+    qps = settings.server_target_qps if is_server else settings.offline_expected_qps
+    where = f" ({', '.join(request.conf_files)})" if request.conf_files else ""
+    if not 0 <= qps < float("inf"):
+        raise UserError(f"a target_qps of {qps:g}{where}: samples per second, more than 0, were wanted.")
+    if not 0 < settings.server_target_latency_percentile < 1 or not settings.server_target_latency_ns:
+        raise UserError(f"a latency bound of 0, or no percentile from 0 to 100{where}: nothing would ever be valid.")
+    if not qps or request.mode == "accuracy":
+        return
+    count = max(settings.min_query_count, settings.min_duration_ms / 1000 * qps * (1 if is_server else _SLACK))
+    if count > _MOST_SAMPLES:
+        raise UserError(
+            f"{qps:g} samples/s for {settings.min_duration_ms / 1000:g} s are more than the {_MOST_SAMPLES:,} samples "
+            "of one test. Give a lower --target-qps or a shorter --duration."
+        )
+    if count / qps > _DAY_S:
+        raise UserError(
+            f"{settings.min_query_count:,} samples at least, at {qps:g} per second, take more than a day. "
+            "Give a higher --target-qps."
+        )
 
 
 def effective(settings: Any, request: LoadgenRequest) -> EffectiveSettings:
@@ -79,7 +107,7 @@ def effective(settings: Any, request: LoadgenRequest) -> EffectiveSettings:
     target_qps = settings.server_target_qps if is_server else settings.offline_expected_qps
     return EffectiveSettings(
         duration_s=settings.min_duration_ms / 1000,
-        target_qps=None if target_qps == _UNSET_QPS and request.target_qps is None else target_qps,
+        target_qps=target_qps or None,
         latency_ms=settings.server_target_latency_ns / 1e6,
         latency_percentile=settings.server_target_latency_percentile,
         samples=settings.performance_sample_count_override,

@@ -9,11 +9,13 @@ from pathlib import Path
 from .errors import UserError
 
 
-def check_writable(option: str, path: Path) -> None:
+def check_writable(option: str, path: Path, *, missing_folder_is_made: bool = False) -> None:
     """Raises UserError where no file of that name can be written."""
     if path.exists() and not path.is_file():
         raise UserError(f"{option} {path}: something else than a file has that name. Give another name.")
     try:
+        if missing_folder_is_made:
+            path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.resolve().parent):
             pass
     except OSError as error:

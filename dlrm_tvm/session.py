@@ -73,7 +73,7 @@ class Session:
     environment: dict[str, object]
     busiest: tuple[int, float]
     indices_per_bag: float
-    other_cpus: tuple[int, ...]  # those that the caller may use: the spare core's, or all usable ones
+    other_cpus: tuple[int, ...]  # for the caller: the spare core's, or those without an instance, or all usable ones
     peer: PeerGraph | None = None  # what is measured in the library's place
 
 
@@ -128,7 +128,7 @@ def open_session(
                 environment=environment,
                 busiest=busiest,
                 indices_per_bag=indices_per_bag,
-                other_cpus=tuple(sorted(spare or topology.usable)),
+                other_cpus=_other_cpus(topology, cores, spare),
                 peer=peer,
             )
 
@@ -159,6 +159,8 @@ def measure(
                 stream = instances.stream_gbps(_STREAM_SECONDS)
         except KeyboardInterrupt:
             interrupted = True  # the window itself is whole
+    overloaded = overload_warnings(run.measurement)
+    stable = run.stable and not overloaded if run.stable is not None else None  # a queue that grows is not stable
     warnings = [
         *session.tables.warnings(),
         *disturbances.load_warnings(session.busiest),
@@ -167,8 +169,8 @@ def measure(
         *disturbances.stall_warnings(run.measurement.services_ns),
         *([] if arrivals.is_open else disturbances.spread_warnings(run.measurement.batches_per_s)),
         *disturbances.peak_warnings(sum(peak_before), sum(peak_after or peak_before)),
-        *stability_warnings(run.stable, run.interrupted),
-        *overload_warnings(run.measurement),
+        *stability_warnings(stable, run.interrupted),
+        *overloaded,
     ]
     return RunReport(
         manifest=session.artifact.manifest,
@@ -185,9 +187,15 @@ def measure(
         interrupted=interrupted,
         indices_per_bag=session.indices_per_bag,
         arrivals=arrivals,
-        stable=run.stable,
+        stable=stable,
         peer=session.peer,
     )
+
+
+def _other_cpus(topology: Topology, cores: tuple[tuple[int, ...], ...], spare: frozenset[int]) -> tuple[int, ...]:
+    taken = {thread.core for thread in topology.threads if any(thread.cpu in each for each in cores)}
+    free = {thread.cpu for thread in topology.usable_threads if thread.core not in taken}
+    return tuple(sorted(spare or free or topology.usable))
 
 
 def _inputs(settings: RunSettings) -> str:

@@ -86,6 +86,7 @@ def serve(
     gc.disable()
     control.reply(ready=True, batches=len(batches))
     while (command := control.receive()) is not None:
+        arrivals_ns = requests(command, assignment) if command["do"] == "measure" else None
         wait_until(command["begin_ns"])
         if command["do"] == "peak":
             control.reply(gflops=engine.peak_gflops(command["seconds"]))
@@ -96,7 +97,7 @@ def serve(
         elif command["do"] == "measure":
             run = telling(engine.run, assignment) if command["telling"] else engine.run
             clock.set(command["stop_ns"])
-            started_ns, ends_ns, stopped_ns = timed_loop(run, batches, clock, requests(command, assignment))
+            started_ns, ends_ns, stopped_ns = timed_loop(run, batches, clock, arrivals_ns)
             clock.reset()
             control.reply(memoryview(ends_ns).cast("B"), started_ns=started_ns, stopped_ns=stopped_ns)
         elif command["do"] == "queue":

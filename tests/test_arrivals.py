@@ -157,6 +157,15 @@ def test_poisson_arrivals_at_real_workers_queue_as_their_schedule_says() -> None
     assert run.measurement.offered_per_s == pytest.approx(len(wanted) / duration_s)
 
 
+def test_an_overloaded_open_loop_that_is_stopped_counts_no_request_as_quick() -> None:
+    """300/s are asked for, 200/s can be done: whoever came shortly before the end has a long queue before it."""
+    with fakes(1, call_ms=5) as instances:
+        run = instances.measure(duration_s=15, warmup_s=1, arrivals=Arrivals("fixed", 300), until_stable=True)
+    latencies = run.measurement.latencies_ns[0]
+    assert latencies.min() > 100 * MS
+    assert len(overload_warnings(run.measurement)) == 1
+
+
 def test_a_run_that_was_stopped_early_leaves_the_next_one_whole() -> None:
     with fakes(1, call_ms=2) as instances:
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
