@@ -24,7 +24,7 @@ def search(is_valid: Callable[[float, float], bool], duration_s: float = 60) -> 
     return find_peak_qps(test, REQUEST, most_qps=100, duration_s=duration_s, say=lambda label, text: None)
 
 
-@pytest.mark.parametrize("most", [1.5, 20, 63, 99])
+@pytest.mark.parametrize("most", [3, 20, 63, 99])
 def test_the_highest_valid_rate_is_found_within_two_percent_of_the_closed_loop(most: float) -> None:
     tests = search(lambda qps, _: qps <= most)
     last = tests[-1]
