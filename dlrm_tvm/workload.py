@@ -1,6 +1,7 @@
 """The rotating set of inputs that an instance runs over and over: a working set that no cache holds.
 
-    rows the set touches  >=  4 x the last-level cache,  unless 32 MiB of inputs do not reach that far
+    rows the set touches  >=  4 x the last-level cache,  unless 32 MiB of inputs do not reach that far, or the tables
+                              are smaller: then all but 2 % of them
 
 An item is 13 KB of table rows but only 260 bytes of input (MLPerf shape, one index per bag), so the set itself is
 small. Tables smaller than a cache stay in it, as they do in service. Every batch, and every instance, has rows of its
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .manifest import ModelCard
 
 _CACHES_TOUCHED = 4
+_DRAWS_PER_ROW = 4  # 1 - exp(-4) of a table's rows are drawn at least once
 _MAX_INPUT_BYTES = 32 * 1024**2  # per instance: part of the 150 MB that a worker may take
 _MAX_BAG_BYTES = 1 << 30  # of indices; long bags in large batches could take any amount
 _SEED = 20_201_119
@@ -30,7 +32,11 @@ _SEED = 20_201_119
 def items_to_rotate(card: ModelCard, batch_size: int, l3_bytes: int, indices_per_bag: float = 1) -> int:
     """How many items the set needs: whole batches, at least two. Raises UserError where those take too much memory."""
     l3_bytes = l3_bytes or 32 * 1024**2  # where sysfs does not say
-    wanted = math.ceil(_CACHES_TOUCHED * l3_bytes / (card.gather_bytes_per_item * max(indices_per_bag, 1)))
+    per_bag = max(indices_per_bag, 1)
+    wanted = min(
+        math.ceil(_CACHES_TOUCHED * l3_bytes / (card.gather_bytes_per_item * per_bag)),
+        math.ceil(_DRAWS_PER_ROW * max(card.table_rows) / per_bag),
+    )
     affordable = int(_MAX_INPUT_BYTES / _input_bytes_per_item(card, indices_per_bag))
     items = max(math.ceil(min(wanted, affordable) / batch_size), 2) * batch_size
     nbytes = items * _input_bytes_per_item(card, indices_per_bag)

@@ -159,6 +159,13 @@ def test_rotating_set_touches_four_times_the_cache() -> None:
     assert 4 * (32 << 20) <= items * CARD.gather_bytes_per_item < 4 * (32 << 20) + 101 * 1024
 
 
+def test_rotating_set_of_small_tables_stops_where_all_rows_are_touched() -> None:
+    card = SimpleNamespace(num_dense=13, table_rows=(3, 500), gather_bytes_per_item=2 * 64)
+    assert items_to_rotate(card, 10, l3_bytes=32 << 20) == 2000
+    drawn = random_items(card, 2000, instance=0)[1][:, 1]
+    assert len(set(drawn.tolist())) > 0.97 * 500
+
+
 def test_rotating_set_is_bounded_and_has_two_batches() -> None:
     assert items_to_rotate(CARD, 100, l3_bytes=1 << 40) * (13 * 4 + 2 * 8) < (32 << 20) + 100 * 68
     assert items_to_rotate(CARD, 1_000_000, l3_bytes=1 << 20) == 2_000_000

@@ -147,7 +147,7 @@ def children(pid: int) -> list[int]:
 
 def start_long_test(library: Path, folder: Path) -> tuple[subprocess.Popen, list[int]]:
     """A running test, and its processes: the instance first, LoadGen's last."""
-    options = ("--model", library, "--num-instances", 1, "--samples", 200, "--duration", 60, "--warmup", 0)
+    options = ("--model", library, "--num-instances", 1, "--samples", 200, "--duration", 12, "--warmup", 0)
     script = subprocess.Popen(
         command(*options, "--scenario", "server", "--target-qps", 20, "--log-dir", folder),
         stdout=subprocess.PIPE,

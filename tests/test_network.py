@@ -118,7 +118,11 @@ def compiled_tuned(model: Dlrm, case: Case):
     return library_in_memory(lowered)
 
 
-@pytest.fixture(scope="module", params=TUNED, ids=str)
+SLOW = (13, 17, 20)  # of TUNED: those that take longest to compile
+CASES = [pytest.param(case, marks=[pytest.mark.slow] if at in SLOW else []) for at, case in enumerate(TUNED)]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
 def tuned(request, require_fma):
     """One network of our kernels: its model, batch size, and the function f(dense, indices, threads)."""
     model = request.param.model()

@@ -57,13 +57,17 @@ def prepared(engine: Executor, model, count: int = 3) -> list:
     return [engine.prepare(*random_batch(model, engine.batch_size, seed=seed)) for seed in range(count)]
 
 
-@pytest.mark.parametrize(("batch", "interaction"), [(1, "dot"), (7, "cat"), (33, "dot_self")])
-@pytest.mark.parametrize("threads", [1, 2])
-def test_stamps_change_no_prediction_and_parts_add_up(
-    require_fma: None, tmp_path: Path, batch: int, interaction: str, threads: int
-) -> None:
+@pytest.fixture(scope="module", params=[(1, "dot"), (7, "cat"), (33, "dot_self")], ids=str)
+def stamped(request: pytest.FixtureRequest, require_fma: None, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """(model, batch, artifact with time stamps)"""
+    batch, interaction = request.param
     model = medium_dlrm(interaction)
-    artifact = open_artifact(build(model, batch, tmp_path))
+    return model, batch, open_artifact(build(model, batch, tmp_path_factory.mktemp("stamped")))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_stamps_change_no_prediction_and_parts_add_up(stamped: tuple, threads: int) -> None:
+    model, batch, artifact = stamped
 
     def check() -> tuple[list[float], ProfiledCalls]:
         engine = Executor(artifact, threads=threads)
