@@ -21,7 +21,7 @@ from .manifest import Manifest
 from .output_files import check_writable
 from .reference_data import open_reference
 from .session import RunSettings
-from .sweep_libraries import ensure_default, ensure_libraries, sweep_name
+from .sweep_libraries import difference_lines, ensure_default, ensure_libraries, kernel_counts, sweep_name
 from .sweep_plan import (
     AUTO,
     Combination,
@@ -95,9 +95,8 @@ def prepare(settings: SweepSettings, show: Callable[[str], None]) -> Prepared:
     if state:
         check_same(settings.state_path, state, fixed)
     libraries = ensure_libraries(settings.run.model, base, sorted({one.batch for one in combinations}), show)
-    fixed["library_sha256"] = {
-        str(batch): open_artifact(path).manifest.library_sha256 for batch, path in libraries.items()
-    }
+    manifests = {batch: open_artifact(path).manifest for batch, path in libraries.items()}
+    fixed["library_sha256"] = {str(batch): manifest.library_sha256 for batch, manifest in manifests.items()}
     if state:
         check_same(settings.state_path, state, fixed)
     seed = _seed(settings, state)
@@ -106,6 +105,7 @@ def prepare(settings: SweepSettings, show: Callable[[str], None]) -> Prepared:
         "model": base.model.name,
         "precision": base.precision,
         "libraries": {str(batch): str(path) for batch, path in libraries.items()},
+        "kernels": {str(batch): kernel_counts(manifest) for batch, manifest in manifests.items()},
         "seed": seed,
         "repeats": settings.repeats,
         "duration_s": settings.duration_s,
@@ -119,6 +119,8 @@ def prepare(settings: SweepSettings, show: Callable[[str], None]) -> Prepared:
     planned = shuffled_rounds(combinations, repeats=settings.repeats, seed=seed)
     left = len(set(planned) - {outcome.planned for outcome in done})
     _announce(settings, facts, combinations, left_out, left, show)
+    for line in difference_lines(manifests):
+        show(line)
     return Prepared(planned, libraries, done, facts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -221,6 +222,42 @@ def test_library_of_another_model_under_the_name_is_refused(folder: Path) -> Non
     library = folder / "small_b4.so"
     with pytest.raises(UserError, match=r"small_b9\.so is of another model .* Delete it"):
         ensure_libraries(library, open_artifact(library).manifest, [4, 9], lambda text: None)
+
+
+def with_manifest(library: Path, folder: Path, **changes: object) -> Path:
+    """A copy of the library whose manifest says something else."""
+    for path in library.parent.glob(f"{library.stem}.*"):
+        shutil.copy(path, folder)
+    manifest = folder / f"{library.stem}.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | changes))
+    return folder / library.name
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"target_cpu": "x86-64"}, r"was compiled for x86-64, --model for .* --tuning-log-file none"),
+        ({"tuned_kernels": ["a"], "untuned_kernels": []}, "with kernels of ours, --model with TVM's default kernels"),
+    ],
+)
+def test_library_compiled_in_another_way_is_refused(folder: Path, tmp_path: Path, changes: dict, said: str) -> None:
+    library = with_manifest(folder / "small_b4.so", tmp_path)
+    with_manifest(folder / "small_b8.so", tmp_path, **changes)
+    with pytest.raises(UserError, match=said) as error:
+        ensure_libraries(library, open_artifact(library).manifest, [4, 8], lambda text: None)
+    assert "python compile.py --onnx-model FILE --batch-size 8 --output-name small" in str(error.value)
+
+
+def test_what_was_tuned_for_one_batch_only_is_said_and_in_the_json(settings, folder: Path, tmp_path: Path) -> None:
+    flags = "compile.py --profile --target-cpu znver4 --batch-size"
+    few = {"tuned_kernels": ["a"], "untuned_kernels": ["b", "c"], "command": f"{flags} 4"}
+    library = with_manifest(folder / "small_b4.so", tmp_path, **few)
+    with_manifest(folder / "small_b8.so", tmp_path, tuned_kernels=[], untuned_kernels=["a", "b"], command="compile.py")
+    _, shown, fields = sweep(replace(settings, run=replace(settings.run, model=library)), Measuring())
+    assert "  kernels     batch 4: 1 tuned, 2 by rule; batch 8: 0 tuned, 2 by rule" in shown
+    assert "  compiled by batch 4: --profile; batch 8: none" in shown
+    assert fields["kernels"] == {"4": {"tuned": 1, "by_rule": 2}, "8": {"tuned": 0, "by_rule": 2}}
+    assert not any(line.startswith("  kernels") for line in sweep(settings, Measuring())[1])
 
 
 @pytest.mark.parametrize(
