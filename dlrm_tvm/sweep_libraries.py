@@ -45,14 +45,16 @@ def ensure_default(library: Path, show: Callable[[str], None]) -> None:
         _compile(["--output-name", sweep_name(library)], _ROOT, library, show)
 
 
-def ensure_libraries(
-    library: Path, base: Manifest, batches: Sequence[int], show: Callable[[str], None]
-) -> dict[int, Path]:
-    """batch -> library, compiled where it is missing. `base`: the manifest of `library`, whose model they all are.
+def name_libraries(library: Path, base: Manifest, batches: Sequence[int]) -> dict[int, Path]:
+    """batch -> library, there or not. `base`: the manifest of `library`, whose model they all are."""
+    return {batch: _sibling(library, base, batch) for batch in batches}
+
+
+def ensure_libraries(library: Path, base: Manifest, libraries: Mapping[int, Path], show: Callable[[str], None]) -> None:
+    """Compile those of name_libraries that are missing.
 
     Raises UserError where one cannot be compiled or is of another model, before anything is compiled if possible.
     """
-    libraries = {batch: _sibling(library, base, batch) for batch in batches}
     missing = [batch for batch, path in libraries.items() if not path.exists()]
     for batch in libraries.keys() - set(missing):
         _check_same_model(libraries[batch], base, batch)
@@ -61,7 +63,6 @@ def ensure_libraries(
         show(f"compiling {os.path.relpath(libraries[batch])} ({number} of {len(missing)})")
         _compile(*commands[batch], libraries[batch], show)
         _check_same_model(libraries[batch], base, batch)
-    return libraries
 
 
 def _sibling(library: Path, base: Manifest, batch: int) -> Path:

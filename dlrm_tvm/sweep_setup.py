@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 from .artifact import open_artifact
@@ -18,10 +19,17 @@ from .cpu import host_model
 from .environment import describe_environment
 from .errors import UserError
 from .manifest import Manifest
-from .output_files import check_writable
 from .reference_data import open_reference
 from .session import RunSettings
-from .sweep_libraries import difference_lines, ensure_default, ensure_libraries, kernel_counts, sweep_name
+from .sweep_files import check_not_read, check_outputs, files_of_library, files_of_model
+from .sweep_libraries import (
+    difference_lines,
+    ensure_default,
+    ensure_libraries,
+    kernel_counts,
+    name_libraries,
+    sweep_name,
+)
 from .sweep_plan import (
     AUTO,
     Combination,
@@ -32,7 +40,6 @@ from .sweep_plan import (
     parse_spec,
     shuffled_rounds,
 )
-from .sweep_plot import check_plot
 from .sweep_report import combination_json
 from .sweep_results import Outcome
 from .sweep_state import State, check_same, read_state
@@ -66,6 +73,11 @@ class SweepSettings:
     def state_path(self) -> Path:
         return self.state or self.run.model.with_name(f"{sweep_name(self.run.model)}.sweep.json")
 
+    @property
+    def files(self) -> dict[str, Path | None]:
+        """What is written, by the option that names it."""
+        return {"--json": self.state_path, "--csv": self.csv, "--plot": self.plot}
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -81,7 +93,9 @@ def prepare(settings: SweepSettings, show: Callable[[str], None]) -> Prepared:
     """All checks, then the libraries. Raises UserError for whatever cannot be measured."""
     spec = None if settings.spec == AUTO else parse_spec(settings.spec)
     _check_contradictions(settings, spec)
-    _check_files(settings)
+    run = settings.run
+    check_not_read(settings.files, [*files_of_library(run.model), run.ref_data, run.onnx_model])
+    check_outputs(settings.files, resume=settings.resume)
     state = _earlier_state(settings)
     topology = read_topology()
     cores = _usable_cores(settings.run, topology)
@@ -94,7 +108,11 @@ def prepare(settings: SweepSettings, show: Callable[[str], None]) -> Prepared:
     fixed = _fixed_settings(settings, combinations, base, topology)
     if state:
         check_same(settings.state_path, state, fixed)
-    libraries = ensure_libraries(settings.run.model, base, sorted({one.batch for one in combinations}), show)
+    batches = sorted({one.batch for one in combinations})
+    libraries = name_libraries(run.model, base, batches)
+    beside = chain.from_iterable(files_of_library(path) for path in libraries.values())
+    check_not_read(settings.files, [*files_of_model(base, run.onnx_model), *beside])
+    ensure_libraries(run.model, base, libraries, show)
     manifests = {batch: open_artifact(path).manifest for batch, path in libraries.items()}
     fixed["library_sha256"] = {str(batch): manifest.library_sha256 for batch, manifest in manifests.items()}
     if state:
@@ -143,17 +161,6 @@ def _check_contradictions(settings: SweepSettings, spec: SweepSpec | None) -> No
     for key in fixed:
         if fixed[key] and (spec is None or getattr(spec, key)):
             raise UserError(f"--sweep chooses {key}, --num-{key} too: give one of the two.")
-
-
-def _check_files(settings: SweepSettings) -> None:
-    if settings.plot:
-        check_plot(settings.plot)
-    files = {"--json": settings.state_path, "--csv": settings.csv, "--plot": settings.plot}
-    named = {option: path for option, path in files.items() if path}
-    for option, path in named.items():
-        check_writable(option, path)
-    if len({path.resolve() for path in named.values()}) < len(named):
-        raise UserError("--csv, --json and --plot name one file twice. Give each a name of its own.")
 
 
 def _usable_cores(run: RunSettings, topology: Topology) -> int:

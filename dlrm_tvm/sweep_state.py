@@ -42,6 +42,12 @@ def write_state(path: Path, fields: Mapping[str, object]) -> None:
     write_whole_file(path, json.dumps({"kind": _KIND, **fields}, indent=1).encode() + b"\n")
 
 
+def is_state(path: Path) -> bool:
+    """Whether a sweep wrote it, readable by this version or not."""
+    fields = _load(path)
+    return isinstance(fields, dict) and fields.get("kind") == _KIND
+
+
 def read_state(path: Path) -> State:
     """Raises UserError where there is none to resume."""
     if not path.is_file():
@@ -79,9 +85,17 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _parse(path: Path) -> State | None:
+def _load(path: Path) -> object:
+    """None: no JSON."""
     try:
-        fields = json.loads(path.read_text())
+        return json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        return None
+
+
+def _parse(path: Path) -> State | None:
+    fields = _load(path)
+    try:
         if fields["kind"] != _KIND:
             return None
         return State(

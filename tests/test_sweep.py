@@ -17,9 +17,11 @@ from test_sweep_results import run as made_up_run
 from dlrm_tvm import sweep_libraries
 from dlrm_tvm.artifact import open_artifact
 from dlrm_tvm.errors import UserError
+from dlrm_tvm.manifest import Manifest
 from dlrm_tvm.session import RunSettings
 from dlrm_tvm.sweep import run_sweep
-from dlrm_tvm.sweep_libraries import ensure_libraries, repeatable_flags, sweep_name
+from dlrm_tvm.sweep_files import check_not_read, files_of_model
+from dlrm_tvm.sweep_libraries import ensure_libraries, name_libraries, repeatable_flags, sweep_name
 from dlrm_tvm.sweep_plan import Combination
 from dlrm_tvm.sweep_setup import SweepSettings
 
@@ -215,13 +217,47 @@ def test_flags_of_one_run_that_the_sweep_overrules_are_refused(settings) -> None
         run_sweep(replace(settings, run=run), lambda text: None, Measuring())
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"kind": "another"}', "[" * 100_000])
+def test_file_that_no_sweep_left_is_not_overwritten(settings, content: str) -> None:
+    settings.state_path.write_text(content)
+    with pytest.raises(UserError, match=r"state\.json: a file that no sweep left has that name"):
+        run_sweep(settings, lambda text: None, Measuring())
+    assert settings.state_path.read_text() == content
+
+
+@pytest.mark.parametrize("name", ["csv", "state", "plot"])
+def test_files_that_the_run_reads_are_not_written(settings, folder: Path, tmp_path: Path, name: str) -> None:
+    pytest.importorskip("matplotlib")
+    data = tmp_path / "data.svg"
+    data.write_text("kept")
+    run = replace(settings.run, ref_data=data)
+    read = [data] if name == "plot" else [data, *(folder / f"small_b8.{kind}" for kind in ("so", "json", "params"))]
+    for path in read:
+        changes = {"run": run if path == data else settings.run, name: path}
+        with pytest.raises(UserError, match=r"the sweep reads that file|no sweep left"):
+            run_sweep(replace(settings, **changes), lambda text: None, Measuring())
+    assert data.read_text() == "kept" and open_artifact(folder / "small_b8.so")
+
+
+def test_files_that_the_model_lies_in_are_not_written(folder: Path, tmp_path: Path) -> None:
+    manifest = replace(open_artifact(folder / "small_b4.so").manifest, onnx_model=str(tmp_path / "a.onnx"))
+    read = files_of_model(manifest, tmp_path / "b.onnx")
+    for path in ("a.onnx", "a.onnx.data", "b.onnx"):
+        with pytest.raises(UserError, match=f"--csv .*{path}: the sweep reads that file"):
+            check_not_read({"--csv": tmp_path / "." / path}, read)
+
+
 # Libraries
+
+
+def ensure(library: Path, base: Manifest, batches: list[int]) -> None:
+    ensure_libraries(library, base, name_libraries(library, base, batches), lambda text: None)
 
 
 def test_library_of_another_model_under_the_name_is_refused(folder: Path) -> None:
     library = folder / "small_b4.so"
     with pytest.raises(UserError, match=r"small_b9\.so is of another model .* Delete it"):
-        ensure_libraries(library, open_artifact(library).manifest, [4, 9], lambda text: None)
+        ensure(library, open_artifact(library).manifest, [4, 9])
 
 
 def with_manifest(library: Path, folder: Path, **changes: object) -> Path:
@@ -244,7 +280,7 @@ def test_library_compiled_in_another_way_is_refused(folder: Path, tmp_path: Path
     library = with_manifest(folder / "small_b4.so", tmp_path)
     with_manifest(folder / "small_b8.so", tmp_path, **changes)
     with pytest.raises(UserError, match=said) as error:
-        ensure_libraries(library, open_artifact(library).manifest, [4, 8], lambda text: None)
+        ensure(library, open_artifact(library).manifest, [4, 8])
     assert "python compile.py --onnx-model FILE --batch-size 8 --output-name small" in str(error.value)
 
 
@@ -277,7 +313,7 @@ def test_missing_library_that_nobody_can_compile_is_one_line_that_tells_what_to_
     library = folder / "small_b4.so"
     base = replace(open_artifact(library).manifest, **changes)
     with pytest.raises(UserError, match=f"No library for batch 7, and .*{why}") as error:
-        ensure_libraries(library, base, [4, 7], lambda text: None)
+        ensure(library, base, [4, 7])
     assert "python compile.py --onnx-model FILE --batch-size 7 --output-name small" in str(error.value)
 
 
