@@ -39,7 +39,7 @@ class State:
 
 
 def write_state(path: Path, fields: Mapping[str, object]) -> None:
-    write_whole_file(path, json.dumps({"kind": _KIND, **fields}, indent=1).encode() + b"\n")
+    write_whole_file(path, json.dumps({"kind": _KIND, **fields}, indent=1, allow_nan=False).encode() + b"\n")
 
 
 def is_state(path: Path) -> bool:

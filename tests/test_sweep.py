@@ -63,12 +63,21 @@ class Measuring:
         return made_up_run(combination, 0, 1000 * combination.batch, 1).figures
 
 
+def parsed(text: str) -> dict:
+    """Of JSON as the standard has it: NaN and Infinity are none."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
 def sweep(settings: SweepSettings, measuring: Measuring) -> tuple[int, list[str], dict]:
     """Status, what was shown, the JSON of the last line, which is what the state file has too."""
     shown: list[str] = []
     status = run_sweep(settings, shown.append, measuring)
-    fields = json.loads(shown[-1])
-    assert json.loads(settings.state_path.read_text()) == {"kind": "dlrm_tvm sweep", **fields}
+    fields = parsed(shown[-1])
+    assert parsed(settings.state_path.read_text()) == {"kind": "dlrm_tvm sweep", **fields}
     return status, shown, fields
 
 
@@ -150,6 +159,60 @@ def test_a_sweep_in_which_everything_fails_ends_after_one_round(settings) -> Non
     with pytest.raises(UserError, match=r"None of the runs succeeded\. The first: Instance 0 was killed"):
         run_sweep(settings, lambda text: None, measuring)
     assert len(measuring.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (OSError(28, "No space left on device", "/dev/shm/a"), "/dev/shm/a: No space left on device"),
+        (RuntimeError("first\n  second"), "RuntimeError: first second"),
+    ],
+)
+def test_a_run_that_the_system_fails_is_recorded_and_the_sweep_goes_on(settings, error: Exception, said: str) -> None:
+    def fail(combination: Combination) -> bool:
+        if combination.batch == 4:
+            raise error
+        return False
+
+    status, _, fields = sweep(settings, Measuring(fail=fail))
+    assert (status, fields["finished"], fields["combinations"][1]["failures"][0]["error"]) == (0, True, said)
+
+
+def test_a_run_whose_figures_are_no_numbers_is_a_failed_one(settings) -> None:
+    def measure(settings: SweepSettings, combination: Combination, library: Path) -> dict:
+        rate = float("nan") if combination.batch == 4 else 1.0
+        return made_up_run(combination, 0, rate, 1).figures
+
+    shown: list[str] = []
+    assert run_sweep(settings, shown.append, measure) == 0
+    assert "Out of range float" in parsed(shown[-1])["combinations"][1]["failures"][0]["error"]
+
+
+def test_state_that_cannot_be_written_ends_the_sweep_with_what_was_measured(settings, monkeypatch) -> None:
+    def full_disk(path: Path, fields: dict) -> None:
+        raise OSError(28, "No space left on device", ".state.json.1.tmp")
+
+    monkeypatch.setattr("dlrm_tvm.sweep.write_state", full_disk)
+    shown, measuring = [], Measuring()
+    with pytest.raises(UserError, match=r"state\.json could not be written \(No space left on device\)\. The line"):
+        run_sweep(settings, shown.append, measuring)
+    assert len(measuring.asked) == 1
+    fields = parsed(shown[-1])
+    assert (fields["interrupted"], fields["runs_left"], len(fields["combinations"])) == (True, 5, 1)
+    assert any(line.endswith("the sweep ends here, for no more runs could be kept.") for line in shown)
+
+
+def test_json_is_printed_where_table_and_plot_cannot_be_written(settings, tmp_path: Path, monkeypatch) -> None:
+    def full_disk(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device", ".a.tmp")
+
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("dlrm_tvm.sweep.write_whole_file", full_disk)
+    shown: list[str] = []
+    files = {"csv": tmp_path / "a.csv", "plot": tmp_path / "a.svg"}
+    with pytest.raises(UserError, match=r"a\.csv could not be written .*; .*a\.svg could not be written"):
+        run_sweep(replace(settings, **files), shown.append, Measuring())
+    assert parsed(shown[-1])["finished"]
 
 
 @pytest.mark.parametrize(
