@@ -19,20 +19,22 @@ from .errors import UserError, one_line
 from .output_files import write_whole_file
 from .report import results_json
 from .session import measure, open_session
+from .sweep_lock import locked
 from .sweep_plan import Combination, Planned
 from .sweep_plot import draw_plot
 from .sweep_progress import Progress
 from .sweep_report import run_figures, sweep_csv, sweep_json, sweep_text
 from .sweep_results import Outcome, Summary, summarise
-from .sweep_setup import Prepared, SweepSettings, prepare
-from .sweep_state import keep_unfinished, write_state
+from .sweep_setup import Prepared, SweepSettings, check_files, heading, prepare
+from .sweep_state import keep_earlier, write_state
 
 MeasureOne = Callable[[SweepSettings, Combination, Path], dict[str, object]]
 
 
 def run_sweep(settings: SweepSettings, show: Callable[[str], None], measure_one: MeasureOne | None = None) -> int:
     """The whole story; the exit status. Raises UserError before anything is measured, or when nothing could be."""
-    with _termination_as_interrupt():
+    check_files(settings)
+    with _termination_as_interrupt(), locked(settings.state_path):
         prepared = prepare(settings, show)
         outcomes, interrupted = measure_all(settings, prepared, show, measure_one or measure_combination)
         if not any(outcome.figures for outcome in outcomes):
@@ -62,7 +64,7 @@ def measure_all(
     outcomes = list(prepared.done)
     done = {outcome.planned for outcome in outcomes}
     pending = [planned for planned in prepared.planned if planned not in done]
-    if not settings.resume and (said := keep_unfinished(settings.state_path)):
+    if not settings.resume and (said := keep_earlier(settings.state_path)):
         show(said)
     if settings.resume:
         show(f"resumed: {len(done)} runs were measured already, {len(pending)} are left")
@@ -127,7 +129,7 @@ def _write_tables(settings: SweepSettings, summary: Summary, fields: dict[str, o
     if settings.csv:
         failed += _unwritten(lambda: write_whole_file(settings.csv, sweep_csv(summary)), settings.csv)
     if settings.plot:
-        title = f"{fields['model']}, {fields['precision']}: {fields['environment']['cpu']}"
+        title = f"{heading(fields)}: {fields['environment']['cpu']}"
         file_format = settings.plot.suffix.lower().removeprefix(".")
         content = draw_plot(summary, title=title, file_format=file_format)
         failed += _unwritten(lambda: write_whole_file(settings.plot, content), settings.plot)

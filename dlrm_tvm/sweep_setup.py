@@ -8,7 +8,7 @@ Everything that can be wrong is found here, before the first window; compiling, 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -19,6 +19,7 @@ from .cpu import host_model
 from .environment import describe_environment
 from .errors import UserError
 from .manifest import Manifest
+from .peers import OURS, TITLES, engine_version
 from .reference_data import open_reference
 from .session import RunSettings
 from .sweep_files import check_not_read, check_outputs, files_of_library, files_of_model
@@ -53,7 +54,7 @@ class SweepSettings:
     """What is swept. run: everything else of each run; its instances and threads are those of keys left out.
 
     compile_model: whether the demo is compiled where run.model is missing; state: None for NAME.sweep.json beside
-    the libraries; seed: None draws one.
+    the libraries, NAME.ENGINE.sweep.json of another engine; seed: None draws one.
     """
 
     spec: str
@@ -71,7 +72,8 @@ class SweepSettings:
 
     @property
     def state_path(self) -> Path:
-        return self.state or self.run.model.with_name(f"{sweep_name(self.run.model)}.sweep.json")
+        engine = "" if self.run.engine == OURS else f".{self.run.engine}"
+        return self.state or self.run.model.with_name(f"{sweep_name(self.run.model)}{engine}.sweep.json")
 
     @property
     def files(self) -> dict[str, Path | None]:
@@ -94,8 +96,6 @@ def prepare(settings: SweepSettings, show: Callable[[str], None]) -> Prepared:
     spec = None if settings.spec == AUTO else parse_spec(settings.spec)
     _check_contradictions(settings, spec)
     run = settings.run
-    check_not_read(settings.files, [*files_of_library(run.model), run.ref_data, run.onnx_model])
-    check_outputs(settings.files, resume=settings.resume)
     state = _earlier_state(settings)
     topology = read_topology()
     cores = _usable_cores(settings.run, topology)
@@ -122,6 +122,8 @@ def prepare(settings: SweepSettings, show: Callable[[str], None]) -> Prepared:
         "sweep": settings.spec,
         "model": base.model.name,
         "precision": base.precision,
+        "engine": run.engine,
+        "engine_version": None if run.engine == OURS else engine_version(run.engine),
         "libraries": {str(batch): str(path) for batch, path in libraries.items()},
         "kernels": {str(batch): kernel_counts(manifest) for batch, manifest in manifests.items()},
         "seed": seed,
@@ -140,6 +142,20 @@ def prepare(settings: SweepSettings, show: Callable[[str], None]) -> Prepared:
     for line in difference_lines(manifests):
         show(line)
     return Prepared(planned, libraries, done, facts)
+
+
+def check_files(settings: SweepSettings) -> None:
+    """What can be known of them before the state is locked and the library is opened."""
+    run = settings.run
+    check_not_read(settings.files, [*files_of_library(run.model), run.ref_data, run.onnx_model])
+    check_outputs(settings.files, resume=settings.resume)
+
+
+def heading(facts: Mapping[str, object]) -> str:
+    """What was measured: the engine is named where it is not ours."""
+    engine = facts["engine"]
+    by = "" if engine == OURS else f", {TITLES[engine]} {facts['engine_version']}"
+    return f"{facts['model']}, {facts['precision']}{by}"
 
 
 def _earlier_state(settings: SweepSettings) -> State | None:
@@ -223,7 +239,7 @@ def _announce(
 ) -> None:
     """What is about to be measured, in so many runs, and what is not."""
     minutes = runs * _seconds_each(settings) / 60
-    show(f"{facts['model']}, {facts['precision']}: {len(combinations)} combinations × {settings.repeats} rounds")
+    show(f"{heading(facts)}: {len(combinations)} combinations × {settings.repeats} rounds")
     show(f"  placements  {_placements(combinations)}")
     show(f"  batches     {', '.join(map(str, sorted({one.batch for one in combinations})))}")
     if left_out:

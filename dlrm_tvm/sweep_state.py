@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from .errors import UserError
@@ -58,15 +59,25 @@ def read_state(path: Path) -> State:
     return state
 
 
-def keep_unfinished(path: Path) -> str | None:
+def keep_earlier(path: Path) -> str | None:
     """Rename a state that a sweep without --resume would overwrite -> what to say about it; None: nothing is lost."""
     state = _parse(path) if path.is_file() else None
-    if state is None or state.finished or not state.measured:
+    if not path.is_file() or (state is not None and not state.measured):
         return None
-    kept = path.with_name(path.name + ".old")
+    kept = _free_name(path)
     os.replace(path, kept)
+    if state is None:
+        return f"{path}, which no sweep of this version left, is kept as {kept}"
     runs = f"{len(state.measured)} run{'s' * (len(state.measured) > 1)}"
+    if state.finished:
+        return f"a finished sweep's {runs} were in {path}, kept as {kept}"
     return f"an unfinished sweep's {runs} were in {path}, kept as {kept}: --resume would have gone on with them"
+
+
+def _free_name(path: Path) -> Path:
+    """state.json.old, state.json.old2, .. : the first that is no file yet."""
+    names = (path.with_name(f"{path.name}.old{number if number > 1 else ''}") for number in count(1))
+    return next(name for name in names if not name.exists())
 
 
 def check_same(path: Path, state: State, settings: Mapping[str, object]) -> None:

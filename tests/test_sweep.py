@@ -23,7 +23,7 @@ from dlrm_tvm.sweep import run_sweep
 from dlrm_tvm.sweep_files import check_not_read, files_of_model
 from dlrm_tvm.sweep_libraries import ensure_libraries, name_libraries, repeatable_flags, sweep_name
 from dlrm_tvm.sweep_plan import Combination
-from dlrm_tvm.sweep_setup import SweepSettings
+from dlrm_tvm.sweep_setup import SweepSettings, heading
 
 
 @pytest.fixture(scope="module")
@@ -132,15 +132,50 @@ def test_termination_does_what_it_did_before_once_the_sweep_is_over(settings) ->
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_an_unfinished_sweep_is_not_overwritten(settings) -> None:
+def test_what_an_earlier_sweep_measured_is_not_overwritten(settings) -> None:
     sweep(settings, Measuring(stop_at=3))
-    lost = settings.state_path.read_text()
+    unfinished = settings.state_path.read_text()
     _, shown, _ = sweep(settings, Measuring())
-    kept = settings.state_path.with_name("state.json.old")
-    assert kept.read_text() == lost
-    assert any("3 runs were in" in line and f"kept as {kept}" in line for line in shown)
+    finished = settings.state_path.read_text()
+    kept = [settings.state_path.with_name(name) for name in ("state.json.old", "state.json.old2", "state.json.old3")]
+    assert kept[0].read_text() == unfinished
+    assert any("an unfinished sweep's 3 runs were in" in line and f"kept as {kept[0]}" in line for line in shown)
     _, shown, _ = sweep(settings, Measuring())
-    assert not any("kept as" in line for line in shown)
+    assert [path.read_text() for path in kept[:2]] == [unfinished, finished]
+    assert any("a finished sweep's 6 runs were in" in line and line.endswith(f"kept as {kept[1]}") for line in shown)
+    settings.state_path.write_text('{"kind": "dlrm_tvm sweep"}')
+    sweep(settings, Measuring())
+    assert kept[2].read_text() == '{"kind": "dlrm_tvm sweep"}'
+
+
+def test_second_sweep_with_the_same_state_is_refused(settings) -> None:
+    refused = []
+
+    def measure(own: SweepSettings, combination: Combination, library: Path) -> dict:
+        with pytest.raises(UserError, match=r"Another sweep is at work on .*state\.json\. .* --json FILE"):
+            run_sweep(settings, lambda text: None, Measuring())
+        refused.append(combination)
+        return made_up_run(combination, 0, 1, 1).figures
+
+    assert run_sweep(settings, lambda text: None, measure) == 0
+    assert len(refused) == 6
+    assert [path.name for path in settings.state_path.parent.iterdir()] == ["state.json"]
+
+
+def test_lock_that_a_killed_sweep_left_locks_nothing(settings) -> None:
+    lock = settings.state_path.with_name(".state.json.lock")
+    lock.write_text("")
+    assert sweep(settings, Measuring())[0] == 0
+    assert not lock.exists()
+
+
+def test_another_engine_is_named_and_has_a_state_of_its_own(settings) -> None:
+    peer = replace(settings, run=replace(settings.run, engine="onnxruntime"), state=None)
+    assert peer.state_path.name == "small.onnxruntime.sweep.json"
+    assert replace(settings, state=None).state_path.name == "small.sweep.json"
+    facts = {"model": "small", "precision": "fp32", "engine": "onnxruntime", "engine_version": "1.2"}
+    assert heading(facts) == "small, fp32, ONNX Runtime 1.2"
+    assert heading(facts | {"engine": "ours"}) == "small, fp32"
 
 
 def test_a_failing_combination_is_recorded_and_the_sweep_goes_on(settings) -> None:
