@@ -18,9 +18,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from .artifact import open_artifact
+from .control import die_with_parent
 from .errors import UserError
 from .manifest import Manifest
 
@@ -174,7 +176,13 @@ def _compile(arguments: list[str], directory: Path, library: Path, show: Callabl
     try:
         with _signals_held():
             process = subprocess.Popen(
-                command, cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+                command,
+                cwd=directory,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                # SIGTERM, on which compile.py removes what it began; it outlives the exec
+                preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGTERM),
             )
         errors = process.communicate()[1]
     except BaseException:

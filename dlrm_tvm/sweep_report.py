@@ -151,13 +151,37 @@ def _row_json(
 
 
 def outcomes_of(fields: Mapping[str, object]) -> list[Outcome]:
-    """The runs in an object of `sweep_json`. Raises KeyError or TypeError for anything else."""
+    """The runs in an object of `sweep_json`. Raises KeyError, TypeError or ValueError for anything else."""
     outcomes = []
     for entry in fields["combinations"]:
-        combination = Combination(entry["instances"], entry["threads"], entry["batch_size"])
+        numbers = [typed(entry[key], int) for key in ("instances", "threads", "batch_size")]
+        if min(numbers) < 1:
+            raise ValueError(f"combination {numbers}")
+        combination = Combination(*numbers)
         for run in entry["repeats"]:
-            figures = {key: run[key] for key in _KEPT}
-            outcomes.append(Outcome(Planned(run["round"], combination), figures=figures))
+            figures = _checked({key: run[key] for key in _KEPT})
+            outcomes.append(Outcome(Planned(typed(run["round"], int), combination), figures=figures))
         for run in entry["failures"]:
-            outcomes.append(Outcome(Planned(run["round"], combination), error=run["error"]))
+            planned = Planned(typed(run["round"], int), combination)
+            outcomes.append(Outcome(planned, error=typed(run["error"], str)))
+    if len({outcome.planned for outcome in outcomes}) < len(outcomes):
+        raise ValueError("a run that is there twice")
     return outcomes
+
+
+def _checked(figures: dict[str, object]) -> dict[str, object]:
+    """Those that a summary is made of, as it takes them."""
+    for key in ("items_per_s", "peak_fraction", "batches"):
+        typed(figures[key], int, float)
+    for key in ("p50", "p99"):
+        typed(typed(figures["latency_ms"], dict)[key], int, float)
+    for text in typed(figures["warnings"], list):
+        typed(text, str)
+    return figures
+
+
+def typed(value: object, *kinds: type) -> object:
+    """The value, of one of these types exactly: True is no int. Raises TypeError."""
+    if type(value) not in kinds:
+        raise TypeError(f"{value!r} is no {' or '.join(kind.__name__ for kind in kinds)}")
+    return value

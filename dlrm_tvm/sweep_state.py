@@ -6,6 +6,7 @@ What was measured goes on only under the settings it began with; the seed in it 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from .errors import UserError
 from .output_files import write_whole_file
-from .sweep_report import outcomes_of
+from .sweep_report import outcomes_of, typed
 from .sweep_results import Outcome
 
 _KIND = "dlrm_tvm sweep"
@@ -97,11 +98,25 @@ def _shown(value: object) -> str:
 
 
 def _load(path: Path) -> object:
-    """None: no JSON."""
+    """None: no JSON, or JSON of numbers that none of ours is."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(), parse_constant=_finite, parse_float=_finite, parse_int=_bounded)
     except (ValueError, RecursionError):
         return None
+
+
+def _finite(text: str) -> float:
+    """Raises ValueError for NaN and infinities, which 1e999 is too."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
+
+
+def _bounded(text: str) -> int:
+    """Raises ValueError for what no float can be made of."""
+    _finite(text)
+    return int(text)
 
 
 def _parse(path: Path) -> State | None:
@@ -109,12 +124,15 @@ def _parse(path: Path) -> State | None:
     try:
         if fields["kind"] != _KIND:
             return None
-        return State(
-            seed=fields["seed"],
-            settings=fields["settings"],
+        environments = [*fields["earlier_environments"], fields["environment"]]
+        state = State(
+            seed=typed(fields["seed"], int),
+            settings=typed(fields["settings"], dict),
             outcomes=outcomes_of(fields),
-            finished=fields["finished"],
-            environments=[*fields["earlier_environments"], fields["environment"]],
+            finished=typed(fields["finished"], bool),
+            environments=[typed(each, dict) for each in environments],
         )
+        typed(state.command, str)
+        return state
     except (ValueError, KeyError, TypeError):
         return None

@@ -6,6 +6,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +27,9 @@ from dlrm_tvm.sweep_files import check_not_read, files_of_model
 from dlrm_tvm.sweep_libraries import ensure_libraries, name_libraries, repeatable_flags, sweep_name
 from dlrm_tvm.sweep_plan import Combination
 from dlrm_tvm.sweep_setup import SweepSettings, heading
+from dlrm_tvm.sweep_state import read_state
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -284,6 +290,53 @@ def test_resume_of_no_sweep_is_refused(settings, content: str | None) -> None:
         run_sweep(replace(settings, resume=True), lambda text: None, Measuring())
 
 
+def test_resume_of_a_damaged_state_is_one_line(settings) -> None:
+    sweep(settings, Measuring(stop_at=3))
+    whole = settings.state_path.read_text()
+    repeat = ("combinations", 0, "repeats", 0)
+    damages = [
+        ((*repeat, "items_per_s"), None),
+        ((*repeat, "items_per_s"), "12"),
+        ((*repeat, "items_per_s"), float("nan")),
+        ((*repeat, "items_per_s"), 10**400),
+        ((*repeat, "peak_fraction"), float("inf")),
+        ((*repeat, "latency_ms"), {"p50": 1}),
+        ((*repeat, "latency_ms"), []),
+        ((*repeat, "warnings"), [1]),
+        ((*repeat, "warnings"), None),
+        ((*repeat, "round"), True),
+        (repeat, None),
+        (("combinations", 0, "threads"), 0),
+        (("combinations", 0, "threads"), [1]),
+        (("combinations",), {"a": 1}),
+        (("combinations",), 3),
+        (("seed",), "3"),
+        (("finished",), None),
+        (("settings",), []),
+        (("environment",), {}),
+        (("environment",), "x"),
+        (("earlier_environments",), None),
+    ]
+    for (*where, last), value in damages:
+        fields = inner = json.loads(whole)
+        for key in where:
+            inner = inner[key]
+        inner[last] = value
+        assert_not_resumed(settings, json.dumps(fields))
+    fields = json.loads(whole)
+    fields["combinations"][0]["repeats"] *= 2
+    assert_not_resumed(settings, json.dumps(fields))
+    assert_not_resumed(settings, whole.replace('"gflops": 0.0', '"gflops": 1e999'))
+    assert_not_resumed(settings, "[" * 100_000)
+    assert_not_resumed(settings, whole[: len(whole) // 2])
+
+
+def assert_not_resumed(settings: SweepSettings, content: str) -> None:
+    settings.state_path.write_text(content)
+    with pytest.raises(UserError, match="is not what a sweep of this version leaves"):
+        read_state(settings.state_path)
+
+
 def test_csv_and_plot_are_written_and_nothing_else_is_left(settings, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     files = {"csv": tmp_path / "a.csv", "plot": tmp_path / "a.SVG"}
@@ -413,6 +466,29 @@ def test_missing_library_that_nobody_can_compile_is_one_line_that_tells_what_to_
     with pytest.raises(UserError, match=f"No library for batch 7, and .*{why}") as error:
         ensure(library, base, [4, 7])
     assert "python compile.py --onnx-model FILE --batch-size 7 --output-name small" in str(error.value)
+
+
+def test_compiling_ends_with_a_sweep_that_is_killed(tmp_path: Path) -> None:
+    compiler = tmp_path / "compile.py"
+    compiler.write_text("import os, time; print(os.getpid(), file=open('pid.new', 'w')); os.rename('pid.new', 'pid')\n"
+                        "time.sleep(60)")  # fmt: skip
+    script = (
+        "import pathlib, sys; from dlrm_tvm import sweep_libraries as s; here = pathlib.Path(sys.argv[1])\n"
+        "s._COMPILE = here / 'compile.py'; s._compile([], here, here / 'a.so', print)"
+    )
+    sweeping = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT)
+    wait_until((tmp_path / "pid").exists)
+    sweeping.kill()
+    sweeping.wait()
+    compiling = Path("/proc") / (tmp_path / "pid").read_text().strip() / "stat"
+    wait_until(lambda: not compiling.exists() or compiling.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_flags_of_one_call_are_not_repeated() -> None:
