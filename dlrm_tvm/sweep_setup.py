@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from .cpu import host_model
 from .environment import describe_environment
 from .errors import UserError
 from .manifest import Manifest
+from .peer_graph import peer_graph
 from .peers import OURS, TITLES, engine_version
 from .reference_data import open_reference
 from .session import RunSettings
@@ -99,16 +100,21 @@ def prepare(settings: SweepSettings, show: Callable[[str], None]) -> Prepared:
     state = _earlier_state(settings)
     topology = read_topology()
     cores = _usable_cores(settings.run, topology)
+    _check_engine(run)
     if settings.compile_model:
         ensure_default(settings.run.model, show)
     base = open_artifact(settings.run.model).manifest
-    if settings.run.ref_data:
-        open_reference(settings.run.ref_data, base.model, outputs_wanted=False)
+    indices_per_bag = run.indices_per_bag
+    if run.ref_data:
+        indices_per_bag = open_reference(run.ref_data, base.model, outputs_wanted=False).indices_per_bag
     combinations, left_out = _combinations(settings, spec, topology, cores, base)
     fixed = _fixed_settings(settings, combinations, base, topology)
     if state:
         check_same(settings.state_path, state, fixed)
     batches = sorted({one.batch for one in combinations})
+    if run.engine != OURS:
+        for batch in batches:  # a file may fix one
+            peer_graph(run.engine, run.onnx_model, replace(base, batch_size=batch), str(run.model), indices_per_bag)
     libraries = name_libraries(run.model, base, batches)
     beside = chain.from_iterable(files_of_library(path) for path in libraries.values())
     check_not_read(settings.files, [*files_of_model(base, run.onnx_model), *beside])
@@ -123,7 +129,7 @@ def prepare(settings: SweepSettings, show: Callable[[str], None]) -> Prepared:
         "model": base.model.name,
         "precision": base.precision,
         "engine": run.engine,
-        "engine_version": None if run.engine == OURS else engine_version(run.engine),
+        "engine_version": _engine_version(run.engine),
         "libraries": {str(batch): str(path) for batch, path in libraries.items()},
         "kernels": {str(batch): kernel_counts(manifest) for batch, manifest in manifests.items()},
         "seed": seed,
@@ -179,6 +185,20 @@ def _check_contradictions(settings: SweepSettings, spec: SweepSpec | None) -> No
             raise UserError(f"--sweep chooses {key}, --num-{key} too: give one of the two.")
 
 
+def _engine_version(engine: str) -> str | None:
+    """None: ours, whose libraries are known by their sha256. Raises UserError where it is not installed."""
+    return None if engine == OURS else engine_version(engine)
+
+
+def _check_engine(run: RunSettings) -> None:
+    """What needs no library, which may have to be compiled first; peer_graph says the rest."""
+    _engine_version(run.engine)
+    if run.engine != OURS and run.indices_per_bag != 1:
+        raise UserError("--engine takes one index per table and item, no bags. Leave --indices-per-bag out.")
+    if run.onnx_model and not run.onnx_model.is_file():
+        raise UserError(f"--onnx-model {run.onnx_model}: no such file. Give the one that the library is compiled from.")
+
+
 def _usable_cores(run: RunSettings, topology: Topology) -> int:
     """Raises UserError for a --cores that cannot be used."""
     flags = {"hyper_threading": run.hyper_threading, "core_list": run.cores}
@@ -214,14 +234,20 @@ def _fixed_settings(
     settings: SweepSettings, combinations: Sequence[Combination], base: Manifest, topology: Topology
 ) -> dict[str, object]:
     """What must be the same for runs to be comparable: JSON-able, with keys as their messages name them."""
-    run = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings.run).items()}
+    run = {
+        key: str(value.resolve()) if isinstance(value, Path) else value for key, value in asdict(settings.run).items()
+    }
+    machine = describe_environment(topology)
     for key in ("model", "instances", "threads"):
         del run[key]
     return {
         "model_fingerprint": base.model.fingerprint,
         "precision": base.precision,
         "cpu": host_model(),
+        "cpu_flags": machine["cpu_flags"],
+        "l3_mb": machine["l3_mb"],
         "usable_cpus": sorted(topology.usable),
+        "engine_version": _engine_version(settings.run.engine),
         "duration_s": settings.duration_s,
         "warmup_s": settings.warmup_s,
         "combinations": [[one.instances, one.threads, one.batch] for one in sorted(combinations)],

@@ -26,8 +26,9 @@ from dlrm_tvm.sweep import run_sweep
 from dlrm_tvm.sweep_files import check_not_read, files_of_model
 from dlrm_tvm.sweep_libraries import ensure_libraries, name_libraries, repeatable_flags, sweep_name
 from dlrm_tvm.sweep_plan import Combination
-from dlrm_tvm.sweep_setup import SweepSettings, heading
+from dlrm_tvm.sweep_setup import SweepSettings, _fixed_settings, heading
 from dlrm_tvm.sweep_state import read_state
+from dlrm_tvm.topology import read_topology
 
 ROOT = Path(__file__).parents[1]
 
@@ -274,7 +275,15 @@ def test_resume_under_other_settings_is_refused(settings, changes: dict, named: 
 def test_resume_of_another_cpu_model_or_library_is_refused(settings) -> None:
     sweep(settings, Measuring(stop_at=3))
     fields = json.loads(settings.state_path.read_text())
-    for key in ("cpu", "model_fingerprint", "library_sha256", "indices_per_bag"):
+    for key in (
+        "cpu",
+        "cpu_flags",
+        "l3_mb",
+        "engine_version",
+        "model_fingerprint",
+        "library_sha256",
+        "indices_per_bag",
+    ):
         changed = fields | {"settings": fields["settings"] | {key: "another"}}
         settings.state_path.write_text(json.dumps(changed))
         with pytest.raises(UserError, match=f'was measured with {key} "another", now it is'):
@@ -335,6 +344,40 @@ def assert_not_resumed(settings: SweepSettings, content: str) -> None:
     settings.state_path.write_text(content)
     with pytest.raises(UserError, match="is not what a sweep of this version leaves"):
         read_state(settings.state_path)
+
+
+def test_settings_have_whole_paths(settings, tmp_path: Path, monkeypatch) -> None:
+    """So that a resumed sweep cannot mean other files in another folder."""
+    monkeypatch.chdir(tmp_path)
+    manifest, topology = open_artifact(settings.run.model).manifest, read_topology()
+    run = replace(settings.run, ref_data=Path("a.npz"), onnx_model=Path("a.onnx"))
+    fixed = _fixed_settings(replace(settings, run=run), [], manifest, topology)
+    assert (fixed["ref_data"], fixed["onnx_model"]) == (str(tmp_path / "a.npz"), str(tmp_path / "a.onnx"))
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"engine": "openvino"}, "OpenVINO is not installed"),
+        ({"engine": "onnxruntime", "onnx_model": Path("absent.onnx")}, "absent.onnx: no such file"),
+        ({"engine": "onnxruntime", "indices_per_bag": 2}, "no bags"),
+        ({"engine": "onnxruntime"}, "does not say which ONNX file|fixed in it|no such file"),
+    ],
+)
+def test_mistakes_with_another_engine_are_found_before_anything_is_compiled(
+    settings, monkeypatch, changes: dict, said: str
+) -> None:
+    def version(engine: str) -> str:
+        if engine == "openvino":
+            raise UserError("OpenVINO is not installed.")
+        return "1.2"
+
+    monkeypatch.setattr("dlrm_tvm.sweep_setup.engine_version", version)
+    monkeypatch.setattr("dlrm_tvm.peer_graph.engine_version", version)
+    monkeypatch.setattr("dlrm_tvm.sweep_setup.ensure_libraries", lambda *_: pytest.fail("compiles"))
+    run = replace(settings.run, **changes)
+    with pytest.raises(UserError, match=said):
+        run_sweep(replace(settings, run=run), lambda text: None, Measuring())
 
 
 def test_csv_and_plot_are_written_and_nothing_else_is_left(settings, tmp_path: Path) -> None:
