@@ -19,6 +19,7 @@ from .errors import UserError, one_line
 from .output_files import write_whole_file
 from .report import results_json
 from .session import measure, open_session
+from .sweep_libraries import deleted_text
 from .sweep_lock import locked
 from .sweep_plan import Combination, Planned
 from .sweep_plot import draw_plot
@@ -42,7 +43,7 @@ def run_sweep(settings: SweepSettings, show: Callable[[str], None], measure_one:
                 raise KeyboardInterrupt
             raise UserError(f"None of the runs succeeded. The first: {outcomes[0].error}")
         summary = summarise(outcomes, settings.max_latency_ms)
-        show(sweep_text(summary))
+        show(sweep_text(summary, settings.repeats))
         fields = _fields(settings, prepared, outcomes, interrupted)
         failed = _unwritten(lambda: write_state(settings.state_path, fields), settings.state_path)
         if interrupted and not failed:
@@ -98,11 +99,14 @@ def measure_combination(settings: SweepSettings, combination: Combination, libra
 
 def _measured(settings: SweepSettings, prepared: Prepared, planned: Planned, measure_one: MeasureOne) -> Outcome:
     combination = planned.combination
+    library = prepared.libraries[combination.batch]
     try:
-        result = measure_one(settings, combination, prepared.libraries[combination.batch])
+        result = measure_one(settings, combination, library)
         figures = run_figures(result)
         _check_finite(figures)
     except (UserError, OSError, RuntimeError) as error:
+        if not library.exists():
+            return Outcome(planned, error=deleted_text(combination.batch, library))
         return Outcome(planned, error=one_line(error))
     return Outcome(planned, figures=figures)
 

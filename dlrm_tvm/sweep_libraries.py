@@ -146,6 +146,10 @@ def _command(library: Path, base: Manifest, batch: int) -> tuple[list[str], Path
     return arguments, Path(base.directory or _ROOT)
 
 
+def deleted_text(batch: int, library: Path) -> str:
+    return f"{library} for batch {batch} was deleted since the sweep began. Compile it: {_typed(batch, library)}"
+
+
 def _typed(batch: int, library: Path) -> str:
     return f"python compile.py --onnx-model FILE --batch-size {batch} --output-name {sweep_name(library)}"
 

@@ -444,6 +444,24 @@ def test_files_that_the_model_lies_in_are_not_written(folder: Path, tmp_path: Pa
 # Libraries
 
 
+def test_library_that_is_deleted_meanwhile_is_named_with_what_to_type(settings, folder: Path, tmp_path: Path) -> None:
+    for batch in (4, 8):
+        with_manifest(folder / f"small_b{batch}.so", tmp_path)
+
+    def measure(own: SweepSettings, combination: Combination, library: Path) -> dict:
+        if combination.batch == 8:
+            library.unlink(missing_ok=True)
+            open_artifact(library)
+        return made_up_run(combination, 0, 1, 1).figures
+
+    shown: list[str] = []
+    run = replace(settings.run, model=tmp_path / "small_b4.so")
+    assert run_sweep(replace(settings, run=run), shown.append, measure) == 0
+    (failure, *_) = parsed(shown[-1])["combinations"][1]["failures"]
+    assert "small_b8.so for batch 8 was deleted" in failure["error"]
+    assert "--batch-size 8 --output-name small" in failure["error"]
+
+
 def ensure(library: Path, base: Manifest, batches: list[int]) -> None:
     ensure_libraries(library, base, name_libraries(library, base, batches), lambda text: None)
 
