@@ -22,7 +22,7 @@ from .artifact import open_artifact
 from .cpu import host_flags
 from .errors import UserError
 from .lower import BAG_INPUTS, INPUTS, OUTPUTS, Lowered
-from .manifest import FORMAT_VERSION, Manifest, describe
+from .manifest import FORMAT_VERSION, PLAIN_KERNELS, Manifest, describe
 from .model import Dlrm
 from .parameters import TABLES, ParameterSource, lay_out, write_parameters
 from .selection import Selection
@@ -146,7 +146,7 @@ def _save(
         table_range=lowered.tables.table_range(parameters.name, copied_at),
         peak_flops_per_round=lowered.peak_flops_per_round,
         tuned_kernels=tuple(selection.tuned) if selection else (),
-        untuned_kernels=tuple(selection.untuned) if selection else ("default code generation",),
+        untuned_kernels=tuple(selection.untuned) if selection else PLAIN_KERNELS,
         tvm_version=tvm.__version__,
         command=shlex.join(sys.argv),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),

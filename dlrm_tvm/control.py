@@ -31,10 +31,10 @@ class Control:
         self._results.flush()
 
 
-def die_with_parent(parent_pid: int) -> None:
+def die_with_parent(parent_pid: int, by: signal.Signals = signal.SIGKILL) -> None:
     """Have the kernel kill this process when its parent ends, however that ends; costs the timed loop nothing."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+    if libc.prctl(_PR_SET_PDEATHSIG, by) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent_pid:
         sys.exit("the parent ended before this worker was ready")

@@ -10,9 +10,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+_LONGEST = 300  # characters of an error that somebody else raised
+
 
 class UserError(ValueError):
     """Bad input, said in one line that tells what to do about it."""
+
+
+def one_line(error: Exception) -> str:
+    """Its text as one line; of an error that is not a user's with its kind, and not all of it where it is long."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST]}"
 
 
 def run_script(main: Callable[[], int]) -> None:

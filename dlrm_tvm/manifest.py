@@ -11,6 +11,7 @@ import numpy as np
 from .model import Dlrm, GraphInputs
 
 FORMAT_VERSION = 2
+PLAIN_KERNELS = ("default code generation",)  # as untuned_kernels: TVM's own code, no kernel of ours
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,10 @@ class Manifest:
     profile: tuple[Part, ...] = ()  # from here on what libraries compiled earlier lack
     onnx_model: str | None = None
     directory: str | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        return not self.tuned_kernels and self.untuned_kernels == PLAIN_KERNELS
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"

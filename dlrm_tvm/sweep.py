@@ -15,24 +15,27 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, one_line
 from .output_files import write_whole_file
 from .report import results_json
 from .session import measure, open_session
+from .sweep_libraries import deleted_text
+from .sweep_lock import locked
 from .sweep_plan import Combination, Planned
 from .sweep_plot import draw_plot
 from .sweep_progress import Progress
 from .sweep_report import run_figures, sweep_csv, sweep_json, sweep_text
 from .sweep_results import Outcome, Summary, summarise
-from .sweep_setup import Prepared, SweepSettings, prepare
-from .sweep_state import keep_unfinished, write_state
+from .sweep_setup import Prepared, SweepSettings, check_files, heading, prepare
+from .sweep_state import keep_earlier, write_state
 
 MeasureOne = Callable[[SweepSettings, Combination, Path], dict[str, object]]
 
 
 def run_sweep(settings: SweepSettings, show: Callable[[str], None], measure_one: MeasureOne | None = None) -> int:
     """The whole story; the exit status. Raises UserError before anything is measured, or when nothing could be."""
-    with _termination_as_interrupt():
+    check_files(settings)
+    with _termination_as_interrupt(), locked(settings.state_path):
         prepared = prepare(settings, show)
         outcomes, interrupted = measure_all(settings, prepared, show, measure_one or measure_combination)
         if not any(outcome.figures for outcome in outcomes):
@@ -40,12 +43,15 @@ def run_sweep(settings: SweepSettings, show: Callable[[str], None], measure_one:
                 raise KeyboardInterrupt
             raise UserError(f"None of the runs succeeded. The first: {outcomes[0].error}")
         summary = summarise(outcomes, settings.max_latency_ms)
-        show(sweep_text(summary))
+        show(sweep_text(summary, settings.repeats))
         fields = _fields(settings, prepared, outcomes, interrupted)
-        _write_files(settings, summary, fields)
-        if interrupted:
+        failed = _unwritten(lambda: write_state(settings.state_path, fields), settings.state_path)
+        if interrupted and not failed:
             show(f"Interrupted: {fields['runs_left']} runs are left. The same command with --resume does them.")
-        show(json.dumps(fields))
+        show(json.dumps(fields, allow_nan=False))  # whatever becomes of the files
+        failed += _write_tables(settings, summary, fields)
+        if failed:
+            raise UserError(f"{'; '.join(failed)}. The line before has all figures.")
     return 1 if interrupted else 0
 
 
@@ -54,12 +60,12 @@ def measure_all(
 ) -> tuple[list[Outcome], bool]:
     """Every run that is not done yet, in order; all outcomes, and whether it was interrupted.
 
-    Ends after a first round in which nothing could be measured.
+    Ends after a first round in which nothing could be measured, and as if interrupted where the state cannot be kept.
     """
     outcomes = list(prepared.done)
     done = {outcome.planned for outcome in outcomes}
     pending = [planned for planned in prepared.planned if planned not in done]
-    if not settings.resume and (said := keep_unfinished(settings.state_path)):
+    if not settings.resume and (said := keep_earlier(settings.state_path)):
         show(said)
     if settings.resume:
         show(f"resumed: {len(done)} runs were measured already, {len(pending)} are left")
@@ -70,8 +76,12 @@ def measure_all(
                     break
                 outcome = _measured(settings, prepared, planned, measure_one)
                 outcomes.append(outcome)
-                write_state(settings.state_path, _fields(settings, prepared, outcomes, interrupted=False))
+                fields = _fields(settings, prepared, outcomes, interrupted=False)
+                failed = _unwritten(lambda: write_state(settings.state_path, fields), settings.state_path)  # noqa: B023
                 progress.advance(outcome)
+                if failed:
+                    show(f"{failed[0]}: the sweep ends here, for no more runs could be kept.")
+                    return outcomes, True
     except KeyboardInterrupt:
         return outcomes, True
     return outcomes, False
@@ -89,11 +99,16 @@ def measure_combination(settings: SweepSettings, combination: Combination, libra
 
 def _measured(settings: SweepSettings, prepared: Prepared, planned: Planned, measure_one: MeasureOne) -> Outcome:
     combination = planned.combination
+    library = prepared.libraries[combination.batch]
     try:
-        result = measure_one(settings, combination, prepared.libraries[combination.batch])
-    except UserError as error:
-        return Outcome(planned, error=str(error))
-    return Outcome(planned, figures=run_figures(result))
+        result = measure_one(settings, combination, library)
+        figures = run_figures(result)
+        _check_finite(figures)
+    except (UserError, OSError, RuntimeError) as error:
+        if not library.exists():
+            return Outcome(planned, error=deleted_text(combination.batch, library))
+        return Outcome(planned, error=one_line(error))
+    return Outcome(planned, figures=figures)
 
 
 def _fields(
@@ -105,14 +120,33 @@ def _fields(
     return sweep_json(summarise(outcomes, settings.max_latency_ms), outcomes, facts)
 
 
-def _write_files(settings: SweepSettings, summary: Summary, fields: dict[str, object]) -> None:
-    write_state(settings.state_path, fields)
+def _check_finite(figures: dict[str, object]) -> None:
+    try:
+        json.dumps(figures, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"The run has figures that are no numbers ({error}).") from None
+
+
+def _write_tables(settings: SweepSettings, summary: Summary, fields: dict[str, object]) -> list[str]:
+    """CSV and plot; what could not be written."""
+    failed = []
     if settings.csv:
-        write_whole_file(settings.csv, sweep_csv(summary))
+        failed += _unwritten(lambda: write_whole_file(settings.csv, sweep_csv(summary)), settings.csv)
     if settings.plot:
-        title = f"{fields['model']}, {fields['precision']}: {fields['environment']['cpu']}"
+        title = f"{heading(fields)}: {fields['environment']['cpu']}"
         file_format = settings.plot.suffix.lower().removeprefix(".")
-        write_whole_file(settings.plot, draw_plot(summary, title=title, file_format=file_format))
+        content = draw_plot(summary, title=title, file_format=file_format)
+        failed += _unwritten(lambda: write_whole_file(settings.plot, content), settings.plot)
+    return failed
+
+
+def _unwritten(write: Callable[[], None], path: Path) -> list[str]:
+    """What the disk says to it, none where it was written."""
+    try:
+        write()
+    except OSError as error:
+        return [f"{path} could not be written ({error.strerror or error})"]
+    return []
 
 
 @contextmanager

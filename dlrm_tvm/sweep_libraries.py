@@ -2,7 +2,8 @@
 
 A library's manifest has the command that made it. The one for another batch is made by the same command with another
 --batch-size, in the folder where it was typed; compile.py runs as a process of its own, for this side knows no TVM
-compiler. What was compiled must be the same model as --model: equal in its fingerprint and precision.
+compiler. What was compiled must be the same model as --model: equal in its fingerprint and precision, and made in the
+same way: for the same CPU, of kernels of ours or of TVM's. Which of them were tuned is said, for logs differ by batch.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from .artifact import open_artifact
+from .control import die_with_parent
 from .errors import UserError
 from .manifest import Manifest
 
@@ -27,6 +30,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 _COMPILE = _ROOT / "compile.py"
 _PREBUILT = _ROOT / "__prebuilt"
 _END_WAIT_S = 30  # one call into TVM's code generation takes up to ten, on a busy machine more
+_OF_ONE_CALL = ("--batch-size", "--output-name", "--dump-ir")
 _STEM = re.compile(r"(?P<name>.+)_b\d+")
 
 
@@ -43,14 +47,16 @@ def ensure_default(library: Path, show: Callable[[str], None]) -> None:
         _compile(["--output-name", sweep_name(library)], _ROOT, library, show)
 
 
-def ensure_libraries(
-    library: Path, base: Manifest, batches: Sequence[int], show: Callable[[str], None]
-) -> dict[int, Path]:
-    """batch -> library, compiled where it is missing. `base`: the manifest of `library`, whose model they all are.
+def name_libraries(library: Path, base: Manifest, batches: Sequence[int]) -> dict[int, Path]:
+    """batch -> library, there or not. `base`: the manifest of `library`, whose model they all are."""
+    return {batch: _sibling(library, base, batch) for batch in batches}
+
+
+def ensure_libraries(library: Path, base: Manifest, libraries: Mapping[int, Path], show: Callable[[str], None]) -> None:
+    """Compile those of name_libraries that are missing.
 
     Raises UserError where one cannot be compiled or is of another model, before anything is compiled if possible.
     """
-    libraries = {batch: _sibling(library, base, batch) for batch in batches}
     missing = [batch for batch, path in libraries.items() if not path.exists()]
     for batch in libraries.keys() - set(missing):
         _check_same_model(libraries[batch], base, batch)
@@ -59,7 +65,6 @@ def ensure_libraries(
         show(f"compiling {os.path.relpath(libraries[batch])} ({number} of {len(missing)})")
         _compile(*commands[batch], libraries[batch], show)
         _check_same_model(libraries[batch], base, batch)
-    return libraries
 
 
 def _sibling(library: Path, base: Manifest, batch: int) -> Path:
@@ -84,6 +89,41 @@ def _check_same_model(path: Path, base: Manifest, batch: int) -> None:
             f"({base.model.name}, {base.precision}). Delete it, and the sweep compiles it anew; or compile --model "
             "again, if its ONNX file has changed."
         )
+    for what, theirs, ours in (
+        ("for", found.target_cpu, base.target_cpu),
+        ("with", _kernels(found), _kernels(base)),
+    ):
+        if theirs != ours:
+            raise UserError(
+                f"{path} was compiled {what} {theirs}, --model {what} {ours}. Delete it, and the sweep compiles it as "
+                f"--model was; or compile it so: {_typed(batch, path)} --target-cpu {base.target_cpu}"
+                + (" --tuning-log-file none" if base.is_plain else "")
+            )
+
+
+def _kernels(manifest: Manifest) -> str:
+    return "TVM's default kernels" if manifest.is_plain else "kernels of ours"
+
+
+def kernel_counts(manifest: Manifest) -> dict[str, int]:
+    return {"tuned": len(manifest.tuned_kernels), "by_rule": 0 if manifest.is_plain else len(manifest.untuned_kernels)}
+
+
+def difference_lines(manifests: Mapping[int, Manifest]) -> list[str]:
+    """What still differs between the libraries of these batches, in a line each; none where nothing does."""
+    kernels = {
+        batch: "{tuned} tuned, {by_rule} by rule".format(**kernel_counts(each)) for batch, each in manifests.items()
+    }
+    flags = {
+        batch: shlex.join(repeatable_flags(shlex.split(each.command)[1:], (*_OF_ONE_CALL, "--target-cpu"))) or "none"
+        for batch, each in manifests.items()
+    }
+    named = (("kernels", kernels), ("compiled by", flags))
+    return [
+        f"  {label:<11} {'; '.join(f'batch {batch}: {text}' for batch, text in found.items())}"
+        for label, found in named
+        if len(set(found.values())) > 1
+    ]
 
 
 def _command(library: Path, base: Manifest, batch: int) -> tuple[list[str], Path]:
@@ -101,19 +141,24 @@ def _command(library: Path, base: Manifest, batch: int) -> tuple[list[str], Path
     if why:
         raise UserError(f"No library for batch {batch}, and {why}. Compile it: {_typed(batch, library)}")
     kept = repeatable_flags(words[1:])
-    arguments = [*kept, "--batch-size", str(batch), "--output-name", sweep_name(library)]
+    cpu = ["--target-cpu", base.target_cpu]  # this host may be another than the one which --model was compiled on
+    arguments = [*kept, *cpu, "--batch-size", str(batch), "--output-name", sweep_name(library)]
     return arguments, Path(base.directory or _ROOT)
+
+
+def deleted_text(batch: int, library: Path) -> str:
+    return f"{library} for batch {batch} was deleted since the sweep began. Compile it: {_typed(batch, library)}"
 
 
 def _typed(batch: int, library: Path) -> str:
     return f"python compile.py --onnx-model FILE --batch-size {batch} --output-name {sweep_name(library)}"
 
 
-def repeatable_flags(arguments: Sequence[str]) -> list[str]:
+def repeatable_flags(arguments: Sequence[str], left_out: Sequence[str] = _OF_ONE_CALL) -> list[str]:
     """Without those that belong to one call: batch and name, the search for schedules, the dump."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--tune", action="store_true")
-    for option in ("--batch-size", "--output-name", "--dump-ir"):
+    for option in left_out:
         parser.add_argument(option)
     return parser.parse_known_args(arguments)[1]
 
@@ -135,7 +180,13 @@ def _compile(arguments: list[str], directory: Path, library: Path, show: Callabl
     try:
         with _signals_held():
             process = subprocess.Popen(
-                command, cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+                command,
+                cwd=directory,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                # SIGTERM, on which compile.py removes what it began; it outlives the exec
+                preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGTERM),
             )
         errors = process.communicate()[1]
     except BaseException:

@@ -19,7 +19,9 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--repeats", type=count, metavar="N", help="rounds over all combinations; default 3")
     group.add_argument("--max-latency-ms", type=float, metavar="X", help="name the fastest whose p99 is at most X ms")
     group.add_argument("--csv", type=Path, metavar="FILE", help="write the table there")
-    group.add_argument("--json", type=Path, metavar="FILE", help="keep the state there; default: NAME.sweep.json")
+    group.add_argument(
+        "--json", type=Path, metavar="FILE", help="keep the state there; default: NAME[.ENGINE].sweep.json"
+    )
     group.add_argument("--plot", type=Path, metavar="FILE", help="draw throughput against p99: .png or .svg")
     group.add_argument("--resume", action="store_true", help="go on with an interrupted sweep")
     group.add_argument("--sweep-seed", type=int, metavar="N", help="of the order of the runs; default: drawn")

@@ -20,7 +20,7 @@ AUTO_BATCHES = (1, 16, 100, 400, 2048)
 _LIMITS = {"instances": 65_536, "threads": 65_536, "batch": 1_000_000}
 _MAX_COMBINATIONS = 1000
 _MAX_PLACEMENTS = 8
-_AUTO_SECONDS = 1800  # what --sweep auto may take; less important placements are left out first
+_AUTO_SECONDS = 1800  # what --sweep auto is to take; less important placements are left out first, but one
 _EXAMPLE = 'Write it like --sweep "instances=1,2;threads=1-4;batch=16,100", or --sweep auto.'
 
 
@@ -129,7 +129,7 @@ def auto_placements(cores: int) -> list[tuple[int, int]]:
 
 
 def auto_combinations(cores: int, *, repeats: int, seconds_each: float) -> list[Combination]:
-    """Every placement x AUTO_BATCHES, with fewer placements where half an hour would not do."""
+    """Every placement x AUTO_BATCHES, with fewer placements, one at least, where half an hour would not do."""
     placements = auto_placements(cores)
     fitting = int(_AUTO_SECONDS / (seconds_each * repeats * len(AUTO_BATCHES)))
     return [

@@ -59,11 +59,13 @@ def run_figures(result: Mapping[str, object]) -> dict[str, object]:
     return {key: result[key] for key in _KEPT}
 
 
-def sweep_text(summary: Summary) -> str:
-    """Table, what it says in a sentence, what failed, warnings."""
-    cells = [[column.heading for column in _COLUMNS]]
-    cells += [[format(column.value(row), column.form) for column in _COLUMNS] for row in summary.rows]
-    widths = [max(len(line[at]) for line in cells) for at in range(len(_COLUMNS))]
+def sweep_text(summary: Summary, rounds: int) -> str:
+    """Table, what it says in a sentence, what failed, warnings. rounds: in how many each was to be measured."""
+    cells = [[*(column.heading for column in _COLUMNS), "runs"]]
+    cells += [
+        [*(format(column.value(row), column.form) for column in _COLUMNS), _runs(row, rounds)] for row in summary.rows
+    ]
+    widths = [max(len(line[at]) for line in cells) for at in range(len(cells[0]))]
     marks = ["", *(", ".join(_marks(summary, row)) for row in summary.rows)]
     table = [
         ("  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths)) + "  " + mark).rstrip()
@@ -71,6 +73,11 @@ def sweep_text(summary: Summary) -> str:
     ]
     failed = [_failed_line(one, errors) for one, errors in summary.failed.items()]
     return "\n".join([*table, best_sentence(summary), *failed, *_warning_lines(summary)])
+
+
+def _runs(row: Row, rounds: int) -> str:
+    """An earlier part of the sweep may have had more rounds."""
+    return f"{row.repeats} of {max(rounds, row.repeats)}"
 
 
 def _failed_line(combination: Combination, errors: Sequence[str]) -> str:
@@ -89,7 +96,10 @@ def best_sentence(summary: Summary) -> str:
             f"Best: none of the {len(summary.rows)} combinations kept p99 within {bound:g} ms; the lowest was "
             f"{lowest.p99_ms:.3f} ms ({lowest.combination})."
         )
-    worst = f" (worst of {best.repeats}: {best.p99_worst_ms:.3f})" if best.repeats > 1 else ""
+    spread = [f"worst of {best.repeats}: {best.p99_worst_ms:.3f}"] if best.repeats > 1 else []
+    if spread and bound is not None:
+        spread.append(f"at most {bound:g} in {best.rounds_within(bound)} of {best.repeats} rounds")
+    worst = f" ({'; '.join(spread)})" if spread else ""
     within = "Fastest" if bound is None else f"Best with p99 of at most {bound:g} ms"
     return f"{within}: {best.combination}: {best.items_per_s:,.0f} items/s, p99 {best.p99_ms:.3f} ms{worst}."
 
@@ -151,13 +161,37 @@ def _row_json(
 
 
 def outcomes_of(fields: Mapping[str, object]) -> list[Outcome]:
-    """The runs in an object of `sweep_json`. Raises KeyError or TypeError for anything else."""
+    """The runs in an object of `sweep_json`. Raises KeyError, TypeError or ValueError for anything else."""
     outcomes = []
     for entry in fields["combinations"]:
-        combination = Combination(entry["instances"], entry["threads"], entry["batch_size"])
+        numbers = [typed(entry[key], int) for key in ("instances", "threads", "batch_size")]
+        if min(numbers) < 1:
+            raise ValueError(f"combination {numbers}")
+        combination = Combination(*numbers)
         for run in entry["repeats"]:
-            figures = {key: run[key] for key in _KEPT}
-            outcomes.append(Outcome(Planned(run["round"], combination), figures=figures))
+            figures = _checked({key: run[key] for key in _KEPT})
+            outcomes.append(Outcome(Planned(typed(run["round"], int), combination), figures=figures))
         for run in entry["failures"]:
-            outcomes.append(Outcome(Planned(run["round"], combination), error=run["error"]))
+            planned = Planned(typed(run["round"], int), combination)
+            outcomes.append(Outcome(planned, error=typed(run["error"], str)))
+    if len({outcome.planned for outcome in outcomes}) < len(outcomes):
+        raise ValueError("a run that is there twice")
     return outcomes
+
+
+def _checked(figures: dict[str, object]) -> dict[str, object]:
+    """Those that a summary is made of, as it takes them."""
+    for key in ("items_per_s", "peak_fraction", "batches"):
+        typed(figures[key], int, float)
+    for key in ("p50", "p99"):
+        typed(typed(figures["latency_ms"], dict)[key], int, float)
+    for text in typed(figures["warnings"], list):
+        typed(text, str)
+    return figures
+
+
+def typed(value: object, *kinds: type) -> object:
+    """The value, of one of these types exactly: True is no int. Raises TypeError."""
+    if type(value) not in kinds:
+        raise TypeError(f"{value!r} is no {' or '.join(kind.__name__ for kind in kinds)}")
+    return value

@@ -31,7 +31,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Row:
-    """One combination's medians over its repeats. items_per_s_min, _max and p99_worst_ms: over them too.
+    """One combination's medians over its repeats. items_per_s_min, _max and p99s_ms: over them too.
 
     fewest_batches: whole batches in the timed window of the repeat that had fewest.
     """
@@ -44,8 +44,15 @@ class Row:
     peak_fraction: float
     p50_ms: float
     p99_ms: float
-    p99_worst_ms: float
+    p99s_ms: tuple[float, ...]
     fewest_batches: int
+
+    @property
+    def p99_worst_ms(self) -> float:
+        return max(self.p99s_ms)
+
+    def rounds_within(self, bound_ms: float) -> int:
+        return sum(p99_ms <= bound_ms for p99_ms in self.p99s_ms)
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ def _row(combination: Combination, runs: Sequence[dict]) -> Row:
         peak_fraction=median(run["peak_fraction"] for run in runs),
         p50_ms=median(run["latency_ms"]["p50"] for run in runs),
         p99_ms=median(p99s_ms),
-        p99_worst_ms=max(p99s_ms),
+        p99s_ms=tuple(p99s_ms),
         fewest_batches=min(run["batches"] for run in runs),
     )
 

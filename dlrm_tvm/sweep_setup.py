@@ -8,8 +8,9 @@ Everything that can be wrong is found here, before the first window; compiling, 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from .artifact import open_artifact
@@ -18,10 +19,19 @@ from .cpu import host_model
 from .environment import describe_environment
 from .errors import UserError
 from .manifest import Manifest
-from .output_files import check_writable
+from .peer_graph import peer_graph
+from .peers import OURS, TITLES, engine_version
 from .reference_data import open_reference
 from .session import RunSettings
-from .sweep_libraries import ensure_default, ensure_libraries, sweep_name
+from .sweep_files import check_not_read, check_outputs, files_of_library, files_of_model
+from .sweep_libraries import (
+    difference_lines,
+    ensure_default,
+    ensure_libraries,
+    kernel_counts,
+    name_libraries,
+    sweep_name,
+)
 from .sweep_plan import (
     AUTO,
     Combination,
@@ -32,7 +42,6 @@ from .sweep_plan import (
     parse_spec,
     shuffled_rounds,
 )
-from .sweep_plot import check_plot
 from .sweep_report import combination_json
 from .sweep_results import Outcome
 from .sweep_state import State, check_same, read_state
@@ -46,7 +55,7 @@ class SweepSettings:
     """What is swept. run: everything else of each run; its instances and threads are those of keys left out.
 
     compile_model: whether the demo is compiled where run.model is missing; state: None for NAME.sweep.json beside
-    the libraries; seed: None draws one.
+    the libraries, NAME.ENGINE.sweep.json of another engine; seed: None draws one.
     """
 
     spec: str
@@ -64,7 +73,13 @@ class SweepSettings:
 
     @property
     def state_path(self) -> Path:
-        return self.state or self.run.model.with_name(f"{sweep_name(self.run.model)}.sweep.json")
+        engine = "" if self.run.engine == OURS else f".{self.run.engine}"
+        return self.state or self.run.model.with_name(f"{sweep_name(self.run.model)}{engine}.sweep.json")
+
+    @property
+    def files(self) -> dict[str, Path | None]:
+        """What is written, by the option that names it."""
+        return {"--json": self.state_path, "--csv": self.csv, "--plot": self.plot}
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,23 +96,31 @@ def prepare(settings: SweepSettings, show: Callable[[str], None]) -> Prepared:
     """All checks, then the libraries. Raises UserError for whatever cannot be measured."""
     spec = None if settings.spec == AUTO else parse_spec(settings.spec)
     _check_contradictions(settings, spec)
-    _check_files(settings)
+    run = settings.run
     state = _earlier_state(settings)
     topology = read_topology()
     cores = _usable_cores(settings.run, topology)
+    _check_engine(run)
     if settings.compile_model:
         ensure_default(settings.run.model, show)
     base = open_artifact(settings.run.model).manifest
-    if settings.run.ref_data:
-        open_reference(settings.run.ref_data, base.model, outputs_wanted=False)
+    indices_per_bag = run.indices_per_bag
+    if run.ref_data:
+        indices_per_bag = open_reference(run.ref_data, base.model, outputs_wanted=False).indices_per_bag
     combinations, left_out = _combinations(settings, spec, topology, cores, base)
     fixed = _fixed_settings(settings, combinations, base, topology)
     if state:
         check_same(settings.state_path, state, fixed)
-    libraries = ensure_libraries(settings.run.model, base, sorted({one.batch for one in combinations}), show)
-    fixed["library_sha256"] = {
-        str(batch): open_artifact(path).manifest.library_sha256 for batch, path in libraries.items()
-    }
+    batches = sorted({one.batch for one in combinations})
+    if run.engine != OURS:
+        for batch in batches:  # a file may fix one
+            peer_graph(run.engine, run.onnx_model, replace(base, batch_size=batch), str(run.model), indices_per_bag)
+    libraries = name_libraries(run.model, base, batches)
+    beside = chain.from_iterable(files_of_library(path) for path in libraries.values())
+    check_not_read(settings.files, [*files_of_model(base, run.onnx_model), *beside])
+    ensure_libraries(run.model, base, libraries, show)
+    manifests = {batch: open_artifact(path).manifest for batch, path in libraries.items()}
+    fixed["library_sha256"] = {str(batch): manifest.library_sha256 for batch, manifest in manifests.items()}
     if state:
         check_same(settings.state_path, state, fixed)
     seed = _seed(settings, state)
@@ -105,7 +128,10 @@ def prepare(settings: SweepSettings, show: Callable[[str], None]) -> Prepared:
         "sweep": settings.spec,
         "model": base.model.name,
         "precision": base.precision,
+        "engine": run.engine,
+        "engine_version": _engine_version(run.engine),
         "libraries": {str(batch): str(path) for batch, path in libraries.items()},
+        "kernels": {str(batch): kernel_counts(manifest) for batch, manifest in manifests.items()},
         "seed": seed,
         "repeats": settings.repeats,
         "duration_s": settings.duration_s,
@@ -119,7 +145,23 @@ def prepare(settings: SweepSettings, show: Callable[[str], None]) -> Prepared:
     planned = shuffled_rounds(combinations, repeats=settings.repeats, seed=seed)
     left = len(set(planned) - {outcome.planned for outcome in done})
     _announce(settings, facts, combinations, left_out, left, show)
+    for line in difference_lines(manifests):
+        show(line)
     return Prepared(planned, libraries, done, facts)
+
+
+def check_files(settings: SweepSettings) -> None:
+    """What can be known of them before the state is locked and the library is opened."""
+    run = settings.run
+    check_not_read(settings.files, [*files_of_library(run.model), run.ref_data, run.onnx_model])
+    check_outputs(settings.files, resume=settings.resume)
+
+
+def heading(facts: Mapping[str, object]) -> str:
+    """What was measured: the engine is named where it is not ours."""
+    engine = facts["engine"]
+    by = "" if engine == OURS else f", {TITLES[engine]} {facts['engine_version']}"
+    return f"{facts['model']}, {facts['precision']}{by}"
 
 
 def _earlier_state(settings: SweepSettings) -> State | None:
@@ -143,15 +185,18 @@ def _check_contradictions(settings: SweepSettings, spec: SweepSpec | None) -> No
             raise UserError(f"--sweep chooses {key}, --num-{key} too: give one of the two.")
 
 
-def _check_files(settings: SweepSettings) -> None:
-    if settings.plot:
-        check_plot(settings.plot)
-    files = {"--json": settings.state_path, "--csv": settings.csv, "--plot": settings.plot}
-    named = {option: path for option, path in files.items() if path}
-    for option, path in named.items():
-        check_writable(option, path)
-    if len({path.resolve() for path in named.values()}) < len(named):
-        raise UserError("--csv, --json and --plot name one file twice. Give each a name of its own.")
+def _engine_version(engine: str) -> str | None:
+    """None: ours, whose libraries are known by their sha256. Raises UserError where it is not installed."""
+    return None if engine == OURS else engine_version(engine)
+
+
+def _check_engine(run: RunSettings) -> None:
+    """What needs no library, which may have to be compiled first; peer_graph says the rest."""
+    _engine_version(run.engine)
+    if run.engine != OURS and run.indices_per_bag != 1:
+        raise UserError("--engine takes one index per table and item, no bags. Leave --indices-per-bag out.")
+    if run.onnx_model and not run.onnx_model.is_file():
+        raise UserError(f"--onnx-model {run.onnx_model}: no such file. Give the one that the library is compiled from.")
 
 
 def _usable_cores(run: RunSettings, topology: Topology) -> int:
@@ -189,14 +234,20 @@ def _fixed_settings(
     settings: SweepSettings, combinations: Sequence[Combination], base: Manifest, topology: Topology
 ) -> dict[str, object]:
     """What must be the same for runs to be comparable: JSON-able, with keys as their messages name them."""
-    run = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings.run).items()}
+    run = {
+        key: str(value.resolve()) if isinstance(value, Path) else value for key, value in asdict(settings.run).items()
+    }
+    machine = describe_environment(topology)
     for key in ("model", "instances", "threads"):
         del run[key]
     return {
         "model_fingerprint": base.model.fingerprint,
         "precision": base.precision,
         "cpu": host_model(),
+        "cpu_flags": machine["cpu_flags"],
+        "l3_mb": machine["l3_mb"],
         "usable_cpus": sorted(topology.usable),
+        "engine_version": _engine_version(settings.run.engine),
         "duration_s": settings.duration_s,
         "warmup_s": settings.warmup_s,
         "combinations": [[one.instances, one.threads, one.batch] for one in sorted(combinations)],
@@ -214,7 +265,7 @@ def _announce(
 ) -> None:
     """What is about to be measured, in so many runs, and what is not."""
     minutes = runs * _seconds_each(settings) / 60
-    show(f"{facts['model']}, {facts['precision']}: {len(combinations)} combinations × {settings.repeats} rounds")
+    show(f"{heading(facts)}: {len(combinations)} combinations × {settings.repeats} rounds")
     show(f"  placements  {_placements(combinations)}")
     show(f"  batches     {', '.join(map(str, sorted({one.batch for one in combinations})))}")
     if left_out:

@@ -6,14 +6,16 @@ What was measured goes on only under the settings it began with; the seed in it 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from .errors import UserError
 from .output_files import write_whole_file
-from .sweep_report import outcomes_of
+from .sweep_report import outcomes_of, typed
 from .sweep_results import Outcome
 
 _KIND = "dlrm_tvm sweep"
@@ -39,7 +41,13 @@ class State:
 
 
 def write_state(path: Path, fields: Mapping[str, object]) -> None:
-    write_whole_file(path, json.dumps({"kind": _KIND, **fields}, indent=1).encode() + b"\n")
+    write_whole_file(path, json.dumps({"kind": _KIND, **fields}, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def is_state(path: Path) -> bool:
+    """Whether a sweep wrote it, readable by this version or not."""
+    fields = _load(path)
+    return isinstance(fields, dict) and fields.get("kind") == _KIND
 
 
 def read_state(path: Path) -> State:
@@ -52,15 +60,25 @@ def read_state(path: Path) -> State:
     return state
 
 
-def keep_unfinished(path: Path) -> str | None:
+def keep_earlier(path: Path) -> str | None:
     """Rename a state that a sweep without --resume would overwrite -> what to say about it; None: nothing is lost."""
     state = _parse(path) if path.is_file() else None
-    if state is None or state.finished or not state.measured:
+    if not path.is_file() or (state is not None and not state.measured):
         return None
-    kept = path.with_name(path.name + ".old")
+    kept = _free_name(path)
     os.replace(path, kept)
+    if state is None:
+        return f"{path}, which no sweep of this version left, is kept as {kept}"
     runs = f"{len(state.measured)} run{'s' * (len(state.measured) > 1)}"
+    if state.finished:
+        return f"a finished sweep's {runs} were in {path}, kept as {kept}"
     return f"an unfinished sweep's {runs} were in {path}, kept as {kept}: --resume would have gone on with them"
+
+
+def _free_name(path: Path) -> Path:
+    """state.json.old, state.json.old2, .. : the first that is no file yet."""
+    names = (path.with_name(f"{path.name}.old{number if number > 1 else ''}") for number in count(1))
+    return next(name for name in names if not name.exists())
 
 
 def check_same(path: Path, state: State, settings: Mapping[str, object]) -> None:
@@ -79,17 +97,42 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _parse(path: Path) -> State | None:
+def _load(path: Path) -> object:
+    """None: no JSON, or JSON of numbers that none of ours is."""
     try:
-        fields = json.loads(path.read_text())
+        return json.loads(path.read_text(), parse_constant=_finite, parse_float=_finite, parse_int=_bounded)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _finite(text: str) -> float:
+    """Raises ValueError for NaN and infinities, which 1e999 is too."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
+
+
+def _bounded(text: str) -> int:
+    """Raises ValueError for what no float can be made of."""
+    _finite(text)
+    return int(text)
+
+
+def _parse(path: Path) -> State | None:
+    fields = _load(path)
+    try:
         if fields["kind"] != _KIND:
             return None
-        return State(
-            seed=fields["seed"],
-            settings=fields["settings"],
+        environments = [*fields["earlier_environments"], fields["environment"]]
+        state = State(
+            seed=typed(fields["seed"], int),
+            settings=typed(fields["settings"], dict),
             outcomes=outcomes_of(fields),
-            finished=fields["finished"],
-            environments=[*fields["earlier_environments"], fields["environment"]],
+            finished=typed(fields["finished"], bool),
+            environments=[typed(each, dict) for each in environments],
         )
+        typed(state.command, str)
+        return state
     except (ValueError, KeyError, TypeError):
         return None

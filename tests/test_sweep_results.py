@@ -77,19 +77,19 @@ def test_best_is_a_sentence_that_is_honest_about_none() -> None:
     assert sentences == [
         "Fastest: 2 instances × 1 thread, batch 16: 2,000 items/s, p99 5.000 ms (worst of 3: 5.000).",
         "Best with p99 of at most 4 ms: 1 instance × 1 thread, batch 16: 1,000 items/s, p99 3.000 ms (worst of 3: "
-        "9.000).",
+        "9.000; at most 4 in 2 of 3 rounds).",
         "Best: none of the 3 combinations kept p99 within 1.5 ms; the lowest was 3.000 ms (1 instance × 1 thread, "
         "batch 16).",
     ]
 
 
 def test_table_marks_the_front_and_the_best_and_names_what_failed(summary: Summary) -> None:
-    lines = sweep_text(summary).splitlines()
+    lines = sweep_text(summary, 3).splitlines()
     assert lines[0].split()[:5] == ["instances", "threads", "batch", "items/s", "lowest"]
     assert [" ".join(line.split()) for line in lines[1:4]] == [
-        "2 1 16 2,000 1,900 2,100 0.200 2.500 5.000 5.000 Pareto",
-        "1 2 400 1,500 1,500 1,500 0.150 4.000 8.000 8.000",
-        "1 1 16 1,000 900 1,100 0.100 1.500 3.000 9.000 Pareto, best",
+        "2 1 16 2,000 1,900 2,100 0.200 2.500 5.000 5.000 3 of 3 Pareto",
+        "1 2 400 1,500 1,500 1,500 0.150 4.000 8.000 8.000 2 of 3",
+        "1 1 16 1,000 900 1,100 0.100 1.500 3.000 9.000 3 of 3 Pareto, best",
     ]
     assert "Failed 1 time: 1 instance × 2 threads, batch 400: Instance 0 was killed by SIGKILL." in lines
     assert "Warning (2 of 8 runs): Core 0 was 12.5% busy." in lines
@@ -98,7 +98,7 @@ def test_table_marks_the_front_and_the_best_and_names_what_failed(summary: Summa
 def test_p99_of_few_batches_is_warned_of() -> None:
     outcome = run(ONE, 0, 10, 1)
     outcome.figures["batches"] = 99
-    assert "1 of 1 combinations did fewer than 100 batches in a window" in sweep_text(summarise([outcome], None))
+    assert "1 of 1 combinations did fewer than 100 batches in a window" in sweep_text(summarise([outcome], None), 1)
 
 
 def test_warnings_that_differ_in_numbers_only_are_counted_together() -> None:
@@ -122,7 +122,7 @@ def test_csv_has_the_rows_of_the_table(summary: Summary) -> None:
 
 
 def test_json_has_every_run_and_gives_them_back(summary: Summary) -> None:
-    fields = json.loads(json.dumps(sweep_json(summary, OUTCOMES, {"seed": 7})))
+    fields = json.loads(json.dumps(sweep_json(summary, OUTCOMES, {"seed": 7}), allow_nan=False))
     assert (fields["seed"], fields["max_latency_ms"]) == (7, 4)
     assert fields["best"] == {"instances": 1, "threads": 1, "batch_size": 16}
     assert [entry["batch_size"] for entry in fields["pareto"]] == [16, 16]

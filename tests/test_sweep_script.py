@@ -15,6 +15,7 @@ import pytest
 from graphs import write_dlrm
 from models import build_plain, random_dlrm
 from test_multi_instance import TWO_CORES, assert_gone, assert_one_line, children, command, run, start
+from test_sweep import parsed
 
 from dlrm_tvm.artifact import open_artifact
 
@@ -44,7 +45,7 @@ def test_sweep_measures_the_demo_and_ends_in_one_json_line(demo_library: Path, t
     spec = "instances=1,2;threads=1,2"
     done = run("--model", demo_library, "--sweep", spec, "--repeats", 1, "--max-latency-ms", 10_000, *SHORT, *files)
     assert done.returncode == 0, done.stderr
-    fields = json.loads(done.stdout.splitlines()[-1])
+    fields = parsed(done.stdout.splitlines()[-1])
     measured = {(entry["instances"], entry["threads"]): entry for entry in fields["combinations"]}
     usable = len(os.sched_getaffinity(0))
     assert measured.keys() >= {(1, 1), (2, 1), (1, 2)}
@@ -72,7 +73,7 @@ def interrupted(number: signal.Signals, *options: object) -> dict:
     output, errors = script.communicate(timeout=30)
     assert (script.returncode, errors) == (1, "")
     assert_gone(workers)
-    return json.loads(output.splitlines()[-1])
+    return parsed(output.splitlines()[-1])
 
 
 def test_interrupted_sweep_prints_what_was_measured_and_goes_on_from_there(small_library: Path, tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_missing_library_is_compiled_from_the_same_model_by_the_same_flags(tmp_p
     assert manifests[0].model == manifests[1].model
     assert manifests[0].untuned_kernels == ("default code generation",)
     assert f"{name}_b8.so (1 of 1)" in done.stdout
-    assert {entry["batch_size"] for entry in json.loads(done.stdout.splitlines()[-1])["combinations"]} == {8, 16}
+    assert {entry["batch_size"] for entry in parsed(done.stdout.splitlines()[-1])["combinations"]} == {8, 16}
     assert (PREBUILT / f"{name}.sweep.json").is_file()
 
     script = start("--model", library, "--sweep", "instances=1;batch=6")
