@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError, one_line
 from .output_files import write_whole_file
@@ -45,7 +46,7 @@ def run_sweep(settings: SweepSettings, show: Callable[[str], None], measure_one:
         summary = summarise(outcomes, settings.max_latency_ms)
         show(sweep_text(summary, settings.repeats))
         fields = _fields(settings, prepared, outcomes, interrupted)
-        failed = _unwritten(lambda: write_state(settings.state_path, fields), settings.state_path)
+        failed = _unwritten(write_state, settings.state_path, fields)
         if interrupted and not failed:
             show(f"Interrupted: {fields['runs_left']} runs are left. The same command with --resume does them.")
         show(json.dumps(fields, allow_nan=False))  # whatever becomes of the files
@@ -77,7 +78,7 @@ def measure_all(
                 outcome = _measured(settings, prepared, planned, measure_one)
                 outcomes.append(outcome)
                 fields = _fields(settings, prepared, outcomes, interrupted=False)
-                failed = _unwritten(lambda: write_state(settings.state_path, fields), settings.state_path)  # noqa: B023
+                failed = _unwritten(write_state, settings.state_path, fields)
                 progress.advance(outcome)
                 if failed:
                     show(f"{failed[0]}: the sweep ends here, for no more runs could be kept.")
@@ -101,8 +102,7 @@ def _measured(settings: SweepSettings, prepared: Prepared, planned: Planned, mea
     combination = planned.combination
     library = prepared.libraries[combination.batch]
     try:
-        result = measure_one(settings, combination, library)
-        figures = run_figures(result)
+        figures = run_figures(measure_one(settings, combination, library))
         _check_finite(figures)
     except (UserError, OSError, RuntimeError) as error:
         if not library.exists():
@@ -131,19 +131,19 @@ def _write_tables(settings: SweepSettings, summary: Summary, fields: dict[str, o
     """CSV and plot; what could not be written."""
     failed = []
     if settings.csv:
-        failed += _unwritten(lambda: write_whole_file(settings.csv, sweep_csv(summary)), settings.csv)
+        failed += _unwritten(write_whole_file, settings.csv, sweep_csv(summary))
     if settings.plot:
         title = f"{heading(fields)}: {fields['environment']['cpu']}"
         file_format = settings.plot.suffix.lower().removeprefix(".")
         content = draw_plot(summary, title=title, file_format=file_format)
-        failed += _unwritten(lambda: write_whole_file(settings.plot, content), settings.plot)
+        failed += _unwritten(write_whole_file, settings.plot, content)
     return failed
 
 
-def _unwritten(write: Callable[[], None], path: Path) -> list[str]:
-    """What the disk says to it, none where it was written."""
+def _unwritten(write: Callable[[Path, Any], None], path: Path, content: object) -> list[str]:
+    """Write it -> what the disk says to it, none where it was written."""
     try:
-        write()
+        write(path, content)
     except OSError as error:
         return [f"{path} could not be written ({error.strerror or error})"]
     return []
