@@ -16,7 +16,8 @@ import argparse
 import json
 
 from dlrm_tvm.arrivals import Arrivals
-from dlrm_tvm.baseline import compare_with_baseline, comparison_json, comparison_text, read_baseline
+from dlrm_tvm.baseline import read_baselines
+from dlrm_tvm.comparison import compare_with_baselines, comparison_json, comparison_text
 from dlrm_tvm.errors import run_script
 from dlrm_tvm.loadgen_options import add_loadgen_options, check_loadgen_options, loadgen_options
 from dlrm_tvm.loadgen_report import loadgen_json, loadgen_text, score_accuracy_log
@@ -59,7 +60,7 @@ def main() -> int:
         return run_scenario(args)
     if args.sweep is not None:
         return run_sweep(sweep_settings(args), show)
-    baseline = read_baseline(args.baseline) if args.baseline else None
+    baselines = read_baselines(args.baseline or ())
     with open_session(run_settings(args), show) as session:
         report = measure(
             session,
@@ -73,8 +74,8 @@ def main() -> int:
             report = profiled(session, report)
     print(results_text(report))
     fields = results_json(report)
-    if baseline:
-        comparison = compare_with_baseline(fields, baseline)
+    if baselines:
+        comparison = compare_with_baselines(fields, baselines)
         print(comparison_text(comparison))
         fields["baseline"] = comparison_json(comparison)
     print(json.dumps(fields), flush=True)

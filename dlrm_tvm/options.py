@@ -43,7 +43,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--numa", choices=POLICIES, help="where tables lie on several nodes; default: the best that fits"
     )
-    parser.add_argument("--baseline", type=Path, metavar="FILE", help="compare with the result of an earlier run")
+    parser.add_argument(
+        "--baseline",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="compare with the results of earlier runs; with two or more, the noise between runs is known",
+    )
 
 
 def add_profile_options(parser: argparse.ArgumentParser) -> None:

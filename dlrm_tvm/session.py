@@ -188,6 +188,7 @@ def measure(
         indices_per_bag=session.indices_per_bag,
         arrivals=arrivals,
         stable=stable,
+        ref_data=str(session.settings.ref_data) if session.settings.ref_data else None,
         peer=session.peer,
     )
 

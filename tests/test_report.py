@@ -21,6 +21,7 @@ from dlrm_tvm.window import Measurement
 MS = 1_000_000
 CARD = SimpleNamespace(
     name="demo",
+    fingerprint="f",
     flops_per_item=4_820_224,
     gather_bytes_per_item=13_312,
     mlp_bytes=9_500_000,
@@ -38,7 +39,7 @@ DESIGN_KEYS = {
 def report() -> RunReport:
     """Two instances of 200 batches/s each, 100 items a batch, on cores whose peak is 250 GFLOP/s together."""
     return RunReport(
-        manifest=SimpleNamespace(model=CARD, batch_size=100, precision="fp32", tvm_version="0.27.0"),
+        manifest=SimpleNamespace(model=CARD, batch_size=100, precision="fp32", target_cpu="x", tvm_version="0.27.0"),
         library="demo.so",
         cores=((0,), (1,)),
         measurement=Measurement(2.0, (200.0, 200.0), (np.full(400, 5 * MS), np.full(399, 5 * MS))),
