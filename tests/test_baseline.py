@@ -332,6 +332,7 @@ def test_a_run_is_compared_with_an_earlier_runs_output(demo_library: Path, tmp_p
     assert (compared["baseline"], compared["now"]) == (then["items_per_s"], now["items_per_s"])
     assert compared["percent"] == pytest.approx(100 * (now["items_per_s"] / then["items_per_s"] - 1))
     assert now["baseline"]["runs"][0]["command"] == then["environment"]["command"]
+    assert then["engine"] == "ours" and then["engine_version"].startswith("TVM 0.")
     assert then["fingerprint"] and then["target_cpu"] and then["ref_data"] is None
     assert now["baseline"]["warnings"] == []
     for label in ("items/s", "peak share", "p50", "p99"):
