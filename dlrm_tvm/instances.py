@@ -178,7 +178,7 @@ class Instances:
 
     def snapshot(self) -> Snapshot:
         """The kernel's counters of these processes and their cores, now."""
-        return take_snapshot(self.pids, [core for worker in self._workers for core in worker.assignment.cores])
+        return take_snapshot(self.pids, [worker.assignment.cores for worker in self._workers])
 
     def _stop(self) -> None:
         for worker in self._workers:

@@ -138,7 +138,7 @@ def test_quiet_run_warns_of_nothing() -> None:
     [
         (Snapshot(10.0, (0, 500 * MS), (0, 0), (0, 0), {0: 0, 1: 0}), "Instance 1 waited 5.0% of the window"),
         (Snapshot(10.0, (0, 0), (0, 0), (0, 0), {0: 0, 1: 100}), "took core 1 away for 10.0%"),
-        (Snapshot(10.0, (0, 0), (0, 0), (3, 0), {0: 0, 1: 0}), "3 page faults read from disk"),
+        (Snapshot(10.0, (0, 0), (0, 0), (300, 0), {0: 0, 1: 0}), "300 page faults read from disk"),
         (Snapshot(10.0, (0, 0), (100_000, 0), (0, 0), {0: 0, 1: 0}), "10,000 page faults per second"),
     ],
 )
