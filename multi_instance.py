@@ -13,7 +13,6 @@ combinations, and leaves NAME.sweep.json beside the libraries.
 from __future__ import annotations
 
 import argparse
-import json
 
 from dlrm_tvm.arrivals import Arrivals
 from dlrm_tvm.baseline import read_baselines
@@ -33,6 +32,7 @@ from dlrm_tvm.options import (
 )
 from dlrm_tvm.profile_report import profiled
 from dlrm_tvm.report import results_json, results_text
+from dlrm_tvm.result_line import result_line
 from dlrm_tvm.session import measure, open_session
 from dlrm_tvm.sweep import run_sweep
 from dlrm_tvm.sweep_options import add_sweep_options, check_sweep_options, sweep_settings
@@ -78,7 +78,7 @@ def main() -> int:
         comparison = compare_with_baselines(fields, baselines)
         print(comparison_text(comparison))
         fields["baseline"] = comparison_json(comparison)
-    print(json.dumps(fields), flush=True)
+    print(result_line(fields), flush=True)
     return 1 if report.interrupted else 0
 
 
@@ -89,7 +89,7 @@ def run_scenario(args: argparse.Namespace) -> int:
     )
     accuracy = score_accuracy_log(run) if args.accuracy else None
     print(loadgen_text(run, accuracy))
-    print(json.dumps(loadgen_json(run, accuracy)), flush=True)
+    print(result_line(loadgen_json(run, accuracy)), flush=True)
     return 0 if accuracy or run.tests[-1].verdict.is_valid else 1
 
 

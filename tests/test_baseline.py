@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from results import read_result
 
 from dlrm_tvm.baseline import Baseline, read_baseline, read_baselines
 from dlrm_tvm.comparison import Comparison, compare_with_baselines, comparison_json, comparison_text
@@ -320,14 +321,14 @@ def test_a_run_is_compared_with_an_earlier_runs_output(demo_library: Path, tmp_p
     options = ("--model", demo_library, "--num-instances", 1, "--duration", 1, "--warmup", 0.3)
     first = run(*options)
     assert first.returncode == 0, first.stderr
-    then = json.loads(first.stdout.splitlines()[-1])
+    then = read_result(first.stdout)
     assert len(then["window_items_per_s"]) == 10
     assert sum(then["window_items_per_s"]) / 10 == pytest.approx(then["items_per_s"])
     assert "baseline" not in then
     (tmp_path / "first.txt").write_text(first.stdout)
     second = run(*options, "--baseline", tmp_path / "first.txt")
     assert second.returncode == 0, second.stderr
-    now = json.loads(second.stdout.splitlines()[-1])
+    now = read_result(second.stdout)
     compared = now["baseline"]["items_per_s"]
     assert (compared["baseline"], compared["now"]) == (then["items_per_s"], now["items_per_s"])
     assert compared["percent"] == pytest.approx(100 * (now["items_per_s"] / then["items_per_s"] - 1))

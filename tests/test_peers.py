@@ -17,6 +17,7 @@ import pytest
 from graph_surgery import EXPORTS
 from graphs import write_dlrm
 from models import build_plain, numpy_predictions, random_batch, random_dlrm
+from results import read_result
 
 from dlrm_tvm.artifact import open_artifact
 from dlrm_tvm.errors import UserError
@@ -137,7 +138,7 @@ def test_the_demo_is_measured_with_a_peer_on_all_cores(engine: str, demo_library
     count = min(len(CORES), 2)
     done = run("--model", demo_library, "--engine", engine, "--num-instances", count, "--duration", 1, "--warmup", 0.2)
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = read_result(done.stdout)
     assert result["engine"] == engine and re.match(r"\d+\.\d+", result["engine_version"])
     assert f"{TITLES[engine]} {result['engine_version']} on " in done.stdout
     assert [each["cores"] for each in result["per_instance"]] == [[core] for core in CORES[:count]]
@@ -168,7 +169,7 @@ def test_a_peers_threads_stay_on_the_cores_of_their_instance(engine: str, thread
     output, errors = script.communicate(timeout=60)
     assert script.returncode == 0, errors
     assert set().union(*allowed) == set(cores[:threads])
-    assert json.loads(output.splitlines()[-1])["threads"] == threads
+    assert read_result(output)["threads"] == threads
 
 
 SMALL = {"table_rows": (500, 7), "dim": 16}

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from results import read_result
 
 from dlrm_tvm.disturbances import Snapshot, load_warnings, peak_warnings, spread_warnings, window_warnings
 from dlrm_tvm.environment import describe_environment
 from dlrm_tvm.memory import MemoryUse, parse_smaps
 from dlrm_tvm.report import RunReport, describe_placement, results_json, results_text, static_card
+from dlrm_tvm.result_line import result_line
 from dlrm_tvm.table_memory import TableMemory
 from dlrm_tvm.topology import read_topology
 from dlrm_tvm.weight_copies import TableSetup
@@ -168,3 +170,15 @@ def test_environment_is_recorded_as_json() -> None:
     assert {"cpu", "governor", "load_average", "kernel", "transparent_huge_pages", "usable_cpus"} <= set(environment)
     assert environment["versions"]["numpy"] == np.__version__
     json.dumps(environment)
+
+
+def test_a_result_is_json_of_the_standard_whatever_is_undefined_in_it() -> None:
+    fields = {"auc": float("nan"), "rates": (1.5, float("inf")), "inner": {"x": [-float("inf"), 2]}, "none": None}
+    assert read_result("text\n" + result_line(fields)) == {
+        "auc": None,
+        "rates": [1.5, None],
+        "inner": {"x": [None, 2]},
+        "none": None,
+    }
+    with pytest.raises(ValueError, match="NaN is no JSON"):
+        read_result('{"auc": NaN}')
