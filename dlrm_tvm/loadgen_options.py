@@ -32,7 +32,8 @@ def add_loadgen_options(parser: argparse.ArgumentParser) -> None:
 def check_loadgen_options(args: argparse.Namespace) -> None:
     """Raises UserError for what LoadGen cannot be asked for."""
     wants = ("accuracy", "samples", "target_qps", "find_peak_qps", "mlperf_conf", "user_conf", "log_dir")
-    given = [f"--{name.replace('_', '-')}" for name in wants if getattr(args, name) not in (None, False)]
+    values = {f"--{name.replace('_', '-')}": getattr(args, name) for name in wants}
+    given = [flag for flag, value in values.items() if value is not None and value is not False]  # 0 is given
     if given and not args.scenario:
         raise UserError(f"{given[0]} is for LoadGen: add --scenario offline or --scenario server.")
     if not args.scenario:
