@@ -10,7 +10,6 @@ files), when every prediction is finite. Exit status 0 or 1.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from dlrm_tvm.demo import DEMO_REFERENCE
 from dlrm_tvm.errors import UserError, run_script
 from dlrm_tvm.metrics import auc, compare, log_loss
 from dlrm_tvm.reference_data import ReferenceData, open_reference
+from dlrm_tvm.result_line import result_line
 
 _DEFAULT_MODEL = Path(os.path.relpath(Path(__file__).parent / "__prebuilt" / "dlrm_avx512_b100.so"))
 
@@ -62,7 +62,7 @@ class Summary:
 
     def to_json(self) -> str:
         keys = ("items", "max_abs_error", "mean_abs_error", "mismatches", "auc", "reference_auc", "auc_ratio")
-        return json.dumps({key: getattr(self, key) for key in (*keys, "log_loss", "passed")})
+        return result_line({key: getattr(self, key) for key in (*keys, "log_loss", "passed")})
 
 
 def score(predict: Callable[..., np.ndarray], data: ReferenceData) -> Scored:

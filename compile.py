@@ -7,7 +7,6 @@ its manifest. The library is checked against a NumPy reference of the model befo
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlrm_tvm.errors import UserError, run_script
+from dlrm_tvm.result_line import result_line
 
 if TYPE_CHECKING:
     from dlrm_tvm.lower import Lowered
@@ -132,7 +132,7 @@ def main() -> int:
         "compile_s": round(time.perf_counter() - start, 2),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     }
-    print(json.dumps(report))
+    print(result_line(report))
     return 0
 
 

@@ -13,10 +13,10 @@ combinations, and leaves NAME.sweep.json beside the libraries.
 from __future__ import annotations
 
 import argparse
-import json
 
 from dlrm_tvm.arrivals import Arrivals
-from dlrm_tvm.baseline import compare_with_baseline, comparison_json, comparison_text, read_baseline
+from dlrm_tvm.baseline import read_baselines
+from dlrm_tvm.comparison import compare_with_baselines, comparison_json, comparison_text
 from dlrm_tvm.errors import run_script
 from dlrm_tvm.loadgen_options import add_loadgen_options, check_loadgen_options, loadgen_options
 from dlrm_tvm.loadgen_report import loadgen_json, loadgen_text, score_accuracy_log
@@ -32,6 +32,7 @@ from dlrm_tvm.options import (
 )
 from dlrm_tvm.profile_report import profiled
 from dlrm_tvm.report import results_json, results_text
+from dlrm_tvm.result_line import result_line
 from dlrm_tvm.session import measure, open_session
 from dlrm_tvm.sweep import run_sweep
 from dlrm_tvm.sweep_options import add_sweep_options, check_sweep_options, sweep_settings
@@ -59,7 +60,7 @@ def main() -> int:
         return run_scenario(args)
     if args.sweep is not None:
         return run_sweep(sweep_settings(args), show)
-    baseline = read_baseline(args.baseline) if args.baseline else None
+    baselines = read_baselines(args.baseline or ())
     with open_session(run_settings(args), show) as session:
         report = measure(
             session,
@@ -73,11 +74,11 @@ def main() -> int:
             report = profiled(session, report)
     print(results_text(report))
     fields = results_json(report)
-    if baseline:
-        comparison = compare_with_baseline(fields, baseline)
+    if baselines:
+        comparison = compare_with_baselines(fields, baselines)
         print(comparison_text(comparison))
         fields["baseline"] = comparison_json(comparison)
-    print(json.dumps(fields), flush=True)
+    print(result_line(fields), flush=True)
     return 1 if report.interrupted else 0
 
 
@@ -88,7 +89,7 @@ def run_scenario(args: argparse.Namespace) -> int:
     )
     accuracy = score_accuracy_log(run) if args.accuracy else None
     print(loadgen_text(run, accuracy))
-    print(json.dumps(loadgen_json(run, accuracy)), flush=True)
+    print(result_line(loadgen_json(run, accuracy)), flush=True)
     return 0 if accuracy or run.tests[-1].verdict.is_valid else 1
 
 

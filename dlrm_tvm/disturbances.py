@@ -19,12 +19,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from .kernel_counters import TICKS_PER_S, Snapshot, cpu_ticks
+from .topology import format_cpu_list
 
 _BUSY_SHARE = 0.1  # of a core, before the start: three ticks of the sample
 _LOST_SHARE = 0.02  # of a core's time, during the window
 _OTHER_LOAD_SHARE, _OTHER_LOAD_LEAST_S = 0.05, 0.05  # of a core, during the window; below 5 ticks nothing is certain
 _SPREAD = 0.05
 _MINOR_FAULTS_PER_S = 5000  # about half a percent of a core
+_MAJOR_FAULTS_PER_S = 10  # each takes some 0.1 ms of an SSD
+_SWAPPED_BYTES_PER_S = 1_000_000  # machine-wide
 _STALL_LEAST_S, _STALL_TIMES_USUAL = 0.2, 10
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -51,7 +54,8 @@ def load_warnings(busiest: tuple[int, float]) -> list[str]:
 def window_warnings(before: Snapshot, after: Snapshot) -> list[str]:
     """Findings about the timed window."""
     seconds = _seconds(before, after)
-    waited = [(b - a) / 1e9 / seconds for a, b in zip(before.waited_ns, after.waited_ns)]
+    threads = [len(group) for group in before.groups] or [1] * len(before.waited_ns)
+    waited = [(b - a) / 1e9 / seconds / n for a, b, n in zip(before.waited_ns, after.waited_ns, threads)]
     stolen = {
         cpu: (after.stolen_ticks.get(cpu, ticks) - ticks) / TICKS_PER_S / seconds
         for cpu, ticks in before.stolen_ticks.items()
@@ -74,35 +78,45 @@ def window_warnings(before: Snapshot, after: Snapshot) -> list[str]:
 
 def other_load_warnings(before: Snapshot, after: Snapshot) -> list[str]:
     """Findings about programs other than the snapshots' processes, on their cores, in the timed window."""
-    shares = other_load(before, after)
-    worst = max(shares, key=shares.__getitem__, default=None)
-    if worst is None or shares[worst] <= max(_OTHER_LOAD_SHARE, _OTHER_LOAD_LEAST_S / _seconds(before, after)):
+    shares, least = other_load(before, after), max(_OTHER_LOAD_SHARE, _OTHER_LOAD_LEAST_S / _seconds(before, after))
+    # Each core's counters are off by a little, and independently: n of them by the root of n times as much.
+    worst = max(shares, key=lambda cpus: shares[cpus] / len(cpus) ** 0.5, default=())
+    if not worst or shares[worst] <= least * len(worst) ** 0.5:
         return []
-    which = f"core {worst}" if worst in before.stolen_ticks else f"core {worst}, the other half of a chosen one,"
+    which = f"of core {worst[0]}"
+    if len(worst) > 1:
+        which = f"of one core's time on cores {format_cpu_list(worst)}"
+    elif worst[0] not in before.stolen_ticks:
+        which += ", the other half of a chosen one,"
     return [
-        f"Other programs took {shares[worst]:.0%} of {which} during the window. Probably something else runs there: "
+        f"Other programs took {shares[worst]:.0%} {which} during the window. Probably something else runs there: "
         "see top, end it, or choose other cores with --cores."
     ]
 
 
-def other_load(before: Snapshot, after: Snapshot) -> dict[int, float]:
-    """cpu -> share of the time between, 0..1, that it worked for others than the snapshots' threads.
+def other_load(before: Snapshot, after: Snapshot) -> dict[tuple[int, ...], float]:
+    """cpus -> for how many cores' time they worked for others than the snapshots' threads, 0 to their number.
 
-    The smaller of two answers to how long it was busy: the kernel samples busy time at its ticks, which a program that
-    sleeps in step with them evades; idle time is exact, but the two moments are not.
+    Cpus that a process's threads may move between are taken together: all that is known of a thread is where it ran
+    last. The smaller of two answers to how long a cpu was busy: the kernel samples busy time at its ticks, which a
+    program that sleeps in step with them evades; idle time is exact, but the two moments are not.
     """
     seconds = _seconds(before, after)
     ours_s = dict.fromkeys(before.cpu_times, 0.0)
     for thread, (cpu, ran_s) in after.threads.items():
         ours_s[cpu] = ours_s.get(cpu, 0.0) + ran_s - before.threads.get(thread, (cpu, 0.0))[1]
-    shares = {}
+    not_ours_s = {}
     for cpu in before.cpu_times.keys() & after.cpu_times.keys():
         first, last = before.cpu_times[cpu], after.cpu_times[cpu]
         stolen_s = (after.stolen_ticks.get(cpu, 0) - before.stolen_ticks.get(cpu, 0)) / TICKS_PER_S
         not_idle_s = seconds - (last.idle_s - first.idle_s) - stolen_s
-        busy_s = min(last.busy_s - first.busy_s, not_idle_s)
-        shares[cpu] = min(max(busy_s - ours_s[cpu], 0) / seconds, 1.0)
-    return shares
+        not_ours_s[cpu] = min(last.busy_s - first.busy_s, not_idle_s) - ours_s[cpu]
+    together = [cpus for group in before.groups if (cpus := tuple(cpu for cpu in group if cpu in not_ours_s))]
+    alone = [(cpu,) for cpu in not_ours_s.keys() - {cpu for cpus in together for cpu in cpus}]
+    return {
+        cpus: min(max(sum(not_ours_s[cpu] for cpu in cpus) / seconds, 0.0), float(len(cpus)))
+        for cpus in (*together, *alone)
+    }
 
 
 def _throttling_warnings(before: Snapshot, after: Snapshot) -> list[str]:
@@ -122,9 +136,10 @@ def _throttling_warnings(before: Snapshot, after: Snapshot) -> list[str]:
 
 def _memory_warnings(before: Snapshot, after: Snapshot, seconds: float) -> list[str]:
     major = sum(after.major_faults) - sum(before.major_faults)
+    read, written = (b - a for a, b in zip(before.swapped_pages, after.swapped_pages))
     minor_per_s = max((b - a for a, b in zip(before.minor_faults, after.minor_faults)), default=0) / seconds
     warnings = []
-    if major > 0:
+    if major > _MAJOR_FAULTS_PER_S * seconds:
         warnings.append(
             f"{major} page faults read from disk during the window. Probably the tables are not in memory yet: "
             "repeat the run, give a longer --warmup, or free memory."
@@ -134,8 +149,7 @@ def _memory_warnings(before: Snapshot, after: Snapshot, seconds: float) -> list[
             f"An instance took {minor_per_s:,.0f} page faults per second. Probably it still met table pages for the "
             "first time: give a longer --warmup."
         )
-    read, written = (b - a for a, b in zip(before.swapped_pages, after.swapped_pages))
-    if read > 0 or written > 0:
+    if (read + written) * _PAGE_BYTES > _SWAPPED_BYTES_PER_S * seconds:
         warnings.append(
             f"The machine swapped during the window: {read * _PAGE_BYTES / 1e6:,.1f} MB in, "
             f"{written * _PAGE_BYTES / 1e6:,.1f} MB out. Probably memory is short: end other programs, use fewer "

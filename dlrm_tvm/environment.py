@@ -17,6 +17,7 @@ from .memory import limit_bytes, total_bytes
 from .topology import Topology, format_cpu_list
 
 _PACKAGES = ("apache-tvm", "apache-tvm-ffi", "numpy")
+_PACKAGES_NOT_NEEDED = ("onnxruntime", "openvino", "mlcommons-loadgen")  # recorded where they are installed
 _CPU_FLAGS = re.compile(r"avx2|fma|avx512\w*|avx_vnni|amx_\w+|hypervisor")
 
 
@@ -45,7 +46,7 @@ def describe_environment(topology: Topology, root: Path = Path("/")) -> dict[str
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "versions": {package: _version(package) for package in _PACKAGES},
+        "versions": _versions(),
         "git_commit": _git_commit(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
@@ -71,6 +72,11 @@ def _selected(text: str | None) -> str | None:
     """ "always [madvise] never" -> "madvise"."""
     found = re.search(r"\[(\w+)\]", text or "")
     return found.group(1) if found else None
+
+
+def _versions() -> dict[str, str | None]:
+    others = {package: version for package in _PACKAGES_NOT_NEEDED if (version := _version(package))}
+    return {package: _version(package) for package in _PACKAGES} | others
 
 
 def _version(package: str) -> str | None:

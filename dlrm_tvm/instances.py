@@ -34,6 +34,7 @@ _BARRIER_LEAD_S = 0.02  # from announcing a time to that time, plus this per wor
 _BARRIER_LEAD_PER_WORKER_S = 0.001
 _MARGIN_S = 0.05  # everyone runs on past the window, so that nobody's last batches have the machine to themselves
 _LISTEN_S = 3600  # at most at a time: epoll takes no more than 24 days; callers listen again
+_OPENING_S, _OPENING_BYTES_PER_S = 600, 100e6  # tables are read from the slowest of disks
 _SILENCE_S = 60  # longer than its phase lasts without an answer: it hangs
 
 _DRAIN_S = 2.0  # after the window, for batches that were asked for in it
@@ -63,8 +64,12 @@ class MeasuredRun:
 class Instances:
     """N worker processes, as a context. Raises UserError when one fails or dies, naming its signal."""
 
-    def __init__(self, assignments: Sequence[Assignment], command: Sequence[str] = WORKER_COMMAND) -> None:
-        """command: what to start per worker; tests put a stand-in for the executor here."""
+    def __init__(
+        self, assignments: Sequence[Assignment], command: Sequence[str] = WORKER_COMMAND, table_bytes: int = 0
+    ) -> None:
+        """command: what to start per worker; tests put a stand-in for the executor here. table_bytes: that they may
+        have to read before they are ready."""
+        self._opening_s = _OPENING_S + table_bytes / _OPENING_BYTES_PER_S
         self._board = ProgressBoard(len(assignments))
         self._assignments = [replace(each, board_fd=self._board.descriptor) for each in assignments]
         self._command = command
@@ -76,7 +81,7 @@ class Instances:
             with interrupts_blocked():
                 for assignment in self._assignments:
                     self._workers.append(WorkerProcess(assignment, self._command))
-            self._gather()
+            self._gather(silence_s=self._opening_s)
         except BaseException:
             self._end(wait_s=0)
             raise
@@ -178,7 +183,7 @@ class Instances:
 
     def snapshot(self) -> Snapshot:
         """The kernel's counters of these processes and their cores, now."""
-        return take_snapshot(self.pids, [core for worker in self._workers for core in worker.assignment.cores])
+        return take_snapshot(self.pids, [worker.assignment.cores for worker in self._workers])
 
     def _stop(self) -> None:
         for worker in self._workers:
@@ -193,16 +198,16 @@ class Instances:
             look_s = _LOOK_S if watch else left_ns / 1e9
             self._listen(min(left_ns / 1e9, look_s), *wake)
 
-    def _gather(self, silence_s: float | None = None) -> list[tuple[dict, bytes]]:
+    def _gather(self, silence_s: float) -> list[tuple[dict, bytes]]:
         """One message of each, in their order. Raises UserError when one dies, fails or stays silent."""
-        deadline_s = float("inf") if silence_s is None else time.monotonic() + silence_s
+        deadline_s = time.monotonic() + silence_s
         while silent := [worker for worker in self._workers if worker not in self._messages]:
             if time.monotonic() > deadline_s:
                 raise UserError(
                     f"{silent[0].assignment.title} (process {silent[0].pid}) gave no answer for "
                     f"{silence_s:g} s and was ended. See whether the machine is overloaded, then run again."
                 )
-            self._listen(None if silence_s is None else max(deadline_s - time.monotonic(), 0))
+            self._listen(max(deadline_s - time.monotonic(), 0))
         return [self._messages.pop(worker) for worker in self._workers]
 
     def _listen(self, timeout_s: float | None, *wake: int | WorkerProcess) -> None:

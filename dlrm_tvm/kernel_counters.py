@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +37,8 @@ class Snapshot:
 
     cpu_times: of these cpus, and of the other hardware threads of their cores; threads: thread id -> (cpu that it last
     ran on, CPU seconds it took); swapped_pages: in, out; throttled: per cgroup from this process's to the root: times,
-    seconds (added up over its cpus).
+    seconds (added up over its cpus). groups: per process the cpus that it is confined to, one per thread, between which
+    its threads may move.
     """
 
     time_s: float
@@ -49,14 +50,17 @@ class Snapshot:
     threads: dict[int, tuple[int, float]] = field(default_factory=dict)
     swapped_pages: tuple[int, int] = (0, 0)
     throttled: dict[str, tuple[int, float]] = field(default_factory=dict)
+    groups: tuple[tuple[int, ...], ...] = ()
 
 
-def take_snapshot(pids: Sequence[int], cpus: Iterable[int], root: Path = Path("/")) -> Snapshot:
-    """What the kernel does not count, and a process that has just ended, are zeros: its end is reported elsewhere."""
+def take_snapshot(pids: Sequence[int], groups: Sequence[Sequence[int]], root: Path = Path("/")) -> Snapshot:
+    """groups: of each process, the cpus that it is confined to.
+
+    What the kernel does not count, and a process that has just ended, are zeros: its end is reported elsewhere."""
     faults = [_faults(root / f"proc/{pid}/stat") for pid in pids]
     tasks = [_tasks(root / f"proc/{pid}/task") for pid in pids]
     ticks, now_s = cpu_ticks(root), time.monotonic()  # at once: idle time is held against the time between
-    cpus = [cpu for cpu in cpus if cpu in ticks]
+    cpus = [cpu for group in groups for cpu in group if cpu in ticks]
     siblings = {sibling for cpu in cpus for sibling in core_siblings(root, cpu)} & ticks.keys()
     return Snapshot(
         time_s=now_s,
@@ -68,6 +72,7 @@ def take_snapshot(pids: Sequence[int], cpus: Iterable[int], root: Path = Path("/
         threads={int(task.name): ran for each in tasks for task in each if (ran := _ran(task))},
         swapped_pages=_swapped_pages(root),
         throttled=_throttled(root),
+        groups=tuple(tuple(group) for group in groups),
     )
 
 

@@ -32,7 +32,8 @@ def add_loadgen_options(parser: argparse.ArgumentParser) -> None:
 def check_loadgen_options(args: argparse.Namespace) -> None:
     """Raises UserError for what LoadGen cannot be asked for."""
     wants = ("accuracy", "samples", "target_qps", "find_peak_qps", "mlperf_conf", "user_conf", "log_dir")
-    given = [f"--{name.replace('_', '-')}" for name in wants if getattr(args, name)]
+    values = {f"--{name.replace('_', '-')}": getattr(args, name) for name in wants}
+    given = [flag for flag, value in values.items() if value is not None and value is not False]  # 0 is given
     if given and not args.scenario:
         raise UserError(f"{given[0]} is for LoadGen: add --scenario offline or --scenario server.")
     if not args.scenario:
@@ -50,7 +51,7 @@ def check_loadgen_options(args: argparse.Namespace) -> None:
         raise UserError("--indices-per-bag: MLPerf's samples have one index per table. Leave it or --scenario out.")
     if args.samples and args.samples > _MOST_SAMPLES:
         raise UserError(f"--samples {args.samples}: at most {_MOST_SAMPLES:,} were wanted.")
-    if args.find_peak_qps and (args.scenario != "server" or args.accuracy or args.target_qps):
+    if args.find_peak_qps and (args.scenario != "server" or args.accuracy or args.target_qps is not None):
         raise UserError("--find-peak-qps goes with --scenario server, without --accuracy and --target-qps.")
     if args.target_qps is not None and not 0 < args.target_qps <= MOST_QPS:
         raise UserError(f"--target-qps {args.target_qps:g}: more than 0 and at most {MOST_QPS:,} were wanted.")

@@ -13,6 +13,7 @@ from .arrivals import KINDS
 from .errors import UserError
 from .numa import POLICIES
 from .peers import OURS, PEERS
+from .progress import LEAST_STABLE_S
 from .session import RunSettings
 
 DEFAULT_MODEL = Path(os.path.relpath(Path(__file__).parents[1] / "__prebuilt" / "dlrm_avx512_b100.so"))
@@ -43,7 +44,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--numa", choices=POLICIES, help="where tables lie on several nodes; default: the best that fits"
     )
-    parser.add_argument("--baseline", type=Path, metavar="FILE", help="compare with the result of an earlier run")
+    parser.add_argument(
+        "--baseline",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="compare with the results of earlier runs; with two or more, the noise between runs is known",
+    )
 
 
 def add_profile_options(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +120,13 @@ def add_arrival_options(parser: argparse.ArgumentParser) -> None:
 def check_arrival_options(args: argparse.Namespace) -> None:
     """Raises UserError for rates that no run can be made of."""
     is_open = args.arrivals != "closed"
+    if is_open and args.profile:
+        raise UserError(f"--profile times calls back to back, not --arrivals {args.arrivals}: give one of the two.")
+    if args.until_stable and args.duration is not None and args.duration < LEAST_STABLE_S:
+        raise UserError(
+            f"--until-stable --duration {args.duration:g}: three windows of a second must be alike. Give "
+            f"{LEAST_STABLE_S:g} s or more."
+        )
     if is_open and args.rate is None:
         raise UserError(f"--arrivals {args.arrivals} needs a rate. Give --rate R, in batches per second.")
     if not is_open and args.rate is not None:

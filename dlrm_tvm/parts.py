@@ -1,10 +1,10 @@
 """What each part of the network costs at least, so that its time can be held against what the hardware can do.
 
     FLOPs: 2 x multiply-adds of the model's formulas; over all parts they are the model's own
-    bytes: weights / items that share one reading of them  |  rows that the interaction reads  |  lines that are located
+    bytes: weights / items that share one reading of them  |  lines that are located  |  the rows' other lines
 
-Rows are asked for by the gather (one line each), by the bottom MLP's loops (the others), and read by the interaction,
-which waits for those that have not come: their bytes are counted there.
+Rows are asked for by the gather (one line each, counted there), by the bottom MLP's loops (the others), and read by the
+interaction, which waits for those that have not come: these others are counted there. Each byte is counted once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def parts_of(model: Dlrm, plan: NetworkPlan) -> tuple[Part, ...]:
     costs = [
         ("rows located", 0, _gather_bytes(model, plan)),
         *(_layer(layer, tile_items) for layer in model.bottom),
-        _interaction(model),
+        _interaction(model, plan),
         *(_layer(layer, block_items) for layer in model.top),
     ]
     return tuple(Part(name, *cost) for name, cost in zip(plan.parts, costs, strict=True))
@@ -32,8 +32,11 @@ def parts_of(model: Dlrm, plan: NetworkPlan) -> tuple[Part, ...]:
 
 def _gather_bytes(model: Dlrm, plan: NetworkPlan) -> float:
     """Indices and dense inputs, and the line of each row that is touched."""
-    touched = LANES * _FLOAT if plan.fetch.every else 0
-    return len(model.tables) * (_INDEX + touched) + model.num_dense * _FLOAT
+    return len(model.tables) * _INDEX + model.num_dense * _FLOAT + _touched_bytes(model, plan)
+
+
+def _touched_bytes(model: Dlrm, plan: NetworkPlan) -> int:
+    return len(model.tables) * min(LANES, model.dim) * _FLOAT if plan.fetch.every else 0
 
 
 def _layer(layer: Dense, items: int) -> tuple[str, int, float]:
@@ -44,6 +47,6 @@ def _layer(layer: Dense, items: int) -> tuple[str, int, float]:
     )
 
 
-def _interaction(model: Dlrm) -> tuple[str, int, float]:
+def _interaction(model: Dlrm, plan: NetworkPlan) -> tuple[str, int, float]:
     what = f"{len(model.pairs)} dots" if model.pairs else "joined"
-    return what, 2 * len(model.pairs) * model.dim, model.gather_bytes_per_item
+    return what, 2 * len(model.pairs) * model.dim, model.gather_bytes_per_item - _touched_bytes(model, plan)

@@ -16,6 +16,7 @@ from .shared_arrays import SharedArrays
 WINDOWS = 3
 TOLERANCE = 0.01
 _WINDOW_S = 1.0
+LEAST_STABLE_S = WINDOWS * _WINDOW_S
 _BATCHES_PER_WINDOW = 10  # of each instance, at least
 
 

@@ -55,6 +55,7 @@ class RunReport:
     arrivals: Arrivals = CLOSED
     stable: bool | None = None  # whether throughput became so; None where nobody asked
     profile: Profile | None = None
+    ref_data: str | None = None  # the file of the inputs; None: random rows
     peer: PeerGraph | None = None  # the other engine that ran; None: ours
 
     @property
@@ -153,10 +154,12 @@ def results_json(report: RunReport) -> dict[str, object]:
     card = manifest.model
     return {
         "model": card.name,
+        "fingerprint": card.fingerprint,
         "library": report.library,
         "engine": report.peer.engine if report.peer else OURS,
         "engine_version": report.peer.version if report.peer else f"TVM {manifest.tvm_version}",
         "precision": manifest.precision,
+        "target_cpu": manifest.target_cpu,
         "batch_size": manifest.batch_size,
         "instances": len(report.cores),
         "threads": len(report.cores[0]),
@@ -174,6 +177,7 @@ def results_json(report: RunReport) -> dict[str, object]:
         "window_items_per_s": [rate * manifest.batch_size for rate in measurement.sub_windows_per_s],
         "mlperf_qps_equivalent": report.mlperf_qps,
         "latency_ms": report.latency_ms,
+        "ref_data": report.ref_data,
         "flops_per_item": card.flops_per_item,
         "indices_per_bag": report.indices_per_bag,
         "gather_bytes_per_item": card.gather_bytes_per_item * report.indices_per_bag,

@@ -118,7 +118,7 @@ def open_session(
 
     with prepared_weights(artifact, plan, preload=settings.preload, huge_pages=settings.huge_pages, say=say) as weights:
         assignments = _assignments(settings, topology, cores, plan, weights, indices_per_bag, queue, peer)
-        with Instances(assignments) as instances:
+        with Instances(assignments, table_bytes=artifact.manifest.table_range.nbytes) as instances:
             yield Session(
                 settings=settings,
                 artifact=artifact,
@@ -188,6 +188,7 @@ def measure(
         indices_per_bag=session.indices_per_bag,
         arrivals=arrivals,
         stable=stable,
+        ref_data=str(session.settings.ref_data) if session.settings.ref_data else None,
         peer=session.peer,
     )
 

@@ -3,7 +3,14 @@
     d = mean(b) - mean(a),   s = sqrt(va / na + vb / nb),   f = s^4 / ((va/na)^2 / (na - 1) + (vb/nb)^2 / (nb - 1))
     interval = d -+ t(0.975, f) s          v: variances with n - 1; f: degrees of freedom (Satterthwaite)
 
-Takes the values of a sample to be independent of each other.
+Values that follow each other in time say less than independent ones: with r, their correlation with the next one,
+
+    n' = n (1 - r) / (1 + r),   at least n / 3         takes the place of n (of an AR(1) process)
+
+Where several runs were made, how they differ is known, and a further one is held against the interval in which it
+would lie if it were one of them:
+
+    mean -+ t(0.975, n - 1) s sqrt(1 + 1 / n)          of n runs' values
 """
 
 from __future__ import annotations
@@ -24,20 +31,47 @@ _T = (
 
 def t_975(freedom: float) -> float:
     """The 97.5 % point of Student's t; between the table's lines linear in 1 / freedom: right to 0.01 % from 8 degrees
-    of freedom on, to 0.4 % from 3 on, and up to a fifth too large below 2. Samples of ten give 9 to 18."""
+    of freedom on, to 0.4 % from 3 on, up to a fifth too large between 1 and 2, and below 1 that of 1."""
     inverse = [1 / each for each in _FREEDOM]
     return float(np.interp(1 / freedom, inverse[::-1], _T[::-1]))
 
 
-def welch_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of mean(b) - mean(a). Raises ValueError where a sample has fewer than two values."""
+def effective_size(values: Sequence[float]) -> float:
+    """How many independent values say as much about the mean as these, which follow each other in time."""
+    away = np.asarray(values, float) - np.mean(values)
+    square = float(away @ away)
+    if not square:
+        return float(len(values))
+    # An estimate from n values is too small by about 1 / n on average.
+    correlation = float(away[:-1] @ away[1:]) / square + 1 / len(values)
+    correlation = min(max(correlation, 0.0), 1.0)
+    return max(len(values) * (1 - correlation) / (1 + correlation), len(values) / 3, 1.5)
+
+
+def welch_interval(
+    a: Sequence[float], b: Sequence[float], sizes: tuple[float, float] | None = None
+) -> tuple[float, float]:
+    """The 95 % interval of mean(b) - mean(a). sizes: in the place of their lengths, above 1. Raises ValueError where a
+    sample has fewer than two values."""
     if min(len(a), len(b)) < 2:
         raise ValueError(f"samples of {len(a)} and {len(b)} values; two or more of each were wanted")
+    size_a, size_b = sizes or (len(a), len(b))
     difference = float(np.mean(b) - np.mean(a))
-    square_a, square_b = np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)
+    square_a, square_b = np.var(a, ddof=1) / size_a, np.var(b, ddof=1) / size_b
     total = square_a + square_b
     if total == 0:
         return difference, difference
-    freedom = 1 / ((square_a / total) ** 2 / (len(a) - 1) + (square_b / total) ** 2 / (len(b) - 1))
+    freedom = 1 / ((square_a / total) ** 2 / (size_a - 1) + (square_b / total) ** 2 / (size_b - 1))
     half = t_975(freedom) * math.sqrt(total)
     return difference - half, difference + half
+
+
+def mean_half_width(values: Sequence[float]) -> float:
+    """Of the 95 % interval of the mean of values that follow each other in time."""
+    size = effective_size(values)
+    return t_975(size - 1) * math.sqrt(np.var(values, ddof=1) / size)
+
+
+def prediction_half_width(values: Sequence[float]) -> float:
+    """Of the 95 % interval around the mean of two or more runs' values in which one more run's value would lie."""
+    return t_975(len(values) - 1) * float(np.std(values, ddof=1)) * math.sqrt(1 + 1 / len(values))

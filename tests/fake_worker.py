@@ -1,6 +1,6 @@
 """A worker whose engine is a stand-in of known service time: the real worker.py around it, no TVM.
 
-python fake_worker.py CALL_MS [fault]      fault: no-open, crash, nan, hang
+python fake_worker.py CALL_MS [fault]      fault: no-open, crash, nan, hang, hang-open
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ def open_engine(assignment: Assignment) -> FakeEngine:
     print("a library's chatter on stdout must not disturb the protocol")
     if FAULT == "no-open":
         raise UserError(f"{assignment.library} needs avx512_vnni, which this CPU lacks.")
+    if FAULT == "hang-open":
+        time.sleep(1000)
     if FAULT == "crash":
         raise ZeroDivisionError("our own bug")
     return FakeEngine()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from results import read_result
 
 import accuracy
 from dlrm_tvm import demo, reference
@@ -47,7 +47,7 @@ def run_main(monkeypatch, capsys, *arguments: str, library: FakeLibrary) -> tupl
     monkeypatch.setattr(sys, "argv", ["accuracy.py", *arguments])
     status = accuracy.main()
     printed = capsys.readouterr().out
-    return status, printed, json.loads(printed.splitlines()[-1])
+    return status, printed, read_result(printed)
 
 
 def save_criteo(path: Path, count: int) -> Path:
@@ -154,17 +154,17 @@ def test_a_missing_library_is_one_line_and_status_1():
 def test_compiled_demo_library_passes_on_the_shipped_data(demo_library):
     finished = run_script("--model", demo_library)
     assert finished.returncode == 0, finished.stderr
-    result = json.loads(finished.stdout.splitlines()[-1])
+    result = read_result(finished.stdout)
     assert (result["items"], result["mismatches"], result["passed"]) == (32768, 0, True)
     assert result["auc_ratio"] == pytest.approx(1, abs=1e-6)
 
 
 def test_compiled_demo_library_scores_any_number_of_items(demo_library, tmp_path):
     for count in (1, 99, 101):
-        result = json.loads(run_script("--model", demo_library, "--max-items", str(count)).stdout.splitlines()[-1])
+        result = read_result(run_script("--model", demo_library, "--max-items", str(count)).stdout)
         assert (result["items"], result["passed"]) == (count, True)
     path = save_criteo(tmp_path / "day.bin", 333)
-    result = json.loads(run_script("--model", demo_library, "--ref-data", path).stdout.splitlines()[-1])
+    result = read_result(run_script("--model", demo_library, "--ref-data", path).stdout)
     assert (result["items"], result["passed"], result["reference_auc"]) == (333, True, None)
 
 

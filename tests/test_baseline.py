@@ -1,4 +1,4 @@
-"""A run held against an earlier one: the interval, the verdicts, refusals, and the real command line."""
+"""A run held against earlier ones: the interval, the verdicts, refusals, and the real command line."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from results import read_result
 
-from dlrm_tvm.baseline import Baseline, compare_with_baseline, comparison_json, comparison_text, read_baseline
+from dlrm_tvm.baseline import Baseline, read_baseline, read_baselines
+from dlrm_tvm.comparison import Comparison, compare_with_baselines, comparison_json, comparison_text
 from dlrm_tvm.errors import UserError
-from dlrm_tvm.welch import t_975, welch_interval
+from dlrm_tvm.welch import effective_size, prediction_half_width, t_975, welch_interval
 
 ROOT = Path(__file__).parents[1]
 PARTS = (99.0, 101.0, 100.0, 98.0, 102.0, 100.0, 100.0, 99.0, 101.0, 100.0)
@@ -23,11 +26,13 @@ def result(items_per_s: float = 1000.0, **fields: object) -> dict[str, object]:
     rates = {"items_per_s": items_per_s, "peak_fraction": items_per_s / 2000, "latency_ms": {"p50": 4.0, "p99": 5.0}}
     made = {"cpu": "EPYC", "time": "2026-11-24T10:00:00+00:00", "git_commit": "abc", "command": "x.py"}
     parts = [part * items_per_s / 100 for part in PARTS]
-    return shape | rates | {"window_items_per_s": parts, "environment": made} | fields
+    peaks = {"peak_before_gflops": 250.0, "peak_after_gflops": 250.0}
+    return shape | rates | peaks | {"window_items_per_s": parts, "environment": made} | fields
 
 
-def against(now: dict[str, object], then: dict[str, object]):
-    return compare_with_baseline(now, Baseline(Path("old.json"), then))
+def against(now: dict[str, object], *then: dict[str, object]) -> Comparison:
+    paths = (Path(f"old{at or ''}.json") for at in range(len(then)))
+    return compare_with_baselines(now, [Baseline(path, each) for path, each in zip(paths, then)])
 
 
 # Welch's interval
@@ -62,42 +67,102 @@ def test_points_of_students_t_are_those_of_the_books(freedom: float, t: float) -
     assert t_975(freedom) == pytest.approx(t, abs=3e-4)
 
 
+def test_neighbours_that_go_together_count_for_fewer_values() -> None:
+    assert effective_size(PARTS) == 10  # each goes the other way than the one before
+    assert effective_size(range(10)) == pytest.approx(10 / 3)
+    assert effective_size([5.0] * 10) == 10
+    # An AR(1) process with r = 0.4: the mean of ten scatters as that of 10 * 0.6 / 1.4 = 4.3 (and 5.2 at this length).
+    noise = np.random.default_rng(0).standard_normal((2000, 30))
+    values = np.zeros_like(noise)
+    for at in range(1, 30):
+        values[:, at] = 0.4 * values[:, at - 1] + noise[:, at]
+    assert 4 < np.mean([effective_size(each) for each in values[:, 20:]]) < 7
+
+
+def test_one_more_run_lies_in_the_interval_of_several_95_times_in_100() -> None:
+    runs = np.random.default_rng(1).normal(1000, 10, (4000, 4))
+    inside = [abs(run[3] - run[:3].mean()) < prediction_half_width(run[:3]) for run in runs]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.015)
+    assert prediction_half_width([990, 1000, 1010]) == pytest.approx(4.303 * 10 * (4 / 3) ** 0.5)
+
+
 # The comparison
 
 
-def test_a_difference_far_beyond_the_scatter_is_larger_than_the_noise() -> None:
+def test_a_difference_far_beyond_the_scatter_is_larger_than_it() -> None:
     comparison = against(result(1050, latency_ms={"p50": 3.0, "p99": 6.0}), result(1000))
     fields = comparison_json(comparison)
     for key in ("items_per_s", "peak_fraction"):
         assert fields[key]["percent"] == pytest.approx(5)
-        assert fields[key]["beyond_noise"] is True
+        assert fields[key]["beyond_scatter"] is True
         low, high = fields[key]["interval_percent"]
         # Standard deviations 1.1547 % and 1.05 times that; t(0.975, 17.96) = 2.102
         assert (high + low) / 2 == pytest.approx(5)
         assert (high - low) / 2 == pytest.approx(2.102 * (1.1547**2 * (1 + 1.05**2) / 10) ** 0.5, rel=2e-3)
     assert (fields["p50_ms"]["percent"], fields["p99_ms"]["percent"]) == (pytest.approx(-25), pytest.approx(20))
-    assert fields["p99_ms"]["beyond_noise"] is None
+    assert fields["p99_ms"]["beyond_scatter"] is None
     json.dumps(fields)
 
 
 def test_the_text_says_what_the_json_says() -> None:
     text = comparison_text(against(result(1050), result(1000)))
     assert "old.json, of 2026-11-24T10:00:00+00:00, commit abc" in text
-    assert "+5.0%: 1,000 -> 1,050; larger than the noise (95% interval +3.9% to +6.1%)" in text
-    assert "+5.0%: 0.500 -> 0.525; larger than the noise" in text
+    verdict = "larger than the scatter within the two runs (noise between runs is not known; give several earlier runs)"
+    assert f"+5.0%: 1,000 -> 1,050; {verdict}, 95% interval +3.9% to +6.1%" in text
+    assert f"+5.0%: 0.500 -> 0.525; {verdict}" in text
     assert "+0.0%: 4.000 -> 4.000 ms\n" in text
-    assert "noise between runs is not in it" in text and "Warning" not in text
+    assert "Warning" not in text and "disturbed" not in text
 
 
-def test_a_difference_within_the_scatter_is_within_the_noise() -> None:
+def test_a_difference_within_the_scatter_is_within_it() -> None:
     comparison = against(result(1005), result(1000))
-    assert comparison.changes["items_per_s"].beyond_noise is False
-    assert "+0.5%: 1,000 -> 1,005; within the noise (95% interval -0.6% to +1.6%)" in comparison_text(comparison)
+    assert comparison.changes["items_per_s"].beyond is False
+    text = comparison_text(comparison)
+    assert "1,005; within the scatter" in text and "earlier runs), 95% interval -0.6% to +1.6%\n" in text
+
+
+def test_parts_that_drift_say_less_than_parts_that_jump() -> None:
+    drifting = {"window_items_per_s": sorted(part * 10 for part in PARTS)}
+    (low, high), (narrow_low, narrow_high) = (
+        against(now, then).changes["items_per_s"].interval_percent
+        for now, then in ((result(1005, **drifting), result(1000, **drifting)), (result(1005), result(1000)))
+    )
+    assert high - low > 1.5 * (narrow_high - narrow_low)
+
+
+def test_several_earlier_runs_show_the_noise_between_runs() -> None:
+    earlier = [result(990), result(1000, latency_ms={"p50": 4.1, "p99": 5.0}), result(1010)]
+    comparison = against(result(1030), *earlier)
+    fields = comparison_json(comparison)
+    assert (fields["items_per_s"]["baseline"], fields["items_per_s"]["percent"]) == (1000, pytest.approx(3))
+    low, high = fields["items_per_s"]["interval_percent"]
+    # t(0.975, 2) s sqrt(1 + 1/3) of the three, s being 1 %; t(0.975, 9) 1.1547 % / sqrt(10) of this run's ten parts
+    assert (high - low) / 2 == pytest.approx(((4.303**2 * 4 / 3) + (2.262 * 1.1547 * 1.03) ** 2 / 10) ** 0.5, rel=1e-3)
+    assert fields["items_per_s"]["beyond_noise"] is False
+    assert (fields["p50_ms"]["beyond_noise"], fields["p50_ms"]["percent"]) == (False, pytest.approx(-0.826, abs=1e-3))
+    assert [each["file"] for each in fields["runs"]] == ["old.json", "old1.json", "old2.json"]
+    assert against(result(1080), *earlier).changes["items_per_s"].beyond is True
+    text = comparison_text(comparison)
+    assert "mean of 3 runs: old.json, of 2026" in text and "\n                    old2.json, of" in text
+    assert "+3.0%: 1,000 -> 1,030; within the noise between runs, 95% interval -2.0% to +8.0%\n" in text
+
+
+def test_what_the_peaks_changed_is_in_the_interval_of_their_share() -> None:
+    unsure = {"peak_after_gflops": 255.0}
+    calm, both = (against(result(1050), result(1000)), against(result(1050, **unsure), result(1000, **unsure)))
+    assert both.changes["items_per_s"] == calm.changes["items_per_s"]
+    (calm_low, calm_high), (low, high) = (each.changes["peak_fraction"].interval_percent for each in (calm, both))
+    assert (high - calm_high, calm_low - low) == (pytest.approx(4 * 1.05), pytest.approx(4 * 1.05))
+    once = against(result(1050), result(1000, peak_after_gflops=None))
+    assert once.changes["peak_fraction"].beyond is None and once.changes["items_per_s"].beyond is True
+    assert "unknown of the peak share: a peak was not measured both before" in comparison_text(once)
 
 
 def test_warnings_of_the_runs_are_pointed_at() -> None:
     comparison = against(result(1050, warnings=["Core 0 was busy."]), result(1000, warnings=[]))
-    assert "the baseline's run had 0 warnings, this one 1: what they name may be" in comparison_text(comparison)
+    text = comparison_text(comparison)
+    assert "the baseline's run had 0 warnings, this one 1: what they name may be" in text
+    assert text.count("%; disturbed, see below\n") == 2
     assert comparison_json(comparison)["warnings_of_runs"] == [0, 1]
 
 
@@ -107,10 +172,26 @@ def test_warnings_of_the_runs_are_pointed_at() -> None:
 )
 def test_without_enough_to_tell_the_noise_there_is_no_verdict(then: dict[str, object], reason: str) -> None:
     comparison = against(result(1100), result(1000, **then))
-    assert comparison.changes["items_per_s"].beyond_noise is None
+    assert comparison.changes["items_per_s"].beyond is None
     text = comparison_text(comparison)
-    assert f"unknown: the baseline {reason}" in text and "than the noise" not in text
+    assert f"unknown: the baseline {reason}" in text and "than the scatter" not in text
     assert comparison_json(comparison)["items_per_s"]["percent"] == pytest.approx(10)
+
+
+USUAL = {
+    "engine": "ours",
+    "engine_version": "TVM 0.27",
+    "arrivals": "closed",
+    "rate": None,
+    "indices_per_bag": 1,
+    "cores": [0, 1],
+    "numa_policy": None,
+    "table_copies": [],
+    "fingerprint": "f",
+    "ref_data": None,
+    "target_cpu": "znver4",
+    "duration_s": 10.0,
+}
 
 
 @pytest.mark.parametrize(
@@ -122,15 +203,41 @@ def test_without_enough_to_tell_the_noise_there_is_no_verdict(then: dict[str, ob
         ("instances", 1),
         ("threads", 2),
         ("indices_per_bag", 20),
-        ("engine", "onnxruntime"),
         ("arrivals", "poisson"),
+        ("rate", 5.0),
+        ("cores", [2, 3]),
+        ("engine_version", "TVM 0.28"),
+        ("numa_policy", "local"),
+        ("table_copies", ["8.00 GB of tables copied into shared memory: huge pages of hugetlb, 2 MB each"]),
+        ("fingerprint", "g"),
+        ("ref_data", "items.npz"),
+        ("target_cpu", "znver3"),
     ],
 )
 def test_what_makes_it_another_measurement_is_warned_of(key: str, value: object) -> None:
-    usual = {"engine": "ours", "arrivals": "closed", "indices_per_bag": 1}
-    assert against(result(**usual), result(**usual)).warnings == ()
-    (warning,) = against(result(**usual), result(**usual | {key: value})).warnings
-    assert str(value) in warning and "Probably they are different measurements: compare" in warning
+    assert against(result(**USUAL), result(**USUAL)).warnings == ()
+    (warning,) = against(result(**USUAL), result(**USUAL | {key: value})).warnings
+    assert (
+        str(value) in warning and "\n" not in warning and "Probably they are different measurements: compare" in warning
+    )
+
+
+def test_a_comparison_of_engines_alone_is_said_to_be_one() -> None:
+    other = USUAL | {"engine": "openvino", "engine_version": "2026.1"}
+    (warning,) = against(result(**other), result(**USUAL)).warnings
+    assert (
+        warning
+        == "The engine of old.json was ours, that of this run is openvino: the difference is one between engines."
+    )
+    assert len(against(result(**other | {"threads": 2}), result(**USUAL)).warnings) == 2
+
+
+def test_a_much_longer_window_and_the_share_of_huge_pages_are_told_apart() -> None:
+    assert against(result(duration_s=19.0), result(duration_s=10.0)).warnings == ()
+    (warning,) = against(result(duration_s=60.0), result(duration_s=10.0)).warnings
+    assert "The duration of old.json was 10 s, that of this run is 60 s" in warning
+    copies = [{"table_copies": [f"8 GB copied: {share}% in transparent huge pages of 2 MB"]} for share in (97, 99)]
+    assert against(result(**copies[0]), result(**copies[1])).warnings == ()
 
 
 def test_another_cpu_and_an_interrupted_run_are_warned_of() -> None:
@@ -187,6 +294,14 @@ def test_what_is_no_result_is_refused(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(error.value) and "bad.json" in str(error.value)
 
 
+def test_a_file_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text(json.dumps(result()))
+    (tmp_path / "b").write_text(json.dumps(result(1010)))
+    assert [each.fields["items_per_s"] for each in read_baselines([tmp_path / "a", tmp_path / "b"])] == [1000, 1010]
+    with pytest.raises(UserError, match=r"a: given twice\. Give a file per earlier run"):
+        read_baselines([tmp_path / "a", tmp_path / "b", tmp_path / "." / "a"])
+
+
 def test_bytes_folders_and_absent_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes").write_bytes(bytes(range(256)))
     for name in ("bytes", "absent", "."):
@@ -206,20 +321,22 @@ def test_a_run_is_compared_with_an_earlier_runs_output(demo_library: Path, tmp_p
     options = ("--model", demo_library, "--num-instances", 1, "--duration", 1, "--warmup", 0.3)
     first = run(*options)
     assert first.returncode == 0, first.stderr
-    then = json.loads(first.stdout.splitlines()[-1])
+    then = read_result(first.stdout)
     assert len(then["window_items_per_s"]) == 10
     assert sum(then["window_items_per_s"]) / 10 == pytest.approx(then["items_per_s"])
     assert "baseline" not in then
     (tmp_path / "first.txt").write_text(first.stdout)
     second = run(*options, "--baseline", tmp_path / "first.txt")
     assert second.returncode == 0, second.stderr
-    now = json.loads(second.stdout.splitlines()[-1])
+    now = read_result(second.stdout)
     compared = now["baseline"]["items_per_s"]
     assert (compared["baseline"], compared["now"]) == (then["items_per_s"], now["items_per_s"])
     assert compared["percent"] == pytest.approx(100 * (now["items_per_s"] / then["items_per_s"] - 1))
-    assert now["baseline"]["command"] == then["environment"]["command"]
+    assert now["baseline"]["runs"][0]["command"] == then["environment"]["command"]
+    assert then["engine"] == "ours" and then["engine_version"].startswith("TVM 0.")
+    assert then["fingerprint"] and then["target_cpu"] and then["ref_data"] is None
     assert now["baseline"]["warnings"] == []
-    for label in ("items/s", "peak share", "p50", "p99", "noise"):
+    for label in ("items/s", "peak share", "p50", "p99"):
         assert f"\n    {label} " in second.stdout
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from graphs import onnxruntime_predictions, random_items, write_dlrm
+from results import read_result
 
 import compile as script
 from dlrm_tvm import building, load
@@ -48,7 +49,7 @@ def compiled(*arguments: str | Path) -> tuple[dict, str]:
     """The JSON of a real command line that succeeds, and all that it printed."""
     finished = command_line(*arguments)
     assert finished.returncode == 0, finished.stderr
-    result = json.loads(finished.stdout.splitlines()[-1])
+    result = read_result(finished.stdout)
     assert result.keys() >= KEYS
     return result, finished.stdout
 
@@ -114,7 +115,7 @@ def test_an_export_gives_the_outputs_that_pytorch_recorded(require_fma, main, ex
     with np.load(path.with_suffix(".npz")) as recorded:
         stacked = "indices" in recorded
         indices = recorded["indices"].T if stacked else np.stack([recorded[f"indices_{t}"] for t in range(26)], axis=1)
-        got = load(json.loads(printed.splitlines()[-1])["library"])(recorded["dense_x"], indices)
+        got = load(read_result(printed)["library"])(recorded["dense_x"], indices)
         np.testing.assert_allclose(got, recorded["pred"][:, 0], atol=1e-5)
 
 
@@ -125,7 +126,7 @@ def test_external_tables_are_used_in_place_unless_a_copy_is_asked_for(main, tmp_
     options = ("--batch-size", "4", "--tuning-log-file", "none", *(["--copy-tables"] if copy else []))
     status, printed, error = main("--onnx-model", model, *options)
     assert status == 0, error
-    library = json.loads(printed.splitlines()[-1])["library"]
+    library = read_result(printed)["library"]
     assert ("used in place" in printed, "copied beside the library" in printed) == (not copy, copy)
     dense, indices = random_items(4, table_rows=ROWS)
     wanted = load(library)(dense, indices)
@@ -149,7 +150,7 @@ def test_a_disk_that_cannot_take_the_tables_is_refused_before_anything_is_compil
 def test_no_tuning_log_leaves_everything_to_tvm(main, onnx_model, tmp_path):
     status, printed, error = main("--onnx-model", onnx_model, "--batch-size", "4", "--tuning-log-file", "none")
     assert status == 0, error
-    result = json.loads(printed.splitlines()[-1])
+    result = read_result(printed)
     assert result["tuned_kernels"] == 0
     assert "schedules   none: TVM's default code generation" in printed
     assert sorted(path.name for path in (tmp_path / "prebuilt").iterdir()) == [
@@ -182,7 +183,7 @@ def test_code_for_a_cpu_with_other_instructions_is_written_but_not_claimed_to_be
     arguments = ("--onnx-model", onnx_model, "--batch-size", "4", "--target-cpu", "sapphirerapids")
     status, printed, error = main(*arguments)
     assert status == 0, error
-    result = json.loads(printed.splitlines()[-1])
+    result = read_result(printed)
     assert (result["target_cpu"], result["max_abs_error"]) == ("sapphirerapids", None)
     assert "verified    no: this CPU cannot run code for sapphirerapids" in printed
     with pytest.raises(ValueError, match=r"needs .*amx_tile.*, which this CPU lacks"):
@@ -303,7 +304,7 @@ def test_a_library_that_was_compiled_before_is_replaced_whole(main, onnx_model, 
     for _ in range(2):
         status, printed, error = main(*arguments)
         assert status == 0, error
-        library = Path(json.loads(printed.splitlines()[-1])["library"])
+        library = Path(read_result(printed)["library"])
         builds.append(load(str(library)).artifact.manifest.build)
     assert builds[0] != builds[1]
     assert len(list((tmp_path / "prebuilt").iterdir())) == 3

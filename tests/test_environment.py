@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from pathlib import Path
 
+import pytest
 from sysfs_trees import two_socket_tree, write
 
 from dlrm_tvm.environment import describe_environment
@@ -62,3 +64,18 @@ def test_a_limit_of_the_older_cgroups_counts_and_its_largest_number_is_none(tmp_
     assert environment(root)["memory_limit_mb"] is None
     write(root, "sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes", "4000000000")
     assert environment(root)["memory_limit_mb"] == 4000
+
+
+def test_versions_of_other_engines_are_recorded_where_they_are_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(package: str) -> str:
+        if package in ("openvino", "apache-tvm-ffi"):
+            raise metadata.PackageNotFoundError
+        return "1.5"
+
+    monkeypatch.setattr(metadata, "version", version)
+    root = two_socket_tree(tmp_path)
+    write(root, "proc/cpuinfo", CPUINFO)
+    needed = {"apache-tvm": "1.5", "apache-tvm-ffi": None, "numpy": "1.5"}
+    assert environment(root)["versions"] == needed | {"onnxruntime": "1.5", "mlcommons-loadgen": "1.5"}

@@ -260,6 +260,18 @@ def test_silent_worker_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_alive(pids[0])
 
 
+def test_worker_that_hangs_while_it_opens_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instances_module, "_OPENING_S", 0.3)
+    command = (sys.executable, str(FAKE_WORKER), "1", "hang-open")
+    instances = Instances(assignments(1), command, table_bytes=20_000_000)
+    with (
+        pytest.raises(UserError, match=r"Instance 0 \(process \d+\) gave no answer for 0\.5 s and was ended"),
+        instances,
+    ):
+        pass
+    assert not instances.pids
+
+
 def test_waiting_for_a_month_does_not_overflow_the_kernels_timeout() -> None:
     with fakes(1) as instances:
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()

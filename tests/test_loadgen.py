@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models import build_plain, random_dlrm
+from results import read_result
 
 from dlrm_tvm import load
 from dlrm_tvm.reference_data import open_reference
@@ -35,7 +36,7 @@ def run(*options: object) -> subprocess.CompletedProcess:
 
 def result_of(done: subprocess.CompletedProcess) -> dict:
     assert done.stdout.strip(), done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return read_result(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +200,8 @@ def test_ctrl_c_ends_loadgen_too(small: tuple[Path, Path], tmp_path: Path) -> No
         (("--scenario", "offline", "--indices-per-bag", "3"), "one index per table"),
         (("--scenario", "offline", "--samples", "10000001"), "at most 10,000,000"),
         (("--samples", "5"), "--samples is for LoadGen: add --scenario"),
+        (("--target-qps", "0"), "--target-qps is for LoadGen: add --scenario"),
+        (("--scenario", "server", "--find-peak-qps", "--target-qps", "0"), "--find-peak-qps goes with --scenario serv"),
     ],
 )
 def test_what_loadgen_cannot_be_asked_for_is_one_line(

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models import build_plain, random_dlrm
+from results import read_result
 
 from dlrm_tvm.artifact import open_artifact
 from dlrm_tvm.model import GraphInputs
@@ -80,7 +81,7 @@ def test_report_ends_in_one_json_line(demo_library: Path) -> None:
 def test_workers_take_no_more_than_weights_once_and_150_mb_each(demo_library: Path) -> None:
     count = min(len(CORES), 2)
     done = run("--model", demo_library, "--num-instances", count, "--duration", 1, "--warmup", 0.3)
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = read_result(done.stdout)
     assert result["pss_mb"] <= result["weights_mb"] + 150 * count
 
 
@@ -89,7 +90,7 @@ def test_every_thread_of_every_instance_is_where_the_report_says(demo_library: P
     script = start("--model", demo_library, "--num-instances", 2, "--duration", 1, "--warmup", 1)
     wait_for_peak_line(script)
     seen = [set(allowed_cores(pid)) for pid in children(script.pid)]
-    result = json.loads(script.communicate(timeout=60)[0].splitlines()[-1])
+    result = read_result(script.communicate(timeout=60)[0])
     assert seen == [{str(core) for core in instance["cores"]} for instance in result["per_instance"]]
     assert [instance["cores"] for instance in result["per_instance"]] == [[CORES[0]], [CORES[1]]]
 
@@ -116,7 +117,7 @@ def test_affinity_mask_of_the_caller_is_respected(demo_library: Path) -> None:
     done = subprocess.run(
         options, capture_output=True, text=True, timeout=120, preexec_fn=lambda: os.sched_setaffinity(0, [core])
     )
-    assert json.loads(done.stdout.splitlines()[-1])["cores"] == [core]
+    assert read_result(done.stdout)["cores"] == [core]
 
 
 def test_killed_worker_ends_the_run_with_its_signal_named(demo_library: Path) -> None:
@@ -141,7 +142,7 @@ def test_ctrl_c_prints_what_was_measured(demo_library: Path) -> None:
     time.sleep(1.5)
     script.send_signal(signal.SIGINT)
     output, errors = script.communicate(timeout=30)
-    result = json.loads(output.splitlines()[-1])
+    result = read_result(output)
     assert script.returncode == 1 and "Traceback" not in errors
     assert result["interrupted"] and 0.5 < result["duration_s"] < 10 and result["batches"] > 0
     assert_gone(workers)
@@ -178,7 +179,7 @@ def test_random_bags_are_measured(demo_library: Path) -> None:
     options = ("--model", demo_library, "--num-instances", 1, "--duration", 0.3, "--warmup", 0)
     done = run(*options, "--indices-per-bag", 3)
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = read_result(done.stdout)
     assert (result["indices_per_bag"], result["gather_bytes_per_item"]) == (3, 3 * 26 * 512)
     assert "39.9 KB of rows (3 indices per bag)" in done.stdout
 
@@ -193,7 +194,7 @@ def test_reference_data_with_bags_serves_as_inputs_and_brings_its_own_lengths(tm
     options = ("--model", library, "--num-instances", 1, "--duration", 0.3, "--warmup", 0)
     done = run(*options, "--ref-data", tmp_path / "bags.npz")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["indices_per_bag"] == 2
+    assert read_result(done.stdout)["indices_per_bag"] == 2
     done = run(*options, "--ref-data", tmp_path / "bags.npz", "--indices-per-bag", 2)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "bags.npz has its own: give one of the two" in done.stderr
@@ -244,7 +245,7 @@ def test_poisson_arrivals_are_reported_with_their_rate(demo_library: Path) -> No
     options = ("--model", demo_library, "--num-instances", 1, "--duration", 1, "--warmup", 0.1)
     done = run(*options, "--arrivals", "poisson", "--rate", 20)
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = read_result(done.stdout)
     assert (result["arrivals"], result["rate"]) == ("poisson", 20)
     assert result["batches"] == pytest.approx(result["offered_batches_per_s"] * result["duration_s"])
     assert "poisson, 20 batches/s wanted" in done.stdout
@@ -258,6 +259,11 @@ def test_poisson_arrivals_are_reported_with_their_rate(demo_library: Path) -> No
         (("--arrivals", "fixed", "--rate", "0"), "--rate 0: more than 0 and at most"),
         (("--arrivals", "fixed", "--rate", "nan"), "--rate nan: more than 0 and at most"),
         (("--arrivals", "fixed", "--rate", "1e6", "--duration", "80000"), "Give a lower rate or a shorter --duration"),
+        (
+            ("--until-stable", "--duration", "2.9"),
+            "--until-stable --duration 2.9: three windows of a second must be ali",
+        ),
+        (("--arrivals", "fixed", "--rate", "5", "--profile"), "--profile times calls back to back, not --arrivals f"),
         (("--scenario", "offline", "--until-stable"), "--scenario leaves arrivals and the length of the run"),
     ],
 )
@@ -291,13 +297,13 @@ def test_tables_are_preloaded_and_copied_into_huge_pages_on_request(demo_library
     short = ("--model", demo_library, "--num-instances", 1, "--duration", 0.3, "--warmup", 0.1)
     done = run(*short, "--preload")
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = read_result(done.stdout)
     assert result["tables_in_memory_mb"] == result["tables_mb"] == pytest.approx(76.6, abs=0.1)
     assert result["table_copies"] == []
     assert "100% in memory now" in done.stdout
     done = run(*short, "--huge-pages")
     assert done.returncode == 0, done.stderr
-    (copy,) = json.loads(done.stdout.splitlines()[-1])["table_copies"]
+    (copy,) = read_result(done.stdout)["table_copies"]
     assert "GB of tables copied into shared memory" in copy and copy in done.stdout
 
 
@@ -306,7 +312,7 @@ def test_a_numa_policy_on_a_machine_of_one_node_is_said_to_change_nothing(demo_l
     done = run("--model", demo_library, "--num-instances", 1, "--duration", 0.3, "--warmup", 0.1, "--numa", "replicate")
     assert done.returncode == 0, done.stderr
     assert "one NUMA node with memory, so --numa changes nothing" in done.stdout
-    assert json.loads(done.stdout.splitlines()[-1])["numa_policy"] is None
+    assert read_result(done.stdout)["numa_policy"] is None
 
 
 def test_copies_that_memory_cannot_take_are_one_line(demo_library: Path) -> None:

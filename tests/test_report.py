@@ -8,11 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from results import read_result
 
 from dlrm_tvm.disturbances import Snapshot, load_warnings, peak_warnings, spread_warnings, window_warnings
 from dlrm_tvm.environment import describe_environment
 from dlrm_tvm.memory import MemoryUse, parse_smaps
 from dlrm_tvm.report import RunReport, describe_placement, results_json, results_text, static_card
+from dlrm_tvm.result_line import result_line
 from dlrm_tvm.table_memory import TableMemory
 from dlrm_tvm.topology import read_topology
 from dlrm_tvm.weight_copies import TableSetup
@@ -21,6 +23,7 @@ from dlrm_tvm.window import Measurement
 MS = 1_000_000
 CARD = SimpleNamespace(
     name="demo",
+    fingerprint="f",
     flops_per_item=4_820_224,
     gather_bytes_per_item=13_312,
     mlp_bytes=9_500_000,
@@ -38,7 +41,7 @@ DESIGN_KEYS = {
 def report() -> RunReport:
     """Two instances of 200 batches/s each, 100 items a batch, on cores whose peak is 250 GFLOP/s together."""
     return RunReport(
-        manifest=SimpleNamespace(model=CARD, batch_size=100, precision="fp32", tvm_version="0.27.0"),
+        manifest=SimpleNamespace(model=CARD, batch_size=100, precision="fp32", target_cpu="x", tvm_version="0.27.0"),
         library="demo.so",
         cores=((0,), (1,)),
         measurement=Measurement(2.0, (200.0, 200.0), (np.full(400, 5 * MS), np.full(399, 5 * MS))),
@@ -137,7 +140,7 @@ def test_quiet_run_warns_of_nothing() -> None:
     [
         (Snapshot(10.0, (0, 500 * MS), (0, 0), (0, 0), {0: 0, 1: 0}), "Instance 1 waited 5.0% of the window"),
         (Snapshot(10.0, (0, 0), (0, 0), (0, 0), {0: 0, 1: 100}), "took core 1 away for 10.0%"),
-        (Snapshot(10.0, (0, 0), (0, 0), (3, 0), {0: 0, 1: 0}), "3 page faults read from disk"),
+        (Snapshot(10.0, (0, 0), (0, 0), (300, 0), {0: 0, 1: 0}), "300 page faults read from disk"),
         (Snapshot(10.0, (0, 0), (100_000, 0), (0, 0), {0: 0, 1: 0}), "10,000 page faults per second"),
     ],
 )
@@ -167,3 +170,15 @@ def test_environment_is_recorded_as_json() -> None:
     assert {"cpu", "governor", "load_average", "kernel", "transparent_huge_pages", "usable_cpus"} <= set(environment)
     assert environment["versions"]["numpy"] == np.__version__
     json.dumps(environment)
+
+
+def test_a_result_is_json_of_the_standard_whatever_is_undefined_in_it() -> None:
+    fields = {"auc": float("nan"), "rates": (1.5, float("inf")), "inner": {"x": [-float("inf"), 2]}, "none": None}
+    assert read_result("text\n" + result_line(fields)) == {
+        "auc": None,
+        "rates": [1.5, None],
+        "inner": {"x": [None, 2]},
+        "none": None,
+    }
+    with pytest.raises(ValueError, match="NaN is no JSON"):
+        read_result('{"auc": NaN}')
