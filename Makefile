@@ -24,7 +24,7 @@ demo: $(VENV)/.installed
 	$(PY) multi_instance.py --duration 10
 
 test: $(VENV)/.installed-dev
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed-dev
 	PYTHONPATH=. $(PY) tests/benchmarks/bench.py $(BENCH_ARGS)
