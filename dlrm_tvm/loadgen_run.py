@@ -37,8 +37,8 @@ from .session import PEAK_SECONDS, RunSettings, Session, open_session
 _CLOSED_LOOP_SHARE, _CLOSED_LOOP_S = 1 / 12, (1.0, 5.0)  # of the test's length, within these
 _HEADROOM = 1.05  # of the rate that LoadGen sizes an Offline run by, so that it is not too short
 _ACCURACY_QPS = 10_000.0  # nobody counts latencies there
-_TAKE_MS = 3.0  # Offline, small batches are taken several at a time: a take costs about 10 µs
-_MOST_BATCHES = 64
+_TAKE_MS = 50.0  # Offline: of batches that are taken at a time
+_MOST_BATCHES, _ACCURACY_BATCHES = 64, 8
 _WAIT_SHARE = 0.5  # of the latency bound; the rest is for what gets in the way
 _SILENCE_S, _SILENCE_BATCHES = 60.0, 20
 _CLOSE_TO_CLOSED_LOOP = 1.05
@@ -246,8 +246,10 @@ class _Conduct:
         return max(_SILENCE_S, _SILENCE_BATCHES * closed_loop.batch_ms["max"] / 1e3)
 
     def _most_batches(self, closed_loop: ClosedLoop | None) -> int:
-        if self._is_server or closed_loop is None:
+        if self._is_server:
             return 1
+        if closed_loop is None:
+            return _ACCURACY_BATCHES
         return max(1, min(int(_TAKE_MS / closed_loop.batch_ms["p50"]), _MOST_BATCHES))
 
     def _tests(self, closed_loop: ClosedLoop | None, wait_ms: float) -> list[LoadgenTest]:

@@ -119,6 +119,7 @@ def serve_queue(engine: Executor, assignment: Assignment, most_batches: int, clo
         library,
         completions=ends.completions_fd,
         instance=assignment.instance,
+        instances=assignment.instances,
         most_batches=most_batches,
         clock=clock,
     )

@@ -54,6 +54,7 @@ def served(lengths: list[int], ring_items: int, most_batches: int = 1) -> tuple:
         library,
         completions=writing,
         instance=3,
+        instances=1,
         most_batches=most_batches,
         clock=SimpleNamespace(interrupted=False),
     )
@@ -74,8 +75,10 @@ def test_predictions_of_every_item_are_in_the_ring_at_its_place() -> None:
 
 
 def test_several_batches_may_be_taken_at_a_time() -> None:
+    """Two turns are left to every instance: of 5 batches two at first, then one by one."""
     result, ring, records, wanted = served([5, 20, 1, 9], ring_items=64, most_batches=3)
-    assert (ring[:35] == wanted).all() and len(records) == result.batches == 5
+    assert (ring[:35] == wanted).all() and (result.batches, result.items) == (5, 35)
+    assert records[:, :2].tolist() == [[0, 16], [16, 8], [24, 8], [32, 3]]
 
 
 def test_the_ring_wraps_within_a_batch() -> None:
