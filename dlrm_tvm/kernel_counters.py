@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .topology import cgroup_folders, core_siblings
+from .topology import cgroup_folders, core_siblings, system_text
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -129,7 +129,7 @@ def _stat_fields(stat: Path) -> list[str]:
 
 
 def _swapped_pages(root: Path) -> tuple[int, int]:
-    found = dict(re.findall(r"^(pswpin|pswpout) (\d+)$", _text(root / "proc/vmstat"), re.MULTILINE))
+    found = dict(re.findall(r"^(pswpin|pswpout) (\d+)$", system_text(root / "proc/vmstat"), re.MULTILINE))
     return int(found.get("pswpin", 0)), int(found.get("pswpout", 0))
 
 
@@ -138,15 +138,8 @@ def _throttled(root: Path) -> dict[str, tuple[int, float]]:
     folders = [*cgroup_folders(root, ""), *cgroup_folders(root, "cpu")]
     counters = {}
     for folder in folders:
-        found = dict(re.findall(r"^(\w+) (\d+)$", _text(folder / "cpu.stat"), re.MULTILINE))
+        found = dict(re.findall(r"^(\w+) (\d+)$", system_text(folder / "cpu.stat"), re.MULTILINE))
         if "nr_throttled" in found:
             stopped_s = int(found.get("throttled_usec", 0)) / 1e6 + int(found.get("throttled_time", 0)) / 1e9
             counters[str(folder)] = int(found["nr_throttled"]), stopped_s
     return counters
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

@@ -14,7 +14,7 @@ from math import isnan
 from .loadgen_logs import read_accuracy
 from .loadgen_run import LoadgenRun
 from .metrics import auc, log_loss
-from .report import line
+from .report import TAIL, line, percentiles_text
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,7 @@ def _performance_lines(run: LoadgenRun) -> list[str]:
         line("throughput", f"{items_per_s:,.0f} items/s, {items_per_s / closed:.3f} of the closed loop's"),
     ]
     if run.options.scenario == "server":
-        shown = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9", "max": "max"}
-        latency = "  ".join(f"{label} {verdict.latency_ms[key]:.3f}" for key, label in shown.items())
+        latency = percentiles_text(verdict.latency_ms, *TAIL)
         bound = f"p{100 * run.settings.latency_percentile:g} within {run.settings.latency_ms:g} wanted"
         lines.append(line("latency", f"{latency}  ms per sample, {bound}"))
         lines.append(line("batches", f"leave when full, or after {run.wait_ms:.1f} ms"))

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .topology import cgroup_folders
+from .topology import cgroup_folders, system_text
 
 _NO_LIMIT_V1 = 1 << 62  # cgroup v1 writes the largest multiple of a page in 63 bits
 
@@ -46,15 +46,8 @@ def limit_bytes(root: Path = Path("/")) -> int | None:
     """The tightest limit of this process's cgroups; None where there is none."""
     files = [folder / "memory.max" for folder in cgroup_folders(root, "")]
     files += [folder / "memory.limit_in_bytes" for folder in cgroup_folders(root, "memory")]
-    limits = [int(text) for text in map(_text, files) if text.isdecimal()]  # the rest is "max" or missing
+    limits = [int(text) for text in map(system_text, files) if text.isdecimal()]  # the rest is "max" or missing
     return min((limit for limit in limits if limit < _NO_LIMIT_V1), default=None)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
 
 
 def _left_v2(folder: Path) -> int | None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .errors import UserError
-from .topology import Topology, parse_cpu_list
+from .topology import Topology, parse_cpu_list, system_text
 
 POLICIES = ("replicate", "interleave", "local")
 
@@ -130,9 +130,9 @@ def _choose(
 def node_memory(root: Path = Path("/")) -> dict[int, int]:
     """Bytes that each node which has memory, and may be used here, can give, clean file pages included."""
     memory = {}
-    allowed = re.search(r"^Mems_allowed_list:\s*(\S+)", _text(root / "proc/self/status"), re.MULTILINE)
+    allowed = re.search(r"^Mems_allowed_list:\s*(\S+)", system_text(root / "proc/self/status"), re.MULTILINE)
     for folder in (root / "sys/devices/system/node").glob("node[0-9]*"):
-        node, text = int(folder.name[4:]), _text(folder / "meminfo")
+        node, text = int(folder.name[4:]), system_text(folder / "meminfo")
         if allowed and node not in parse_cpu_list(allowed[1]):
             continue
         sizes = {name: int(size) for name, size in re.findall(r"Node \d+ ([\w()]+):\s+(\d+) kB", text)}
@@ -140,13 +140,6 @@ def node_memory(root: Path = Path("/")) -> dict[int, int]:
         if sizes.get("MemTotal"):
             memory[node] = 1024 * sum(sizes.get(name, 0) for name in free)
     return memory
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
 
 
 def placing_refusal(nodes: Sequence[int], call: Callable[..., None] | None = None) -> str | None:

@@ -88,7 +88,7 @@ def check_profile(manifest: Manifest, library: str, indices_per_bag: float) -> N
         raise UserError("--profile times calls with one index per table and item, not bags. Leave one of the two out.")
     if manifest.profile:
         return
-    if not manifest.tuned_kernels and manifest.untuned_kernels == ("default code generation",):
+    if manifest.is_plain:
         raise UserError(
             f"{library} has no kernels of ours to time: it was compiled with --tuning-log-file none. "
             "Compile it without that and with --profile."

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from .errors import UserError
 from .reference_data import open_reference
 from .shared_arrays import Layout, SharedArrays, layout_bytes
+from .workload import draw_items
 
 if TYPE_CHECKING:
     from .manifest import ModelCard
@@ -107,16 +108,12 @@ class SampleLibrary:
         self.spec = spec
         self.begins = spec.begins
         self.dense, self.indices, self.labels = arrays["dense"], arrays["indices"], arrays["labels"]
-        self._is_loaded = False
 
     def load(self, card: ModelCard, threads: int) -> None:
-        """Fill the memory, once; `threads` at a time draw random rows. Raises UserError for bad values in a file."""
-        if self._is_loaded:
-            return
+        """Fill the memory; `threads` at a time draw random rows. Raises UserError for bad values in a file."""
         with tqdm(total=self.spec.items, unit=" items", desc="loading samples", disable=None) as bar:
             for items in self._filled(card, threads):
                 bar.update(items)
-        self._is_loaded = True
 
     def _filled(self, card: ModelCard, threads: int) -> Iterator[int]:
         if self.spec.ref_data is None:
@@ -133,11 +130,8 @@ class SampleLibrary:
             yield len(chunk.dense)
 
     def _draw(self, begin: int) -> int:
-        """One chunk of random items: dense in 0..5, as log(1 + count) is; rows uniform over whole tables."""
-        generator = np.random.default_rng([_SEED, begin])
+        """One chunk of random items; how many."""
         part = slice(begin, min(begin + _CHUNK_ITEMS, self.spec.items))
-        items = part.stop - begin
-        self.dense[part] = generator.random((items, self.spec.num_dense), dtype=np.float32) * np.float32(5)
-        for table, rows in enumerate(self.spec.table_rows):
-            self.indices[part, table] = generator.integers(0, rows, items, dtype=np.int32)
-        return items
+        generator = np.random.default_rng([_SEED, begin])
+        draw_items(generator, self.dense[part], self.indices[part], self.spec.table_rows)
+        return part.stop - begin

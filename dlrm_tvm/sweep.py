@@ -19,6 +19,7 @@ from typing import Any
 from .errors import UserError, one_line
 from .output_files import write_whole_file
 from .report import results_json
+from .result_line import result_line
 from .session import measure, open_session
 from .sweep_libraries import deleted_text
 from .sweep_lock import locked
@@ -49,7 +50,7 @@ def run_sweep(settings: SweepSettings, show: Callable[[str], None], measure_one:
         failed = _unwritten(write_state, settings.state_path, fields)
         if interrupted and not failed:
             show(f"Interrupted: {fields['runs_left']} runs are left. The same command with --resume does them.")
-        show(json.dumps(fields, allow_nan=False))  # whatever becomes of the files
+        show(result_line(fields))  # whatever becomes of the files
         failed += _write_tables(settings, summary, fields)
         if failed:
             raise UserError(f"{'; '.join(failed)}. The line before has all figures.")

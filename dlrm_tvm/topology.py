@@ -62,7 +62,7 @@ def read_topology(root: str | Path = "/", affinity: Iterable[int] | None = None)
     """
     root = Path(root)
     folder = root / "sys/devices/system/cpu"
-    online = parse_cpu_list(_text(folder / "online"))
+    online = parse_cpu_list(system_text(folder / "online"))
     if not online:
         raise UserError(f"{folder}/online lists no CPUs; the core layout is read from sysfs, so mount /sys.")
     nodes = _nodes(root / "sys/devices/system/node")
@@ -115,19 +115,19 @@ def cgroup_quota(root: Path) -> float | None:
 
 def cgroup_cpuset(root: Path) -> set[int] | None:
     """The cpus that every cgroup from this process's to the root allows; None where none of them says."""
-    texts = [_text(folder / "cpuset.cpus.effective") for folder in cgroup_folders(root, "")]
-    texts += [_text(folder / "cpuset.cpus") for folder in cgroup_folders(root, "cpuset")]
+    texts = [system_text(folder / "cpuset.cpus.effective") for folder in cgroup_folders(root, "")]
+    texts += [system_text(folder / "cpuset.cpus") for folder in cgroup_folders(root, "cpuset")]
     sets = [set(parse_cpu_list(text)) for text in texts if text]
     return set.intersection(*sets) if sets else None
 
 
 def _quota_v2(folder: Path) -> float | None:
-    quota, _, period = _text(folder / "cpu.max").partition(" ")
+    quota, _, period = system_text(folder / "cpu.max").partition(" ")
     return int(quota) / int(period) if quota.isdecimal() else None
 
 
 def _quota_v1(folder: Path) -> float | None:
-    quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+    quota, period = system_text(folder / "cpu.cfs_quota_us"), system_text(folder / "cpu.cfs_period_us")
     return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None
 
 
@@ -138,7 +138,7 @@ def cgroup_folders(root: Path, controller: str) -> list[Path]:
     container's own group, which is why missing folders are no error.
     """
     mounts = ["cgroup", "cgroup/unified"] if controller == "" else [f"cgroup/{controller}", "cgroup/cpu,cpuacct"]
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in system_text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):
             inner = Path(path.lstrip("/"))
@@ -153,11 +153,13 @@ def core_siblings(root: Path, cpu: int) -> list[int]:
 
 def _siblings(folder: Path) -> list[int]:
     # Linux before 4.20 has only the older name of the list.
-    return parse_cpu_list(_text(folder / "topology/core_cpus_list") or _text(folder / "topology/thread_siblings_list"))
+    return parse_cpu_list(
+        system_text(folder / "topology/core_cpus_list") or system_text(folder / "topology/thread_siblings_list")
+    )
 
 
 def _hardware_thread(folder: Path, cpu: int, nodes: dict[int, int]) -> HardwareThread:
-    package = _text(folder / "topology/physical_package_id")
+    package = system_text(folder / "topology/physical_package_id")
     return HardwareThread(
         cpu=cpu,
         core=min(_siblings(folder), default=cpu),
@@ -170,9 +172,9 @@ def _hardware_thread(folder: Path, cpu: int, nodes: dict[int, int]) -> HardwareT
 def _l3(folder: Path) -> tuple[int, int]:
     """(lowest cpu that shares the L3, its bytes); (-1, 0) where there is none."""
     for index in sorted(folder.glob("cache/index*")):
-        if _text(index / "level") == "3":
-            shared = parse_cpu_list(_text(index / "shared_cpu_list"))
-            return min(shared, default=-1), _size_bytes(_text(index / "size"))
+        if system_text(index / "level") == "3":
+            shared = parse_cpu_list(system_text(index / "shared_cpu_list"))
+            return min(shared, default=-1), _size_bytes(system_text(index / "size"))
     return -1, 0
 
 
@@ -187,11 +189,11 @@ def _nodes(folder: Path) -> dict[int, int]:
     return {
         cpu: int(node.name.removeprefix("node"))
         for node in folder.glob("node[0-9]*")
-        for cpu in parse_cpu_list(_text(node / "cpulist"))
+        for cpu in parse_cpu_list(system_text(node / "cpulist"))
     }
 
 
-def _text(path: Path) -> str:
+def system_text(path: Path) -> str:
     """The file's text without the newline; "" where it is missing or may not be read, as is common in sysfs."""
     try:
         return path.read_text().strip()

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -84,10 +83,12 @@ def merge_runs(runs: Sequence[Run], begin_ns: int, end_ns: int) -> Measurement |
     if end_ns <= begin_ns:
         return None
     duration_s = (end_ns - begin_ns) / 1e9
+    borders_ns = [begin_ns + (end_ns - begin_ns) * part // SUB_WINDOWS for part in range(SUB_WINDOWS + 1)]
+    done = np.array([_batches_done(run, borders_ns) for run in runs])  # [runs, borders]
     measurement = {
         "duration_s": duration_s,
-        "batches_per_s": tuple(_batches_done(run, begin_ns, end_ns) / duration_s for run in runs),
-        "sub_windows_per_s": _sub_windows(runs, begin_ns, end_ns),
+        "batches_per_s": tuple(((done[:, -1] - done[:, 0]) / duration_s).tolist()),
+        "sub_windows_per_s": tuple((np.diff(done).sum(axis=0) / (duration_s / SUB_WINDOWS)).tolist()),
         "services_ns": tuple(_services(run, begin_ns, end_ns) for run in runs),
     }
     if runs[0].arrivals_ns is None:
@@ -116,23 +117,15 @@ def overload_warnings(measurement: Measurement) -> list[str]:
     ]
 
 
-def _sub_windows(runs: Sequence[Run], begin_ns: int, end_ns: int) -> tuple[float, ...]:
-    part_s = (end_ns - begin_ns) / 1e9 / SUB_WINDOWS
-    borders = [begin_ns + (end_ns - begin_ns) * part // SUB_WINDOWS for part in range(SUB_WINDOWS + 1)]
-    return tuple(sum(_batches_done(run, *part) for run in runs) / part_s for part in pairwise(borders))
-
-
-def _batches_done(run: Run, begin_ns: int, end_ns: int) -> float:
-    """Batches between the two times, with the fractions that the borders cut off."""
+def _batches_done(run: Run, moments_ns: Sequence[int]) -> np.ndarray:
+    """Batches done at each of the moments [n] float64, with the fraction of the one that is being worked on."""
+    if not len(run.ends_ns):
+        return np.zeros(len(moments_ns))
     # Relative to the start: a float64 holds nanoseconds since boot exactly for 104 days only.
     starts, ends = run.starts_ns - run.started_ns, run.ends_ns - run.started_ns
     times = np.stack([starts, ends], axis=1).reshape(-1)  # between an end and the next start nothing is done
     done = np.stack([np.arange(len(ends)), np.arange(len(ends)) + 1], axis=1).reshape(-1)
-    borders = np.array([begin_ns, end_ns]) - run.started_ns
-    if not len(times):
-        return 0.0
-    at_borders = np.interp(borders, times, done)
-    return float(at_borders[1] - at_borders[0])
+    return np.interp(np.array(moments_ns) - run.started_ns, times, done)
 
 
 def _latencies(run: Run, begin_ns: int, end_ns: int) -> np.ndarray:

@@ -113,7 +113,7 @@ def serve_queue(engine: Executor, assignment: Assignment, most_batches: int, clo
 
     ends = assignment.queue
     library = SampleLibrary(SampleSpec.from_json(ends.spec), ends.samples_fd)
-    served = serve_queue(
+    return serve_queue(
         engine,
         WorkQueue(ends.queue_fd),
         library,
@@ -123,7 +123,6 @@ def serve_queue(engine: Executor, assignment: Assignment, most_batches: int, clo
         most_batches=most_batches,
         clock=clock,
     )
-    return served
 
 
 def prepare_batches(engine: Executor, assignment: Assignment) -> list[Batch]:

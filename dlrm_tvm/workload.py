@@ -11,6 +11,7 @@ own.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,12 +51,19 @@ def items_to_rotate(card: ModelCard, batch_size: int, l3_bytes: int, indices_per
 
 def random_items(card: ModelCard, items: int, *, instance: int) -> tuple[np.ndarray, np.ndarray]:
     """dense [items, D] float32 in 0..5, as log(1 + count) is; indices [items, T] int64, uniform over whole tables."""
-    generator = np.random.default_rng([_SEED, instance])
-    dense = generator.random((items, card.num_dense), dtype=np.float32) * np.float32(5)
+    dense = np.empty((items, card.num_dense), np.float32)
     indices = np.empty((items, len(card.table_rows)), np.int64)
-    for table, rows in enumerate(card.table_rows):
-        indices[:, table] = generator.integers(0, rows, items)
+    draw_items(np.random.default_rng([_SEED, instance]), dense, indices, card.table_rows)
     return dense, indices
+
+
+def draw_items(
+    generator: np.random.Generator, dense: np.ndarray, indices: np.ndarray, table_rows: Sequence[int]
+) -> None:
+    """Fill dense [n, D] float32 and indices [n, T] of any integer type, as random_items says."""
+    dense[:] = generator.random(dense.shape, dtype=np.float32) * np.float32(5)
+    for table, rows in enumerate(table_rows):
+        indices[:, table] = generator.integers(0, rows, len(indices), dtype=indices.dtype)
 
 
 def random_bags(card: ModelCard, items: int, indices_per_bag: int, *, instance: int) -> tuple[np.ndarray, Bags]:
