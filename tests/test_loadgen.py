@@ -132,12 +132,13 @@ def test_files_of_settings_are_honoured_and_flags_go_before_them(small: tuple[Pa
     assert "min_duration (ms): 500" in (tmp_path / "b" / "mlperf_log_summary.txt").read_text()
 
 
-def test_search_ends_with_a_full_test_at_a_valid_rate(small: tuple[Path, Path], tmp_path: Path) -> None:
+def test_search_ends_with_a_full_test_at_a_valid_rate(demo_library: Path, tmp_path: Path) -> None:
+    """Half the samples within two seconds, in tests of one: a machine several times slower for a while passes too."""
     conf = tmp_path / "user.conf"
-    conf.write_text("*.Server.target_latency = 2000\n")  # which a busy machine can keep
-    done = run(*short(small[0], tmp_path, "--scenario", "server", "--find-peak-qps", "--user-conf", conf))
+    conf.write_text("*.Server.target_latency = 2000\n*.Server.target_latency_percentile = 50\n")
+    done = run(*short(demo_library, tmp_path, "--scenario", "server", "--find-peak-qps", "--user-conf", conf))
     result = result_of(done)
-    assert result["valid"] and done.returncode == 0
+    assert result["valid"] and done.returncode == 0, done.stdout
     assert Path(result["log_dir"]).name.startswith("full_")
     assert sum(each["items"] for each in result["served"]) > result["items"]
 
