@@ -31,7 +31,7 @@ def command(*options: object) -> list[str]:
 
 
 def run(*options: object) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*options), capture_output=True, text=True, timeout=120)
+    return subprocess.run(command(*options), capture_output=True, text=True, timeout=300)
 
 
 def result_of(done: subprocess.CompletedProcess) -> dict:
