@@ -37,12 +37,12 @@ class NetworkSchedule:
     fetch: RowFetch
 
 
-def default_network(batch: int, registers: int = REGISTERS) -> NetworkSchedule:
+def default_network(batch: int, registers: int = REGISTERS, precision: str = "fp32") -> NetworkSchedule:
     """One tile a block: weights then stream from the last-level cache front to back, which prefetchers do best."""
-    return NetworkSchedule(tile_heights(batch, registers)[0], 1, RowFetch(every=4, locality=2))
+    return NetworkSchedule(tile_heights(batch, registers, precision)[0], 1, RowFetch(every=4, locality=2))
 
 
-def tile_heights(batch: int, registers: int = REGISTERS) -> list[int]:
+def tile_heights(batch: int, registers: int = REGISTERS, precision: str = "fp32") -> list[int]:
     """Sensible mr for a batch, the one expected to be fastest first: little padding, few loads per multiply-add."""
     costs, small = (_TILE_COST, _SMALL_BATCH) if registers == REGISTERS else (_TILE_COST_AVX2, _SMALL_BATCH_AVX2)
     if batch <= small:

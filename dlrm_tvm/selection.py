@@ -42,7 +42,7 @@ class Selection:
     def network(self) -> NetworkSchedule:
         record = self._find(network_kernel(self.precision), network_shape(self.batch))
         if record is None:
-            schedule = default_network(self.batch, self.registers)
+            schedule = default_network(self.batch, self.registers, self.precision)
             self._mr = schedule.mr
             return schedule
         schedule = network_from(record.schedule)
