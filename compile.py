@@ -112,6 +112,9 @@ def check_precision_flags(args: argparse.Namespace) -> None:
         raise UserError("--tuning-log-file none compiles in fp32 alone: TVM's operators have no others. Leave one out.")
     if args.calibration_data is not None and args.precision not in ("int8", "auto"):
         raise UserError(f"--calibration-data is for int8, not for --precision {args.precision}. Leave one out.")
+    for flag, path in (("--calibration-data", args.calibration_data), ("--ref-data", args.ref_data)):
+        if path is not None and args.precision in ("int8", "auto") and not path.is_file():
+            raise UserError(f"{path}: no such file. Give {flag} another.")
     if args.precision != "auto":
         for flag, value in (("--ref-data", args.ref_data), ("--min-auc-ratio", args.min_auc_ratio)):
             if value is not None:

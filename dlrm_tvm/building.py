@@ -96,7 +96,8 @@ def build_library(
 ) -> tuple[Path | None, Verification | None]:
     """Write directory/name_bBATCH.so with manifest and parameters, verified; nothing is left behind on failure.
     onnx_model: where the model came from, for the manifest; numerics: what `lowered` computes in, by default float32.
-    accept: asked about the verified library before it is put in place; where it says no, nothing is, and the path is None.
+    accept: asked about the verified library before it is put in place; where it says no, nothing is put there, and the
+    path is None.
 
     The verification is None where this CPU cannot run the library. Raises UserError when the disk is full, linking
     fails, or the library's predictions are wrong.

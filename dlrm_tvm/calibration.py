@@ -32,8 +32,6 @@ def calibrate(model: Dlrm, numerics: Numerics, path: Path) -> Numerics:
     Its first 32,768 items are run through the float32 model. Raises UserError for a file that does not fit the model
     or holds no items.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file. Give sample items with --calibration-data FILE.")
     largest: list[np.ndarray] | None = None
     data = open_reference(path, describe(model), max_items=MOST_ITEMS, outputs_wanted=False)
     for chunk in data:
