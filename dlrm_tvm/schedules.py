@@ -5,6 +5,8 @@ A schedule is a handful of numbers. What may be tuned, and the rule that stands 
     network_fp32      per batch: mr items per tile, tiles per block, how rows are fetched
     dense_fp32_relu   per (mr, inputs, outputs): outputs per register tile, k steps per loop body
 
+and likewise for bf16 and int8, whose inputs are counted in words of 2 and 4 columns.
+
 The rules come from the measurements in tests/benchmarks/EXPERIMENTS.md. Knows nothing of files or of TVM.
 """
 
@@ -16,8 +18,6 @@ from .kernels.dense import REGISTERS, DenseSchedule
 from .kernels.gather import RowFetch
 from .kernels.vectors import LANES, padded
 
-PRECISION = "fp32"
-NETWORK_KERNEL = "network_fp32"
 GEMV_OUTPUTS = 256  # 16 accumulators
 
 # What a tile of so many items costs per item beside one of 5, whole network on Zen 4. More than 10 items leave too
@@ -37,12 +37,12 @@ class NetworkSchedule:
     fetch: RowFetch
 
 
-def default_network(batch: int, registers: int = REGISTERS) -> NetworkSchedule:
+def default_network(batch: int, registers: int = REGISTERS, precision: str = "fp32") -> NetworkSchedule:
     """One tile a block: weights then stream from the last-level cache front to back, which prefetchers do best."""
-    return NetworkSchedule(tile_heights(batch, registers)[0], 1, RowFetch(every=4, locality=2))
+    return NetworkSchedule(tile_heights(batch, registers, precision)[0], 1, RowFetch(every=4, locality=2))
 
 
-def tile_heights(batch: int, registers: int = REGISTERS) -> list[int]:
+def tile_heights(batch: int, registers: int = REGISTERS, precision: str = "fp32") -> list[int]:
     """Sensible mr for a batch, the one expected to be fastest first: little padding, few loads per multiply-add."""
     costs, small = (_TILE_COST, _SMALL_BATCH) if registers == REGISTERS else (_TILE_COST_AVX2, _SMALL_BATCH_AVX2)
     if batch <= small:
@@ -50,18 +50,25 @@ def tile_heights(batch: int, registers: int = REGISTERS) -> list[int]:
     return sorted(costs, key=lambda mr: -(-batch // mr) * mr * costs[mr])
 
 
-def default_dense(mr: int, outputs: int, registers: int = REGISTERS) -> DenseSchedule:
-    """As many whole vectors of outputs as registers allow, up to 8, of those that divide the layer's width."""
-    if mr == 1:
-        return DenseSchedule(min(GEMV_OUTPUTS * registers // REGISTERS, padded(outputs)), 1)
-    most = max(1, min(8, (registers - 1) // (mr + 1)))
+def default_dense(mr: int, outputs: int, registers: int = REGISTERS, unit: int = 1) -> DenseSchedule:
+    """As many whole vectors of outputs as registers allow, up to 8, of those that divide the layer's width.
+
+    unit: how many vectors of outputs are packed together.
+    """
     vectors = padded(outputs) // LANES
-    best = max((v for v in range(1, most + 1) if vectors % v == 0), default=1)
-    return DenseSchedule(best * LANES, 1)
+    if mr == 1:
+        return DenseSchedule(min(GEMV_OUTPUTS * registers // REGISTERS, vectors * LANES), 1)
+    most = max(unit, min(8, (registers - 1) // (mr + 1)))
+    whole = [v for v in range(unit, most + 1, unit) if vectors % v == 0]
+    return DenseSchedule(max(whole, default=min(unit, vectors)) * LANES, 1)
 
 
-def dense_kernel(activation: str) -> str:
-    return f"dense_fp32_{activation}"
+def network_kernel(precision: str) -> str:
+    return f"network_{precision}"
+
+
+def dense_kernel(precision: str, activation: str) -> str:
+    return f"dense_{precision}_{activation}"
 
 
 def dense_shape(mr: int, inputs: int, outputs: int) -> str:
