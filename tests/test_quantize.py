@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
-import pytest
 
 from dlrm_tvm.quantize import from_bf16, steps_of, to_bf16, to_int8
 
