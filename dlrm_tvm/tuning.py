@@ -46,7 +46,7 @@ from .tuning_log import Record, append, read_log
 _HEIGHTS_TRIED = 3
 _MARGIN = 1.02  # what a candidate must win by on a shared machine: less has turned out to be noise
 _ACCUMULATORS = 12  # fewer leave the multiply-adds waiting for loads
-_BLOCKS = (1, 2, 4)
+_BLOCKS = (1, 2, 5, 10)
 _FETCHES = ((4, 2), (1, 2), (8, 2), (4, 3), (0, 2))
 
 
