@@ -3,130 +3,52 @@
     python accuracy.py --model __prebuilt/dlrm_avx512_b100.so --ref-data __data/demo_data_small.npz
 
 Reads the library with its parameters and one data file (kinds: dlrm_tvm/reference_data.py); leaves no files.
-Passes when no prediction lies outside the tolerances; where the data holds no reference outputs (Criteo's own
-files), when every prediction is finite. Exit status 0 or 1.
+What is judged depends on the library's precision and on what the data holds (dlrm_tvm/scoring.py), and is printed.
+Exit status 0 or 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from tqdm import tqdm
 
 from dlrm_tvm import load
 from dlrm_tvm.demo import DEMO_REFERENCE
 from dlrm_tvm.errors import UserError, run_script
-from dlrm_tvm.metrics import auc, compare, log_loss
-from dlrm_tvm.reference_data import ReferenceData, open_reference
+from dlrm_tvm.reference_data import open_reference
 from dlrm_tvm.result_line import result_line
+from dlrm_tvm.scoring import MIN_AUC_RATIO, TOLERANCE, Gate, Verdict, gate_for, judge, score
 
 _DEFAULT_MODEL = Path(os.path.relpath(Path(__file__).parent / "__prebuilt" / "dlrm_avx512_b100.so"))
 
 
-@dataclass(frozen=True)
-class Scored:
-    """predictions [n] float32; reference [n] float32 and labels [n] uint8, None where the data has none."""
-
-    predictions: np.ndarray
-    reference: np.ndarray | None
-    labels: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What the script reports. None: the data has no reference or no labels, or the value is undefined."""
-
-    items: int
-    not_finite: int
-    max_abs_error: float | None
-    mean_abs_error: float | None
-    mismatches: int | None
-    auc: float | None
-    reference_auc: float | None
-    log_loss: float | None
-    reference_log_loss: float | None
-
-    @property
-    def auc_ratio(self) -> float | None:
-        return self.auc / self.reference_auc if self.auc is not None and self.reference_auc else None
-
-    @property
-    def passed(self) -> bool:
-        return not self.not_finite and not self.mismatches
-
-    def to_json(self) -> str:
-        keys = ("items", "max_abs_error", "mean_abs_error", "mismatches", "auc", "reference_auc", "auc_ratio")
-        return result_line({key: getattr(self, key) for key in (*keys, "log_loss", "passed")})
-
-
-def score(predict: Callable[..., np.ndarray], data: ReferenceData) -> Scored:
-    """Run every item of the data through `predict`, a model as load() gives it, chunk by chunk."""
-    predictions, references, labels = [], [], []
-    with tqdm(total=data.num_items, unit=" items", disable=None) as bar:
-        for chunk in data:
-            predictions.append(np.array(predict(chunk.dense, *chunk.lookups), dtype=np.float32))
-            references.append(chunk.reference)
-            labels.append(chunk.labels)
-            bar.update(len(chunk.dense))
-    return Scored(
-        np.concatenate(predictions),
-        np.concatenate(references) if data.has_reference else None,
-        np.concatenate(labels) if data.has_labels else None,
-    )
-
-
-def summarize(scored: Scored, *, rtol: float, atol: float) -> Summary:
-    """Errors against the reference and ranking against the labels, each where the data has them."""
-    errors = None
-    if scored.reference is not None:
-        errors = compare(scored.predictions, scored.reference, rtol=rtol, atol=atol)
-    our_auc, our_log_loss = _rank(scored.labels, scored.predictions)
-    reference_auc, reference_log_loss = _rank(scored.labels, scored.reference)
-    return Summary(
-        items=len(scored.predictions),
-        not_finite=int(np.count_nonzero(~np.isfinite(scored.predictions))),
-        max_abs_error=_defined(errors.max_abs) if errors else None,
-        mean_abs_error=_defined(errors.mean_abs) if errors else None,
-        mismatches=errors.mismatches if errors else None,
-        auc=our_auc,
-        reference_auc=reference_auc,
-        log_loss=our_log_loss,
-        reference_log_loss=reference_log_loss,
-    )
-
-
-def _rank(labels: np.ndarray | None, scores: np.ndarray | None) -> tuple[float | None, float | None]:
-    """AUC and log loss, or None and None where there is nothing to rank."""
-    if labels is None or scores is None or not np.isfinite(scores).all():
-        return None, None
-    return _defined(auc(labels, scores)), _defined(log_loss(labels, scores))
-
-
-def _defined(value: float) -> float | None:
-    """JSON has no NaN: an undefined value (an AUC without clicks, an error of a NaN) is None."""
-    return value if math.isfinite(value) else None
-
-
-def print_table(summary: Summary, *, rtol: float, atol: float) -> None:
+def print_table(verdict: Verdict, gate: Gate) -> None:
     def row(name: str, *values: float | None, digits: str = ".6f") -> None:
         print(f"{name:<22}" + "".join(f"{'-' if v is None else format(v, digits):>14}" for v in values))
 
     print(f"{'':<22}{'this library':>14}{'reference':>14}{'ratio':>14}")
-    row("AUC", summary.auc, summary.reference_auc, summary.auc_ratio)
-    row("log loss", summary.log_loss, summary.reference_log_loss)
-    row("largest |error|", summary.max_abs_error, digits=".3g")
-    row("mean |error|", summary.mean_abs_error, digits=".3g")
-    outside = "no reference outputs" if summary.mismatches is None else f"{summary.mismatches:,} of {summary.items:,}"
-    print(f"{'outside tolerance':<22}{outside:>14}   (rtol {rtol:g}, atol {atol:g})")
-    if summary.not_finite:
-        print(f"{'not finite':<22}{summary.not_finite:>14,}")
-    print("PASS" if summary.passed else "FAIL")
+    row("AUC", verdict.auc, verdict.reference_auc, verdict.auc_ratio)
+    row("log loss", verdict.log_loss, verdict.reference_log_loss)
+    row("largest |error|", verdict.max_abs_error, digits=".3g")
+    row("mean |error|", verdict.mean_abs_error, digits=".3g")
+    row("largest |logit error|", verdict.max_logit_error, digits=".3g")
+    row("mean |logit error|", verdict.mean_logit_error, digits=".3g")
+    outside = "no reference outputs" if verdict.mismatches is None else f"{verdict.mismatches:,} of {verdict.items:,}"
+    print(f"{'outside tolerance':<22}{outside:>14}   (rtol {gate.rtol:g}, atol {gate.atol:g})")
+    if verdict.not_finite:
+        print(f"{'not finite':<22}{verdict.not_finite:>14,}")
+    for rule in verdict.rules:
+        found = f"not judged, {rule.reason}" if rule.kept is None else "yes" if rule.kept else "NO"
+        print(f"{rule.name + '?':<30}{found}")
+    print("PASS" if verdict.passed else "FAIL")
+
+
+def to_json(verdict: Verdict, gate: Gate) -> str:
+    errors = ("max_abs_error", "mean_abs_error", "max_logit_error", "mean_logit_error", "mismatches")
+    fields = {key: getattr(verdict, key) for key in ("items", *errors, "auc", "reference_auc", "auc_ratio")}
+    fields |= {"min_auc_ratio": gate.min_auc_ratio, "log_loss": verdict.log_loss, "passed": verdict.passed}
+    return result_line(fields)
 
 
 def parse_args() -> argparse.Namespace:
@@ -134,8 +56,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=_DEFAULT_MODEL, metavar="SO", help="default: %(default)s")
     parser.add_argument("--ref-data", type=Path, default=DEMO_REFERENCE, metavar="FILE", help="default: %(default)s")
     parser.add_argument("--max-items", type=int, metavar="N", help="score the first N items (default: all)")
-    parser.add_argument("--rtol", type=float, default=1e-5, help="relative tolerance (default: %(default)s)")
-    parser.add_argument("--atol", type=float, default=1e-5, help="absolute tolerance (default: %(default)s)")
+    parser.add_argument("--rtol", type=float, help=f"relative tolerance (default: {TOLERANCE:g})")
+    parser.add_argument("--atol", type=float, help=f"absolute tolerance (default: {TOLERANCE:g})")
+    parser.add_argument(
+        "--min-auc-ratio",
+        type=float,
+        default=MIN_AUC_RATIO,
+        metavar="X",
+        help="least AUC of this library / AUC of the reference, above 0 and at most 1 (default: %(default)s)",
+    )
     return parser.parse_args()
 
 
@@ -145,14 +74,15 @@ def main() -> int:
         raise UserError(f"{args.ref_data}: no such file. Give reference data with --ref-data FILE.")
     model = load(args.model)
     manifest = model.artifact.manifest
+    gate = gate_for(manifest.precision, min_auc_ratio=args.min_auc_ratio, rtol=args.rtol, atol=args.atol)
     data = open_reference(args.ref_data, manifest.model, max_items=args.max_items)
     bags = "" if data.indices_per_bag == 1 else f", {data.indices_per_bag:.3g} indices per bag"
     print(f"model  {args.model}: {manifest.model.name}, {manifest.precision}, batch {manifest.batch_size}")
     print(f"data   {os.path.relpath(args.ref_data)}: {data.kind}, {data.num_items:,} items{bags}")
-    summary = summarize(score(model, data), rtol=args.rtol, atol=args.atol)
-    print_table(summary, rtol=args.rtol, atol=args.atol)
-    print(summary.to_json())
-    return 0 if summary.passed else 1
+    verdict = judge(score(model, data), gate)
+    print_table(verdict, gate)
+    print(to_json(verdict, gate))
+    return 0 if verdict.passed else 1
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ from tvm import relax, tirx
 from .errors import UserError
 from .kernels.network import bag_network, network, profile_network
 from .kernels.network_plan import NetworkPlan
-from .kernels.peak import flops_per_round, peak_fma, stream_read
+from .kernels.peak import PeakLoop, stream_read
 from .manifest import Part
 from .model import Dlrm
+from .numerics import Numerics, numerics_of
 from .parameters import ParameterSource, array_source
 from .parts import parts_of
 from .plain import plain_network
@@ -72,9 +73,11 @@ def lower_tuned(
     dump: Dump,
     tables: TableLayout | None = None,
     profile: bool = False,
+    numerics: Numerics | None = None,
 ) -> Lowered:
     """Our kernels. tables: where the model's tables will lie; by default in place where they can. profile: whether the
-    library gets the function `profile` too, which takes about as long to compile as `main`.
+    library gets the function `profile` too, which takes about as long to compile as `main`. numerics: what it computes
+    in, by default float32; the tables are laid out for it.
 
     Raises UserError where the target has neither AVX-512 nor AVX2 with FMA.
     """
@@ -83,15 +86,16 @@ def lower_tuned(
             f"{target.cpu} has neither AVX-512 nor AVX2 with FMA, which the tuned kernels are made of. "
             "Compile with --tuning-log-file none, or --target-cpu of a CPU that has it."
         )
-    tables = tables or lay_out_tables(model)
-    planned = plan_network(model, batch, schedule, dense_schedule, tables.elements)
+    numerics = numerics or numerics_of(model, "fp32")
+    tables = tables or lay_out_tables(model, numerics=numerics)
+    planned = plan_network(model, batch, schedule, dense_schedule, tables.elements, numerics)
     dump.write("1_plan.txt", lambda: f"{planned.plan}\n")
     functions = {"main": network(planned.plan), "bags": bag_network(planned.plan)}
     if profile:
         functions["profile"] = profile_network(planned.plan)
     dump.write("2_tir.py", lambda: "\n".join(function.script() for function in functions.values()))
     module = _relax_module(planned.plan, functions)
-    lowered = _build(module, planned.mlp, tables, target, dump)
+    lowered = _build(module, planned.mlp, tables, target, dump, numerics.precision)
     return replace(lowered, parts=parts_of(model, planned.plan) if profile else ())
 
 
@@ -132,16 +136,14 @@ def _relax_module(plan: NetworkPlan, functions: dict) -> tvm.IRModule:
     return builder.get()
 
 
-def _add_peak(module: tvm.IRModule, mlp_elements: int, registers: int) -> None:
+def _build(
+    module: tvm.IRModule, mlp: np.ndarray, tables: TableLayout, target: CpuTarget, dump: Dump, precision: str = "fp32"
+) -> Lowered:
     """The loops that measure the hardware travel with the library, so that measuring needs no compiler."""
-    for function in (peak_fma(registers), stream_read(mlp_elements, registers)):
-        name = function.attrs["global_symbol"]
-        module[name] = function
-
-
-def _build(module: tvm.IRModule, mlp: np.ndarray, tables: TableLayout, target: CpuTarget, dump: Dump) -> Lowered:
-    _add_peak(module, mlp.size, target.registers)
+    peak = PeakLoop(precision, target.registers)
+    for function in (peak.function(), stream_read(mlp.size, target.registers)):
+        module[function.attrs["global_symbol"]] = function
     dump.write("3_relax.py", lambda: module.script())
     executable = relax.build(module, target=target.tvm_target)
     dump.write("4_assembly.s", lambda: executable.mod.imports[0].inspect_source("asm"))
-    return Lowered(executable, tables, array_source("mlp", mlp), flops_per_round(target.registers))
+    return Lowered(executable, tables, array_source("mlp", mlp), peak.flops_per_round)

@@ -9,17 +9,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# A float32 sigmoid reaches 0 and 1 exactly; one such prediction must not make the mean infinite.
+# A float32 sigmoid reaches 0 and 1 exactly; one such prediction must not make a loss or a logit infinite.
 _PROBABILITY_FLOOR = float(np.finfo(np.float32).eps)
 
 
 @dataclass(frozen=True)
 class ErrorSummary:
-    """Predictions against a reference; `mismatches` counts |ours - reference| > atol + rtol * |reference|."""
+    """Predictions against a reference; `mismatches` counts |ours - reference| > atol + rtol * |reference|.
+
+    max_logit, mean_logit: |logit(ours) - logit(reference)|, see `logit`.
+    """
 
     items: int
     max_abs: float
     mean_abs: float
+    max_logit: float
+    mean_logit: float
     mismatches: int
 
 
@@ -57,19 +62,40 @@ def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
     positive = _checked_labels(labels, probabilities)
     if not len(positive):
         return float("nan")
-    p = np.clip(probabilities.astype(np.float64), _PROBABILITY_FLOOR, 1 - _PROBABILITY_FLOOR)
+    p = _inside(probabilities)
     return float(-np.mean(np.log(np.where(positive, p, 1 - p))))
 
 
+def logit(probabilities: np.ndarray) -> np.ndarray:
+    """log(p / (1 - p)) in float64, [n]: what the last sigmoid took. NaN where p is not within 0..1.
+
+    p is kept 1.2e-7 (float32's epsilon) away from 0 and 1, so logits end at ±15.94. A float32 p near 1 says less of its
+    logit than one near 0: at p = 0.999 the next float32 is 6e-5 away in the logit, at 0.001 it is 1.2e-7.
+    """
+    p = np.where((probabilities >= 0) & (probabilities <= 1), _inside(probabilities), np.nan)
+    return np.log(p) - np.log1p(-p)
+
+
 def compare(predictions: np.ndarray, reference: np.ndarray, *, rtol: float, atol: float) -> ErrorSummary:
-    """predictions and reference: [n]. A prediction that is not finite is a mismatch."""
+    """predictions and reference: [n]. One that is not finite is a mismatch, and the errors are NaN.
+
+    So are the errors of logits where either holds a value outside 0..1: of a model without a last sigmoid.
+    """
     expected = reference.astype(np.float64)
     errors = np.abs(predictions.astype(np.float64) - expected)
+    logit_errors = np.abs(logit(predictions) - logit(reference))
     # Written so that NaN, which compares false, counts as outside.
     mismatches = np.count_nonzero(~(errors <= atol + rtol * np.abs(expected)))
     if not len(errors):
-        return ErrorSummary(0, 0.0, 0.0, 0)
-    return ErrorSummary(len(errors), float(errors.max()), float(errors.mean()), int(mismatches))
+        return ErrorSummary(0, 0.0, 0.0, 0.0, 0.0, 0)
+    return ErrorSummary(
+        items=len(errors),
+        max_abs=float(errors.max()),
+        mean_abs=float(errors.mean()),
+        max_logit=float(logit_errors.max()),
+        mean_logit=float(logit_errors.mean()),
+        mismatches=int(mismatches),
+    )
 
 
 def percentiles_ms(latencies_ns: np.ndarray) -> dict[str, float]:
@@ -88,6 +114,11 @@ def percentiles_ms(latencies_ns: np.ndarray) -> dict[str, float]:
         "max": float(ordered_ms[-1]),
         "mean": float(ordered_ms.mean()),
     }
+
+
+def _inside(probabilities: np.ndarray) -> np.ndarray:
+    """As float64, kept away from 0 and 1."""
+    return np.clip(probabilities.astype(np.float64), _PROBABILITY_FLOOR, 1 - _PROBABILITY_FLOOR)
 
 
 def _checked_labels(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -9,12 +9,12 @@ from .kernels.gather import RowFetch
 from .kernels.vectors import LANES
 from .plan import LayerShape
 from .schedules import (
-    NETWORK_KERNEL,
     NetworkSchedule,
     default_dense,
     default_network,
     dense_kernel,
     dense_shape,
+    network_kernel,
     network_shape,
 )
 from .tuning_log import Record, TuningLog
@@ -27,21 +27,22 @@ _WIDEST = 512  # outputs of a register tile; beyond, a line of a log would ask f
 class Selection:
     """Chooses schedules and remembers how: `tuned` and `untuned` name kernels, `borrowed` the CPUs of records.
 
-    registers: how many vectors of 16 the CPU's registers hold.
+    registers: how many vectors of 16 the CPU's registers hold; precision: the network's.
     """
 
     log: TuningLog
     cpu: str
     batch: int
     registers: int = REGISTERS
+    precision: str = "fp32"
     tuned: list[str] = field(default_factory=list)
     untuned: list[str] = field(default_factory=list)
     borrowed: set[str] = field(default_factory=set)
 
     def network(self) -> NetworkSchedule:
-        record = self._find(NETWORK_KERNEL, network_shape(self.batch))
+        record = self._find(network_kernel(self.precision), network_shape(self.batch))
         if record is None:
-            schedule = default_network(self.batch, self.registers)
+            schedule = default_network(self.batch, self.registers, self.precision)
             self._mr = schedule.mr
             return schedule
         schedule = network_from(record.schedule)
@@ -50,13 +51,16 @@ class Selection:
 
     def dense(self, layer: LayerShape) -> DenseSchedule:
         """The schedule of one layer; call network() first."""
-        record = self._find(dense_kernel(layer.activation), dense_shape(self._mr, layer.inputs, layer.outputs))
-        return default_dense(self._mr, layer.outputs, self.registers) if record is None else dense_from(record.schedule)
+        kernel = dense_kernel(layer.precision, layer.activation)
+        record = self._find(kernel, dense_shape(self._mr, layer.inputs, layer.outputs), layer.unit)
+        if record is None:
+            return default_dense(self._mr, layer.outputs, self.registers, layer.unit)
+        return dense_from(record.schedule)
 
-    def _find(self, kernel: str, shape: str) -> Record | None:
+    def _find(self, kernel: str, shape: str, unit: int = 1) -> Record | None:
         record = self.log.find(kernel, shape, self.cpu)
         name = f"{kernel} {shape}"
-        if record is not None and not (_usable(record, self.batch) and self._may_borrow(record)):
+        if record is not None and not (_usable(record, self.batch, unit) and self._may_borrow(record)):
             record = None
         names = self.untuned if record is None else self.tuned
         if name not in names:
@@ -92,10 +96,10 @@ def dense_from(numbers: dict[str, int]) -> DenseSchedule:
     return DenseSchedule(nr=numbers["nr"], unroll=numbers["unroll"])
 
 
-def _usable(record: Record, batch: int) -> bool:
+def _usable(record: Record, batch: int, unit: int) -> bool:
     """A log is a file that people edit: numbers that no kernel can be made of count as untuned."""
     numbers = record.schedule
-    if record.kernel == NETWORK_KERNEL:
+    if record.kernel == network_kernel(record.precision):
         if not {"mr", "block_tiles", "fetch_every", "fetch_locality"} <= numbers.keys():
             return False
         mr, tiles = numbers["mr"], numbers["block_tiles"]
@@ -103,4 +107,5 @@ def _usable(record: Record, batch: int) -> bool:
         return fits and numbers["fetch_every"] >= 0 and 0 <= numbers["fetch_locality"] <= 3
     if not {"nr", "unroll"} <= numbers.keys():
         return False
-    return numbers["nr"] in range(LANES, _WIDEST + 1, LANES) and numbers["unroll"] in (1, 2, 4, 8, 16)
+    step = unit * LANES
+    return numbers["nr"] in range(step, _WIDEST + 1, step) and numbers["unroll"] in (1, 2, 4, 8, 16)

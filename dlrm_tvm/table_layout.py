@@ -18,10 +18,11 @@ import numpy as np
 from .kernels.vectors import LANES, padded
 from .manifest import Piece, TableRange
 from .model import Dlrm, Table
+from .numerics import Numerics, numerics_of
 from .parameters import ALIGNMENT, HUGE_PAGE, TABLES, ParameterSource, array_source
+from .plan import row_words
 from .table_files import FileRegion, file_region, sample_sha256
-
-_CHUNK_BYTES = 16 << 20
+from .table_rows import stored_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,19 +58,26 @@ class TableLayout:
         return TableRange(self.nbytes, (*copied, *self.pieces))
 
 
-def lay_out_tables(model: Dlrm, *, copy: bool = False) -> TableLayout:
-    """copy: take all tables into the parameter file, so that the model's own files can go."""
+def lay_out_tables(model: Dlrm, *, copy: bool = False, numerics: Numerics | None = None) -> TableLayout:
+    """copy: take all tables into the parameter file, so that the model's own files can go.
+
+    numerics: what rows are stored in, by default float32; others are converted, which is a copy whatever `copy` says.
+    """
+    numerics = numerics or numerics_of(model, "fp32")
+    copy = copy or numerics.precision != "fp32"
     regions = [None if copy else file_region(table.rows) for table in model.tables]
     reasons = [None if copy else _why_not_in_place(table, region) for table, region in zip(model.tables, regions)]
     here = [t for t in range(len(regions)) if not copy and reasons[t] is None]
     copied = [t for t in range(len(regions)) if t not in here]
-    dim = padded(model.dim)
+    words = row_words(model.dim, numerics.precision)
     starts = np.zeros(len(regions), np.int64)
     end = 0
     for t in copied:
         starts[t] = end // 4
-        end += model.tables[t].num_rows * dim * 4
-    source = _copied([model.tables[t] for t in copied], dim, end) if copied else None
+        end += model.tables[t].num_rows * words * 4
+    steps = numerics.table_steps
+    parts = [(model.tables[t], None if steps is None else steps[t]) for t in copied]
+    source = _copied(parts, numerics.precision, end) if copied else None
     pieces, end = _pieces([regions[t] for t in here], end)
     for t in here:
         piece = next(piece for piece in pieces if piece.file == str(regions[t].path))
@@ -114,34 +122,11 @@ def _pieces(regions: Sequence[FileRegion], at: int) -> tuple[tuple[Piece, ...], 
     return tuple(pieces), at
 
 
-def _copied(tables: Sequence[Table], dim: int, nbytes: int) -> ParameterSource:
+def _copied(tables: Sequence[tuple[Table, float | None]], precision: str, nbytes: int) -> ParameterSource:
+    """tables: each with its step, if it has one."""
+
     def chunks() -> Iterator[np.ndarray]:
-        for table in tables:
-            yield from _padded_rows(table, dim)
+        for table, step in tables:
+            yield from stored_rows(table, precision, step)
 
     return ParameterSource(TABLES, "float32", (nbytes // 4,), chunks)
-
-
-def _rows_in_order(table: Table, step: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(number of the first row, rows [up to step, dim] float32). Read, not mapped, where they lie in a file: whatever
-    is mapped counts as this process's memory until the kernel takes it away."""
-    region = file_region(table.rows)
-    if region is None:
-        for at in range(0, table.num_rows, step):
-            yield at, np.asarray(table.rows[at : at + step], np.float32)
-        return
-    with region.path.open("rb") as file:
-        file.seek(region.offset)
-        for at in range(0, table.num_rows, step):
-            count = min(step, table.num_rows - at) * table.dim
-            rows = np.fromfile(file, table.rows.dtype, count)
-            yield at, np.asarray(rows.reshape(-1, table.dim), np.float32)
-
-
-def _padded_rows(table: Table, dim: int) -> Iterator[np.ndarray]:
-    """The table's rows as the kernel reads them, some MB at a time: weighted, and widened with zeros to `dim`."""
-    step = max(1, _CHUNK_BYTES // max(1, 4 * dim))
-    for at, rows in _rows_in_order(table, step):
-        if table.row_weights is not None:
-            rows = rows * table.row_weights[at : at + step, None]
-        yield np.ascontiguousarray(np.pad(rows, ((0, 0), (0, dim - table.dim))) if dim != table.dim else rows)

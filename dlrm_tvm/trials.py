@@ -17,12 +17,15 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from .kernels.dense import DenseSchedule, PackedDense, dense_layer
+from .kernels.forms import Form
 from .kernels.gemv import gemv_layer
-from .kernels.peak import MAX_THREADS, flops_per_round, peak_fma
+from .kernels.instructions import imported
+from .kernels.peak import MAX_THREADS, PeakLoop
 from .kernels.tiles import Tiles
 from .kernels.vectors import LANES, padded, store
 from .lower import Dump, lower_tuned
 from .model import Dlrm
+from .numerics import Numerics
 from .placement import place_threads
 from .plan import LayerShape
 from .schedules import NetworkSchedule
@@ -43,17 +46,17 @@ class Timing:
 
 
 class Peak:
-    """The FMA loop of kernels/peak.py on the calling thread: GFLOP/s over a millisecond."""
+    """The loop of kernels/peak.py on the calling thread: GFLOP/s over a millisecond."""
 
-    def __init__(self, cpu: CpuTarget) -> None:
+    def __init__(self, cpu: CpuTarget, precision: str = "fp32") -> None:
         place_threads(1)
-        loop = peak_fma(cpu.registers)
-        self._flops_per_round = flops_per_round(cpu.registers)
-        self._loop = tvm.compile(tvm.IRModule({"peak_fma": loop}), target=cpu.tvm_target)["peak_fma"]
+        loop = PeakLoop(precision, cpu.registers)
+        self._flops_per_round = loop.flops_per_round
+        self._loop = tvm.compile(tvm.IRModule({"peak_fma": loop.function()}), target=cpu.tvm_target)["peak_fma"]
         self._factors, self._sink = _tensor((2,), np.float32), _tensor((MAX_THREADS * LANES,), np.float32)
         np.from_dlpack(self._factors)[:] = (0.999, 1e-6)
 
-    def gflops(self, rounds: int = 7000) -> float:
+    def gflops(self, rounds: int = 5000) -> float:
         start = perf_counter()
         self._loop(rounds, self._factors, self._sink)
         return rounds * self._flops_per_round / (perf_counter() - start) / 1e9
@@ -65,28 +68,36 @@ class DenseTrial:
 
     def __init__(self, layer: LayerShape, mr: int, cpu: CpuTarget, peak: Peak, network_bytes: int) -> None:
         self._layer, self._mr, self._cpu, self._peak = layer, mr, cpu, peak
-        self._elements = padded(layer.outputs) * (layer.inputs + 1)
+        self._form = Form(layer.precision)
+        # Weights, then scales, surplus and biases, one each per output.
+        self._elements = padded(layer.outputs) * (layer.inputs + 3)
         self._copies = [_random(self._elements) for _ in range(-(-network_bytes // (4 * self._elements)))]
 
     def time(self, schedule: DenseSchedule) -> Timing:
         layer, mr = self._layer, self._mr
-        bias_at = padded(layer.outputs) * layer.inputs
-        packed = PackedDense(layer.inputs, layer.outputs, layer.activation, 0, bias_at, schedule)
+        ends = [padded(layer.outputs) * (layer.inputs + part) for part in range(3)]
+        packed = PackedDense(
+            layer.inputs, layer.outputs, layer.activation, 0, ends[0], schedule,
+            takes=self._form, scale_at=ends[1], surplus_at=ends[2],
+        )  # fmt: skip
         function = _dense_function(packed, mr, self._elements)
         run = tvm.compile(tvm.IRModule({"dense": function}), target=self._cpu.tvm_target)["dense"]
         x, y = _random(mr * padded(layer.inputs)), _tensor((mr * padded(layer.outputs),), np.float32)
         copies = itertools.cycle(self._copies)
-        flops = 2 * mr * layer.inputs * layer.outputs
+        flops = 2 * mr * layer.inputs * self._form.values * layer.outputs
         return _measure(lambda: run(x, next(copies), y), flops, self._peak, _DENSE_SECONDS)
 
 
 class NetworkTrial:
     """The whole network on tables of up to 50,000 rows each and inputs whose rows no cache holds."""
 
-    def __init__(self, model: Dlrm, batch: int, cpu: CpuTarget, peak: Peak, dense_schedule: Callable) -> None:
+    def __init__(
+        self, model: Dlrm, batch: int, cpu: CpuTarget, peak: Peak, dense_schedule: Callable, numerics: Numerics
+    ) -> None:
         tables = tuple(replace(table, rows=table.rows[:_TABLE_ROWS], row_weights=None) for table in model.tables)
         self._model, self._batch, self._cpu, self._peak = replace(model, tables=tables), batch, cpu, peak
-        self._layout = lay_out_tables(self._model, copy=True)
+        self._layout = lay_out_tables(self._model, copy=True, numerics=numerics)
+        self._numerics = numerics
         self._dense_schedule = dense_schedule
         self._tables: list | None = None
         rng = np.random.default_rng(0)
@@ -101,6 +112,7 @@ class NetworkTrial:
             self._cpu,
             Dump(None),
             self._layout,
+            numerics=self._numerics,
         )
         if self._tables is None:
             self._tables = [_filled(source) for source in self._layout.sources]
@@ -134,6 +146,7 @@ def _measure(call: Callable, flops: int, peak: Peak, seconds: float) -> Timing:
 
 
 def _dense_function(layer: PackedDense, mr: int, elements: int):
+    """Its outputs stay float32: how they are packed for the next layer is the network's."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("dense")
         T.func_attr({"tirx.noalias": True})
@@ -141,15 +154,18 @@ def _dense_function(layer: PackedDense, mr: int, elements: int):
         weights = T.arg("weights", T.buffer((elements,), "float32"))
         y = T.arg("y", T.buffer((mr * padded(layer.outputs),), "float32"))
         source, target = Tiles(x, 0, layer.inputs, mr), Tiles(y, 0, layer.outputs, mr)
-        if mr == 1:
-            live = T.alloc_buffer((layer.inputs + 1,), "int32", scope="global")
-            gemv_layer(layer, weights, lambda k: x[k], lambda block, value: store(y, block * LANES, value), live)
-        else:
-            dense_layer(
-                layer, weights, mr,
-                lambda tile, row, block, lane: x[source.index(tile, row, block, lane)],
-                lambda tile, row, block, value: store(y, target.index(tile, row, block), value), 1,
-            )  # fmt: skip
+
+        def write(tile, row, block, values: list) -> None:
+            for v, value in enumerate(values):
+                store(y, target.index(tile, row, block + v), value)
+
+        with imported(layer.takes.precision):
+            if mr == 1:
+                live = T.alloc_buffer((layer.inputs + 1,), "int32", scope="global")
+                gemv_layer(layer, weights, lambda k: x[k], lambda block, values: write(0, 0, block, values), live)
+            else:
+                word = lambda tile, row, block, lane: x[source.index(tile, row, block, lane)]  # noqa: E731
+                dense_layer(layer, weights, mr, word, write, 1)
     return builder.get()
 
 

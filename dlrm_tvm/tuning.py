@@ -27,14 +27,14 @@ from .kernels.dense import REGISTERS, DenseSchedule
 from .kernels.gather import RowFetch
 from .kernels.vectors import LANES, padded
 from .model import Dlrm
+from .numerics import Numerics
 from .plan import LayerShape, layer_shapes
 from .schedules import (
-    NETWORK_KERNEL,
-    PRECISION,
     NetworkSchedule,
     default_dense,
     dense_kernel,
     dense_shape,
+    network_kernel,
     network_shape,
     tile_heights,
 )
@@ -46,15 +46,16 @@ from .tuning_log import Record, append, read_log
 _HEIGHTS_TRIED = 3
 _MARGIN = 1.02  # what a candidate must win by on a shared machine: less has turned out to be noise
 _ACCUMULATORS = 12  # fewer leave the multiply-adds waiting for loads
-_BLOCKS = (1, 2, 4)
+_BLOCKS = (1, 2, 5, 10)
 _FETCHES = ((4, 2), (1, 2), (8, 2), (4, 3), (0, 2))
 
 
 class Search:
     """One search: measures what has not been measured before, remembers the best, writes as it goes."""
 
-    def __init__(self, cpu: CpuTarget, log: Path, progress: tqdm, model: str = "") -> None:
+    def __init__(self, cpu: CpuTarget, log: Path, progress: tqdm, model: str = "", precision: str = "fp32") -> None:
         """model: what tells models apart in the trials' name; timings of one say nothing about another."""
+        self._precision = precision
         self._cpu, self._log, self._progress = cpu.cpu, log, progress
         self.trials = log.with_name(f"{log.name}.{model}.trials" if model else f"{log.name}.trials")
         known = read_log(self.trials, must_exist=False).records
@@ -73,7 +74,7 @@ class Search:
             if key not in self._known:
                 timing: Timing = time(numbers)
                 self._known[key] = Record(
-                    kernel, shape, PRECISION, self._cpu, numbers, round(timing.time_us, 3),
+                    kernel, shape, self._precision, self._cpu, numbers, round(timing.time_us, 3),
                     round(timing.share_of_peak, 4), tvm.__version__, date.today().isoformat(),
                 )  # fmt: skip
                 append(self.trials, self._known[key])
@@ -86,8 +87,8 @@ class Search:
         append(self._log, record)
 
 
-def tune(model: Dlrm, batch: int, cpu: CpuTarget, log: Path) -> None:
-    """Find schedules for this model's layers at this batch size and append them to the log.
+def tune(model: Dlrm, batch: int, cpu: CpuTarget, log: Path, numerics: Numerics) -> None:
+    """Find schedules for this model's layers in these numbers at this batch size and append them to the log.
 
     Raises UserError when the target is not this machine, or lacks AVX2 and FMA. Ctrl-C loses nothing that was measured.
     """
@@ -104,32 +105,41 @@ def tune(model: Dlrm, batch: int, cpu: CpuTarget, log: Path) -> None:
         raise UserError(
             f"{log}: {error.strerror}; a file to append to was wanted. Give --tuning-log-file another."
         ) from None
-    heights = tile_heights(batch, cpu.registers)[:_HEIGHTS_TRIED]
-    layers = list(dict.fromkeys(layer_shapes(model)))
+    heights = tile_heights(batch, cpu.registers, numerics.precision)[:_HEIGHTS_TRIED]
+    layers = list(dict.fromkeys(layer_shapes(model, numerics)))
     total = sum(len(dense_candidates(mr, layer, cpu.registers)) for mr in heights for layer in layers)
     total += len(heights) + (len(_BLOCKS) if batch > heights[0] else 1) + len(_FETCHES)
     with tqdm(total=total, desc="tuning", unit="trial") as progress:
-        search = Search(cpu, log, progress, model.fingerprint[:8])
-        _search(search, model, batch, cpu, heights, layers)
+        search = Search(cpu, log, progress, model.fingerprint[:8], numerics.precision)
+        _search(search, model, batch, cpu, heights, layers, numerics)
     search.trials.unlink(missing_ok=True)
 
 
 def _search(
-    search: Search, model: Dlrm, batch: int, cpu: CpuTarget, heights: list[int], layers: list[LayerShape]
+    search: Search,
+    model: Dlrm,
+    batch: int,
+    cpu: CpuTarget,
+    heights: list[int],
+    layers: list[LayerShape],
+    numerics: Numerics,
 ) -> None:
-    chosen, peak = {}, Peak(cpu)
+    chosen, peak = {}, Peak(cpu, numerics.precision)
     for mr in heights:
         for layer in layers:
             shape = dense_shape(mr, layer.inputs, layer.outputs)
             trial = DenseTrial(layer, mr, cpu, peak, model.mlp_bytes)
             numbers = [dense_numbers(schedule) for schedule in dense_candidates(mr, layer, cpu.registers)]
-            best = search.best(dense_kernel(layer.activation), shape, numbers, lambda n, t=trial: t.time(dense_from(n)))
+            kernel = dense_kernel(layer.precision, layer.activation)
+            best = search.best(kernel, shape, numbers, lambda n, t=trial: t.time(dense_from(n)))
             chosen[mr, layer] = best
-    network = NetworkTrial(model, batch, cpu, peak, lambda mr, layer: dense_from(chosen[mr, layer].schedule))
+    network = NetworkTrial(model, batch, cpu, peak, lambda mr, layer: dense_from(chosen[mr, layer].schedule), numerics)
     best = None
     for candidates in network_stages(batch, heights):
         numbers = [network_numbers(schedule) for schedule in candidates(best)]
-        record = search.best(NETWORK_KERNEL, network_shape(batch), numbers, lambda n: network.time(network_from(n)))
+        record = search.best(
+            network_kernel(numerics.precision), network_shape(batch), numbers, lambda n: network.time(network_from(n))
+        )
         best = network_from(record.schedule)
     search.keep(record)
     for (mr, _), dense_record in chosen.items():
@@ -149,8 +159,9 @@ def dense_candidates(mr: int, layer: LayerShape, registers: int = REGISTERS) -> 
     """Register tiles that fit, of enough accumulators where the layer is wide enough, the rule's choice first."""
     widths = {min(padded(layer.outputs), nr) for nr in (16, 32, 48, 64, 80, 96, 128, 256)}
     fitting = [nr for nr in sorted(widths) if mr == 1 or DenseSchedule(nr, 1).registers(mr) <= registers]
+    fitting = [nr for nr in fitting if nr % (LANES * layer.unit) == 0] or fitting[-1:]
     enough = [nr for nr in fitting if mr * nr // LANES >= _ACCUMULATORS] or fitting[-1:]
     unrolls = (1,) if mr == 1 else (1, 2)
-    rule = default_dense(mr, layer.outputs, registers)
+    rule = default_dense(mr, layer.outputs, registers, layer.unit)
     candidates = [DenseSchedule(nr, unroll) for nr in enough for unroll in unrolls]
     return [rule, *(candidate for candidate in candidates if candidate != rule)]

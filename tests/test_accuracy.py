@@ -17,14 +17,15 @@ from dlrm_tvm.demo_weights import CRITEO_TABLE_ROWS
 from dlrm_tvm.errors import UserError
 
 KEYS = [
-    "items", "max_abs_error", "mean_abs_error", "mismatches", "auc", "reference_auc", "auc_ratio", "log_loss", "passed",
+    "items", "max_abs_error", "mean_abs_error", "max_logit_error", "mean_logit_error", "mismatches",
+    "auc", "reference_auc", "auc_ratio", "min_auc_ratio", "log_loss", "passed",
 ]  # fmt: skip
 
 
 class FakeLibrary:
-    """The demo model computed by the NumPy reference, `change` applied to its predictions."""
+    """The demo model computed by the NumPy reference, `change` applied to its predictions, marked as `precision`."""
 
-    def __init__(self, change=lambda predictions: predictions) -> None:
+    def __init__(self, change=lambda predictions: predictions, precision: str = "fp32") -> None:
         self._model = demo.demo_dlrm()
         self._change = change
         card = SimpleNamespace(
@@ -35,7 +36,7 @@ class FakeLibrary:
             fingerprint=self._model.fingerprint,
             graph_inputs=self._model.graph_inputs,
         )
-        self.artifact = SimpleNamespace(manifest=SimpleNamespace(model=card, precision="fp32", batch_size=100))
+        self.artifact = SimpleNamespace(manifest=SimpleNamespace(model=card, precision=precision, batch_size=100))
 
     def __call__(self, dense: np.ndarray, indices: np.ndarray) -> np.ndarray:
         return self._change(reference.predict(self._model, dense, indices)).astype(np.float32)
@@ -58,6 +59,24 @@ def save_criteo(path: Path, count: int) -> Path:
     records = np.hstack([labels[:, None], rng.integers(0, 99, (count, 13)), rng.integers(0, rows, (count, 26))])
     records.astype("<i4").tofile(path)
     return path
+
+
+def save_graph_inputs(path: Path, count: int) -> Path:
+    """Items by the graph's own input names, with the reference's outputs: no labels."""
+    model = demo.demo_dlrm()
+    dense, indices = demo.demo_inputs(count, seed=5)
+    np.savez(path, dense_x=dense, indices=indices.T, pred=reference.predict(model, dense, indices))
+    return path
+
+
+def noisy(predictions: np.ndarray) -> np.ndarray:
+    """Errors of 1e-4 and more, as of bf16, that hardly change the order."""
+    return predictions + 3e-4 * np.random.default_rng(4).standard_normal(len(predictions))
+
+
+def shuffled_tenth(predictions: np.ndarray) -> np.ndarray:
+    """One in ten items has another one's prediction."""
+    return np.concatenate([np.roll(predictions[: len(predictions) // 10], 1), predictions[len(predictions) // 10 :]])
 
 
 def test_a_correct_library_passes_and_ranks_as_the_reference(monkeypatch, capsys):
@@ -85,12 +104,59 @@ def test_errors_beyond_the_tolerance_fail_and_are_counted(monkeypatch, capsys):
     assert (status, result["mismatches"]) == (0, 0)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_narrow_library_passes_on_its_auc_ratio_with_errors_beyond_the_tolerance(monkeypatch, capsys, precision):
+    library = FakeLibrary(noisy, precision)
+    status, printed, result = run_main(monkeypatch, capsys, "--max-items", "2000", library=library)
+    assert (status, result["passed"], result["min_auc_ratio"]) == (0, True, 0.999)
+    assert result["mismatches"] > 1500
+    assert 0.999 < result["auc_ratio"] != 1
+    assert result["max_logit_error"] > result["mean_logit_error"] > result["mean_abs_error"]
+    assert f"none outside tolerance?       not judged, {precision}: the AUC ratio is, in its place" in printed
+    assert "AUC ratio at least 0.999?     yes" in printed.splitlines()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_an_auc_ratio_below_the_minimum_fails_in_every_precision(monkeypatch, capsys, precision):
+    library = FakeLibrary(shuffled_tenth, precision)
+    arguments = ("--max-items", "2000", "--rtol", "1", "--atol", "1")
+    status, printed, result = run_main(monkeypatch, capsys, *arguments, library=library)
+    assert (status, result["passed"], result["mismatches"]) == (1, False, 0)
+    assert 0.8 < result["auc_ratio"] < 0.999
+    assert {"AUC ratio at least 0.999?     NO", "FAIL"} <= set(printed.splitlines())
+    status, _, result = run_main(monkeypatch, capsys, *arguments, "--min-auc-ratio", "0.8", library=library)
+    assert (status, result["passed"], result["min_auc_ratio"]) == (0, True, 0.8)
+
+
+def test_a_narrow_library_without_labels_says_what_was_judged(monkeypatch, capsys, tmp_path):
+    arguments = ("--ref-data", str(save_graph_inputs(tmp_path / "inputs.npz", 120)))
+    library = FakeLibrary(noisy, "bf16")
+    status, printed, result = run_main(monkeypatch, capsys, *arguments, library=library)
+    assert (status, result["auc_ratio"]) == (0, None)
+    assert result["mismatches"] > 100
+    assert printed.splitlines()[-5:-1] == [
+        "every prediction finite?      yes",
+        "none outside tolerance?       not judged, bf16, and neither --rtol nor --atol was given",
+        "AUC ratio at least 0.999?     not judged, the data has no labels",
+        "PASS",
+    ]
+    status, printed, _ = run_main(monkeypatch, capsys, *arguments, "--atol", "1e-5", library=library)
+    assert status == 1
+    assert "none outside tolerance?       NO" in printed.splitlines()
+    assert run_main(monkeypatch, capsys, *arguments, "--atol", "1e-2", library=library)[0] == 0
+
+
+def test_a_minimum_ratio_of_zero_is_refused(monkeypatch, capsys):
+    with pytest.raises(UserError, match=r"--min-auc-ratio 0\.0: more than 0 and at most 1 was wanted"):
+        run_main(monkeypatch, capsys, "--min-auc-ratio", "0", library=FakeLibrary())
+
+
 def test_without_reference_outputs_finite_predictions_pass(monkeypatch, capsys, tmp_path):
     path = save_criteo(tmp_path / "terabyte_processed_test.bin", 130)
     status, _, result = run_main(monkeypatch, capsys, "--ref-data", str(path), library=FakeLibrary())
     assert (status, result["passed"], result["items"]) == (0, True, 130)
-    absent = ("max_abs_error", "mean_abs_error", "mismatches", "reference_auc", "auc_ratio")
-    assert [result[key] for key in absent] == [None] * 5
+    absent = ("max_abs_error", "max_logit_error", "mean_logit_error", "mismatches", "reference_auc", "auc_ratio")
+    assert [result[key] for key in absent] == [None] * 6
     assert 0 < result["auc"] < 1
     assert result["log_loss"] > 0
 

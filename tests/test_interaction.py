@@ -7,6 +7,7 @@ import pytest
 from bare_kernels import call, compiled, kernel
 from tvm.tirx.script.builder import ir as T
 
+from dlrm_tvm.kernels.forms import FP32
 from dlrm_tvm.kernels.interaction import dot_interaction, group_pairs
 from dlrm_tvm.kernels.vectors import LANES, load, store
 from dlrm_tvm.model import Interaction
@@ -32,11 +33,11 @@ def interaction_function(count: int, dim: int, with_self: bool):
             at = T.bind(i * dim)
             return lambda chunk: load(b["z"], at + chunk * LANES)
 
-        def write(group, value) -> None:
-            store(b["y"], group * LANES, value)
+        def write(group, sums, *_) -> None:
+            store(b["y"], group * LANES, sums)
 
         first_row = lambda: lambda chunk: load(b["z"], chunk * LANES)  # noqa: E731
-        dot_interaction(pair_groups(count, with_self), dim, row, first_row, write)
+        dot_interaction(pair_groups(count, with_self), dim, row, first_row, write, FP32)
 
     groups = pair_groups(count, with_self).num_groups
     sizes = {"z": (count * dim, "float32"), "y": (groups * LANES, "float32")}

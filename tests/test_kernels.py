@@ -14,7 +14,6 @@ from dlrm_tvm.kernels.gemv import gemv_layer
 from dlrm_tvm.kernels.packing import pack_bias, pack_weight
 from dlrm_tvm.kernels.tiles import Tiles
 from dlrm_tvm.kernels.vectors import LANES, store
-from dlrm_tvm.model import Dense
 
 
 def up(width: int) -> int:
@@ -82,7 +81,7 @@ class Layer:
     def buffer(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
         buffer = np.full(self.packed.bias_at + up(self.outputs), np.nan, np.float32)
         buffer[LANES : LANES + up(self.outputs) * self.inputs] = in_register_tiles(weight, self.nr)
-        buffer[self.packed.bias_at :] = pack_bias(Dense(weight, bias, self.activation))
+        buffer[self.packed.bias_at :] = pack_bias(bias, self.activation)
         return buffer
 
     def formula(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -119,13 +118,18 @@ GEMV = [
 def dense_function(case: Layer):
     def body(b) -> None:
         source, out = Tiles(b["x"], 0, case.inputs, case.mr), Tiles(b["y"], 0, case.outputs, case.mr)
+
+        def write(tile, row, block, values: list) -> None:
+            for v, value in enumerate(values):
+                store(b["y"], out.index(tile, row, block + v), value)
+
         hook = Hook(lambda place: T.buffer_store(b["seen"], b["seen"][place] + 1, [place]), case.hook_every)
         dense_layer(
             case.packed,
             b["w"],
             case.mr,
             lambda tile, row, block, lane: b["x"][source.index(tile, row, block, lane)],
-            lambda tile, row, block, value: store(b["y"], out.index(tile, row, block), value),
+            write,
             case.tiles,
             hook if case.hook_every else None,
         )
@@ -139,7 +143,10 @@ def dense_function(case: Layer):
 
 def gemv_function(case: Layer):
     def body(b) -> None:
-        write = lambda block, value: store(b["y"], block * LANES, value)  # noqa: E731
+        def write(block, values: list) -> None:
+            for v, value in enumerate(values):
+                store(b["y"], (block + v) * LANES, value)
+
         gemv_layer(case.packed, b["w"], lambda k: b["x"][k], write, b["live"])
 
     sizes = {"x": case.inputs, "w": case.packed.bias_at + up(case.outputs), "y": up(case.outputs)}

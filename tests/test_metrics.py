@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from dlrm_tvm.metrics import auc, compare, log_loss, percentiles_ms
+from dlrm_tvm.metrics import auc, compare, log_loss, logit, percentiles_ms
 
 
 def auc_by_pairs(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -75,6 +75,13 @@ def test_compare_counts_what_lies_outside_and_takes_nan_as_outside():
     summary = compare(ours[:3], reference[:3], rtol=0, atol=0)
     assert (summary.items, summary.max_abs, summary.mismatches) == (3, 2**-8, 2)
     assert summary.mean_abs == pytest.approx((2**-12 + 2**-8) / 3)
+
+
+def test_logit_undoes_the_sigmoid_and_stays_finite_at_its_ends():
+    z = np.linspace(-12, 12, 49)
+    assert logit(1 / (1 + np.exp(-z))) == pytest.approx(z, abs=1e-9)
+    assert logit(np.array([0, 1], np.float32)) == pytest.approx([-15.94, 15.94], abs=0.01)
+    assert np.isnan(logit(np.array([np.nan, np.inf, -0.1, 1.1]))).all()
 
 
 def test_percentiles_are_latencies_that_occurred():

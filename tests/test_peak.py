@@ -9,13 +9,12 @@ from bare_kernels import call, compiled
 from models import aligned, on_threads
 
 from dlrm_tvm.kernels.dense import REGISTERS, REGISTERS_AVX2
-from dlrm_tvm.kernels.peak import MAX_THREADS, STEPS, flops_per_round, peak_fma, stream_read
+from dlrm_tvm.kernels.peak import MAX_THREADS, STEPS, PeakLoop, stream_read
 from dlrm_tvm.kernels.vectors import LANES
 
 STREAM = 256 * 3
 
-
-CHAINS = {REGISTERS: 16, REGISTERS_AVX2: 6}
+CHAINS = {REGISTERS: 20, REGISTERS_AVX2: 6}
 
 
 @pytest.fixture(scope="module", params=CHAINS)
@@ -25,7 +24,7 @@ def registers(request, require_fma):
 
 @pytest.fixture(scope="module")
 def peak_loops(registers):
-    return compiled([peak_fma(registers), stream_read(STREAM, registers)])
+    return compiled([PeakLoop("fp32", registers).function(), stream_read(STREAM, registers)])
 
 
 @pytest.mark.parametrize("rounds, threads", [(0, 1), (1, 1), (3, 2)])
@@ -39,7 +38,7 @@ def test_peak_loop_runs_every_chain_as_often_as_it_is_credited_for(peak_loops, r
         chains = chains * np.float64(factors[0]) + np.float64(factors[1])
     np.testing.assert_allclose(sink[: threads * LANES], chains.sum(), rtol=1e-6)
     np.testing.assert_array_equal(sink[threads * LANES :], -1)
-    assert flops_per_round(registers) == 2 * CHAINS[registers] * STEPS * LANES
+    assert PeakLoop("fp32", registers).flops_per_round == 2 * CHAINS[registers] * STEPS * LANES
 
 
 def test_stream_loop_reads_every_element(peak_loops):

@@ -31,10 +31,10 @@ print(json.dumps({{"main": allowed.pop(str(os.getpid())), "others": sorted(allow
 # One thread of the pool per slot of the sink; a slot that no thread wrote stays 0.
 COMPILE_LOOP = """
 import numpy, tvm
-from dlrm_tvm.kernels.peak import MAX_THREADS, peak_fma
+from dlrm_tvm.kernels.peak import MAX_THREADS, PeakLoop
 from dlrm_tvm.kernels.vectors import LANES
 from dlrm_tvm.target import cpu_target
-loop = tvm.compile(tvm.IRModule({"peak_fma": peak_fma()}), target=cpu_target(None).tvm_target)["peak_fma"]
+loop = tvm.compile(tvm.IRModule({"peak_fma": PeakLoop().function()}), target=cpu_target(None).tvm_target)["peak_fma"]
 """
 RUN_LOOP = """
 sink = tvm.runtime.tensor(numpy.zeros(MAX_THREADS * LANES, numpy.float32))

@@ -15,6 +15,7 @@ from dlrm_tvm import trials, tuning
 from dlrm_tvm.errors import UserError
 from dlrm_tvm.kernels.dense import REGISTERS, DenseSchedule
 from dlrm_tvm.kernels.gather import RowFetch
+from dlrm_tvm.numerics import numerics_of
 from dlrm_tvm.plan import LayerShape, layer_shapes
 from dlrm_tvm.schedules import NetworkSchedule, default_dense, default_network, tile_heights
 from dlrm_tvm.selection import Selection
@@ -25,6 +26,7 @@ from dlrm_tvm.tuning_log import Record, append, read_log
 CPU = CpuTarget("znver4", None, ("avx512f",), is_host=True)
 CANDIDATES = [{"nr": nr, "unroll": 1} for nr in (16, 32, 48, 64)]
 MODEL = random_dlrm(bottom=(40,), top=(40, 24))
+NUMERICS = numerics_of(MODEL, "fp32")
 
 
 class Clock:
@@ -136,8 +138,9 @@ def made_up_trials(monkeypatch) -> list:
             return Timing(1.0, schedule.nr * schedule.unroll / 1000)
 
     class FakeNetwork:
-        def __init__(self, model, batch, cpu, peak, dense_schedule) -> None:
-            self.layers, self.dense_schedule, self.second = layer_shapes(model), dense_schedule, tile_heights(batch)[1:]
+        def __init__(self, model, batch, cpu, peak, dense_schedule, numerics) -> None:
+            self.layers, self.dense_schedule = layer_shapes(model, numerics), dense_schedule
+            self.second = tile_heights(batch)[1:]
 
         def time(self, schedule: NetworkSchedule) -> Timing:
             for layer in self.layers:
@@ -146,7 +149,7 @@ def made_up_trials(monkeypatch) -> list:
             wanted = (schedule.mr in self.second[:1], schedule.block_tiles == 2, schedule.fetch.every == 1)
             return Timing(1.0, 0.5 + 0.1 * sum(wanted))
 
-    for name, fake in {"Peak": lambda cpu: None, "DenseTrial": FakeDense, "NetworkTrial": FakeNetwork}.items():
+    for name, fake in {"Peak": lambda *_: None, "DenseTrial": FakeDense, "NetworkTrial": FakeNetwork}.items():
         monkeypatch.setattr(tuning, name, fake)
     return timed
 
@@ -158,7 +161,7 @@ def widest(mr: int, layer: LayerShape) -> DenseSchedule:
 @pytest.mark.parametrize("batch", [1, 3, 16, 100])
 def test_tune_appends_a_line_per_kernel_that_selection_then_finds(tmp_path, made_up_trials, batch):
     log = tmp_path / "log"
-    tuning.tune(MODEL, batch, CPU, log)
+    tuning.tune(MODEL, batch, CPU, log, NUMERICS)
     chosen = Selection(read_log(log, must_exist=True), CPU.cpu, batch)
     network = chosen.network()
     layers = list(dict.fromkeys(layer_shapes(MODEL)))
@@ -173,9 +176,9 @@ def test_tune_appends_a_line_per_kernel_that_selection_then_finds(tmp_path, made
 
 def test_tune_keeps_the_lines_that_were_in_the_log(tmp_path, made_up_trials):
     log = tmp_path / "log"
-    tuning.tune(MODEL, 16, CPU, log)
+    tuning.tune(MODEL, 16, CPU, log, NUMERICS)
     before = log.read_text()
-    tuning.tune(MODEL, 100, CPU, log)
+    tuning.tune(MODEL, 100, CPU, log, NUMERICS)
     assert log.read_text().startswith(before)
     assert Selection(read_log(log, must_exist=True), CPU.cpu, 16).network().mr == tile_heights(16)[1]
 
@@ -184,7 +187,7 @@ def test_tune_keeps_the_lines_that_were_in_the_log(tmp_path, made_up_trials):
 def test_tune_taken_up_again_ends_as_if_never_interrupted(tmp_path, made_up_trials, monkeypatch, interrupt_at):
     """Interrupted among the layers, and between the last stages of the network."""
     whole, log = tmp_path / "whole", tmp_path / "log"
-    tuning.tune(MODEL, 100, CPU, whole)
+    tuning.tune(MODEL, 100, CPU, whole, NUMERICS)
     wanted = list(made_up_trials)
     stop = interrupt_at % len(wanted)
     made_up_trials.clear()
@@ -201,10 +204,10 @@ def test_tune_taken_up_again_ends_as_if_never_interrupted(tmp_path, made_up_tria
         for trial in (tuning.DenseTrial, tuning.NetworkTrial):
             patch.setattr(trial, "time", stopping(trial.time))
         with pytest.raises(KeyboardInterrupt):
-            tuning.tune(MODEL, 100, CPU, log)
+            tuning.tune(MODEL, 100, CPU, log, NUMERICS)
     (trials,) = tmp_path.glob("log.*.trials")
     assert len(trials.read_text().splitlines()) == stop
-    tuning.tune(MODEL, 100, CPU, log)
+    tuning.tune(MODEL, 100, CPU, log, NUMERICS)
     assert made_up_trials == wanted, "each once, in the same order"
     assert log.read_text() == whole.read_text()
 
@@ -218,14 +221,14 @@ def test_tune_taken_up_again_ends_as_if_never_interrupted(tmp_path, made_up_tria
 )
 def test_tune_refuses_what_it_cannot_measure(tmp_path, made_up_trials, cpu, said):
     with pytest.raises(UserError, match=said):
-        tuning.tune(MODEL, 100, cpu, tmp_path / "log")
+        tuning.tune(MODEL, 100, cpu, tmp_path / "log", NUMERICS)
     assert made_up_trials == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_tune_refuses_a_log_that_cannot_be_written_before_any_trial(tmp_path, made_up_trials):
     with pytest.raises(UserError, match="--tuning-log-file") as error:
-        tuning.tune(MODEL, 100, CPU, tmp_path)
+        tuning.tune(MODEL, 100, CPU, tmp_path, NUMERICS)
     assert str(tmp_path) in str(error.value)
     assert made_up_trials == []
 
@@ -244,7 +247,9 @@ def test_trials_measure_on_this_machine(require_fma, monkeypatch):
         for mr in (1, network.mr):  # the two dense kernels: gemv and tiles
             trial = trials.DenseTrial(layer, mr, cpu, peak, MODEL.mlp_bytes)
             timings += [trial.time(schedule) for schedule in tuning.dense_candidates(mr, layer)[:2]]
-        whole = trials.NetworkTrial(MODEL, batch, cpu, peak, lambda mr, layer: default_dense(mr, layer.outputs))
+        whole = trials.NetworkTrial(
+            MODEL, batch, cpu, peak, lambda mr, layer: default_dense(mr, layer.outputs), NUMERICS
+        )
         return [*timings, whole.time(network), whole.time(NetworkSchedule(network.mr, 2, RowFetch(0, 2)))]
 
     for timing in on_threads(1, measure):

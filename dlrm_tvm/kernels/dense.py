@@ -5,9 +5,13 @@ Plain definition, for item i and output n:   y[i, n] = act(b[n] + sum_k x[i, k] 
 Blocked form: `mr` items x `nr` outputs are accumulated in registers over the whole of K, so every partial sum is
 written once. Registers: mr * nr/16 accumulators + nr/16 weights + 1 broadcast of the 32 that AVX-512 has; 5 x 64
 takes 20 + 4 + 1 and loads 9 times for 20 multiply-adds, 10 x 32 takes 20 + 2 + 1 and loads 12 times. Weights lie as
-[N/nr][K][nr]: one stream from front to back per tile, or per block of tiles where those share it while it is in L2.
+[N/nr][K][nr] words: one stream from front to back per tile, or per block of tiles where those share it while it is in
+cache.
 
     for n in N/nr:  for tile in tiles:  for k in K:  acc[mr][nr] += x[tile, :, k] * W[n, k, :]
+
+k counts words, of 1, 2 or 4 columns (forms.py). int8 sums are integers, so that they begin with what zero points add
+too much, -128 * sum_k W[n, k], and end as   y = act(sum * scale[n] * the row's own scale, if it has one + b[n]).
 
 Kernel names: dense_<precision>_<activation>.
 """
@@ -19,7 +23,8 @@ from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
-from .vectors import LANES, broadcast, fma, load, maximum, padded, store, zeros
+from .forms import FP32, Form
+from .vectors import LANES, bits_of, broadcast, floats, fma, load, maximum, padded, store, zeros
 
 REGISTERS = 32  # of 16 float32 in AVX-512
 REGISTERS_AVX2 = 8  # its 16 of 8 float32, taken in pairs
@@ -39,10 +44,11 @@ class DenseSchedule:
 
 @dataclass(frozen=True)
 class PackedDense:
-    """A layer as its kernel sees it: `inputs` columns of tiles in, `outputs` out, weights and bias in one buffer.
+    """A layer as its kernel sees it: `inputs` words of tiles in, `outputs` columns out, its arrays in one buffer.
 
     weight_at: first element of [N/nr][inputs][nr] (the last column of tiles may be narrower);
-    bias_at: first of padded(outputs) biases.
+    bias_at: first of padded(outputs) biases; scale_at, surplus_at: likewise, of int8, the scales of sums (float32) and
+    what sums begin with (int32). takes: the form of its inputs; gain: what outputs are multiplied by at the end.
     """
 
     inputs: int
@@ -51,6 +57,10 @@ class PackedDense:
     weight_at: int
     bias_at: int
     schedule: DenseSchedule
+    takes: Form = FP32
+    scale_at: int = 0
+    surplus_at: int = 0
+    gain: float = 1.0
 
     @property
     def column_tiles(self) -> list[tuple[int, int, int]]:
@@ -58,6 +68,29 @@ class PackedDense:
         nr, width = self.schedule.nr, padded(self.outputs)
         full = [(0, width // nr, nr)] if width >= nr else []
         return full + ([(width // nr * nr, 1, width % nr)] if width % nr else [])
+
+    def first_sum(self, weights, output):
+        """What 16 sums begin with: the biases, for int8 the surplus."""
+        if self.takes.precision == "int8":
+            return bits_of(load(weights, self.surplus_at + output))
+        return load(weights, self.bias_at + output)
+
+    def finish(self, weights, output, count: int) -> Callable:
+        """A function (v, its sums, the row's scale or None) -> 16 outputs, for `count` vectors from `output` on."""
+        if self.takes.precision != "int8":
+            return lambda v, sums, _: self._activated(sums)
+        scales = [T.bind(load(weights, self.scale_at + output + v * LANES)) for v in range(count)]
+        biases = [T.bind(load(weights, self.bias_at + output + v * LANES)) for v in range(count)]
+
+        def value(v: int, sums, row_scale):
+            scale = scales[v] if row_scale is None else scales[v] * row_scale
+            return self._activated(fma(floats(sums), scale, biases[v]))
+
+        return value
+
+    def _activated(self, value):
+        value = activate(value, self.activation)
+        return value if self.gain == 1 else value * broadcast(T.float32(self.gain))
 
 
 @dataclass(frozen=True)
@@ -68,15 +101,24 @@ class Hook:
     every: int
 
 
-def dense_layer(layer: PackedDense, weights, mr: int, source: Callable, write: Callable, tiles, hook=None) -> None:
+def no_row_scale(tile, row) -> None:
+    """For layers whose rows have no scale of their own."""
+    return
+
+
+def dense_layer(
+    layer: PackedDense, weights, mr: int, source: Callable, write: Callable, tiles, hook=None, row_scale=no_row_scale
+) -> None:
     """All outputs of `tiles` tiles of `mr` items.
 
-    source(tile, row, block, lane): x as a scalar expression; write(tile, row, block, value): stores 16 outputs.
+    source(tile, row, block, lane): a word of x as a scalar expression; row_scale(tile, row): its row's scale;
+    write(tile, row, block, values): takes the vectors of 16 outputs from column 16 * block on.
     """
     places = 0
     for first, count, nr in layer.column_tiles:
         with T.serial(count) as n, T.serial(tiles) as tile:
-            _register_tile(layer, weights, mr, source, write, tile, first, n, nr, _shifted(hook, layer, places, n))
+            shifted = _shifted(hook, layer, places, n)
+            _register_tile(layer, weights, mr, source, write, tile, first, n, nr, shifted, row_scale)
         if hook is not None:
             places += count * hook_places(layer, hook.every)
 
@@ -93,9 +135,10 @@ def hook_places(layer: PackedDense, hook_every: int) -> int:
     return layer.inputs // LANES // hook_every
 
 
-def _register_tile(layer, weights, mr, source, write, tile, first, n, nr, hook) -> None:
+def _register_tile(layer, weights, mr, source, write, tile, first, n, nr, hook, row_scale) -> None:
     vectors, unroll = nr // LANES, layer.schedule.unroll
-    acc = T.alloc_buffer((mr * nr,), "float32", scope="local")
+    # One buffer per row, of scope "global": TVM puts small ones on the stack and LLVM those into registers.
+    acc = [T.alloc_buffer((nr,), layer.takes.sum_dtype, scope="global") for _ in range(mr)]
     column = n * nr  # within this run of column tiles
     weight_at = layer.weight_at + (first + column) * layer.inputs
 
@@ -105,8 +148,7 @@ def _register_tile(layer, weights, mr, source, write, tile, first, n, nr, hook) 
         for row in range(mr):
             x = T.bind(broadcast(source(tile, row, block, lane)))
             for v in range(vectors):
-                at = row * nr + v * LANES
-                store(acc, at, fma(x, w[v], load(acc, at)))
+                store(acc[row], v * LANES, layer.takes.dot(load(acc[row], v * LANES), x, w[v]))
 
     def blocks(first_block) -> None:
         with T.serial(LANES // unroll) as lane:
@@ -115,7 +157,7 @@ def _register_tile(layer, weights, mr, source, write, tile, first, n, nr, hook) 
 
     for row in range(mr):
         for v in range(vectors):
-            store(acc, row * nr + v * LANES, load(weights, layer.bias_at + first + column + v * LANES))
+            store(acc[row], v * LANES, layer.first_sum(weights, first + column + v * LANES))
     whole = layer.inputs // LANES
     done = 0
     if hook is not None and hook_places(layer, hook.every):
@@ -127,12 +169,14 @@ def _register_tile(layer, weights, mr, source, write, tile, first, n, nr, hook) 
     if whole > done:
         with T.serial(whole - done) as block:
             blocks(block + done)
-    for k in range(layer.inputs % LANES):
-        step(whole, k)
+    if layer.inputs % LANES:
+        with T.serial(layer.inputs % LANES) as lane:
+            step(whole, lane)
+    finish = layer.finish(weights, first + column, vectors)
     for row in range(mr):
-        for v in range(vectors):
-            value = activate(load(acc, row * nr + v * LANES), layer.activation)
-            write(tile, row, (first + column) // LANES + v, value)
+        scale = row_scale(tile, row)
+        values = [finish(v, load(acc[row], v * LANES), scale) for v in range(vectors)]
+        write(tile, row, (first + column) // LANES, values)
 
 
 def activate(value, activation: str):

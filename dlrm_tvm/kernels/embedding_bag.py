@@ -5,7 +5,7 @@ Plain definition, for item i of table t, over the indices r with offsets[t, i] <
     e_t[i, :] = sum_r tables[starts[t] + indices[r] * dim : + dim]   and for mean divided by how many r there are;
                 zeros for none
 
-Blocked form: up to 8 vectors of a row are accumulated in registers over the whole bag, so that nothing but rows is
+Blocked form: up to 8 vectors of values are accumulated in registers over the whole bag, so that nothing but rows is
 read; wider rows take one more pass over the bag per 8 vectors. Registers: 8 accumulators of AVX-512's 32; AVX2's 16,
 in pairs, hold them too, rows being added straight from memory.
 
@@ -14,6 +14,8 @@ in pairs, hold them too, rows being added straight from memory.
 Random rows are what costs: a row of 512 bytes comes from memory through a page walk of its own. So rows are asked for
 some indices ahead, on over the ends of bags and, at the end of the bags of one table, over to the next table; and many
 items are pooled together, table by table, so that the pages of one table stay known to the TLB for long.
+
+Rows of bf16 and int8 are added up as float32, value 0 of each word in one vector, value 1 in the next (forms.py).
 
 Kernel names: embedding_bag_fp32, and embedding_bag_plain for the plain definition.
 """
@@ -26,6 +28,7 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from .forms import FP32, Form
 from .vectors import LANES, broadcast, load, prefetch, store, zeros
 
 MOST_VECTORS = 8  # accumulators
@@ -58,8 +61,8 @@ def tiles_at_once(tiles: int, tile_bytes: int) -> int:
 @dataclass(frozen=True)
 class Bags:
     """What the kernels read. indices: [total] int64; offsets: [num_tables, batch + 1] int64, where each bag begins in
-    indices and, last, where the table's last one ends; tables, table_info: as in gather.py; dim: elements of a row;
-    means: per table whether a bag is averaged.
+    indices and, last, where the table's last one ends; tables, table_info: as in gather.py; dim: elements of a row,
+    which are words of `form`; means: per table whether a bag is averaged.
     """
 
     indices: Any
@@ -70,6 +73,7 @@ class Bags:
     dim: int
     batch: int
     means: tuple[bool, ...]
+    form: Form = FP32
 
     @property
     def num_tables(self) -> int:
@@ -114,6 +118,7 @@ class BagShape:
     dim: int
     table_elements: int
     means: tuple[bool, ...]
+    form: Form = FP32
 
 
 def declare_bags(shape: BagShape) -> Bags:
@@ -129,6 +134,7 @@ def declare_bags(shape: BagShape) -> Bags:
         shape.dim,
         shape.batch,
         shape.means,
+        shape.form,
     )
 
 
@@ -183,9 +189,9 @@ def embedding_bag(shape: BagShape, items: int, fetch: BagFetch):
             with T.serial(groups) as group:
                 begin = T.bind(first + group * size)
 
-                def write(row, table, block, value, begin=begin) -> None:
+                def write(row, table, block, planes, begin=begin) -> None:
                     at = T.cast((begin + row) * bags.num_tables + table, "int64") * T.int64(shape.dim)
-                    store(pooled, at + block * LANES, value)
+                    store(pooled, at + block * LANES, planes[0])
 
                 def count(row, value, begin=begin) -> None:
                     T.buffer_store(wrong, wrong[begin + row] + value, [begin + row])
@@ -203,7 +209,8 @@ def _groups(batch: int, items: int) -> list[tuple[int, int, int]]:
 def pool_items(bags: Bags, fetch: BagFetch, first_item, items, write, count) -> None:
     """All tables' bags of the items first_item .. + items - 1; those past the batch are the last item's again.
 
-    write(item, table, block, value): stores 16 elements of a pooled vector; item counts from first_item.
+    write(item, table, block, planes): takes 16 words of a pooled vector as planes of float32; item counts from
+    first_item; a vector's blocks come in order.
     count(item, number): adds how many of a bag's indices are outside their table, and 1 where its offsets decrease or
     lie outside the indices; no such index or offset is followed.
     """
@@ -219,7 +226,7 @@ def pool_items(bags: Bags, fetch: BagFetch, first_item, items, write, count) -> 
             item = T.bind(T.min(first_item + row, bags.batch - 1))
             _pool_bag(
                 bags, fetch, table, item, run,
-                lambda block, value: write(row, table, block, value), lambda number: count(row, number),
+                lambda block, planes: write(row, table, block, planes), lambda number: count(row, number),
             )  # fmt: skip
 
 
@@ -243,11 +250,11 @@ def _pool_bag(bags: Bags, fetch: BagFetch, table, item, run: _Run, write, count)
     turn = T.bind(T.max(T.min(run.end - T.int64(fetch.distance), end), begin))
     outside = T.alloc_buffer((1,), "int64", scope="global")
     T.buffer_store(outside, misplaced, [0])
-    blocks = bags.dim // LANES
-    for first in range(0, blocks, MOST_VECTORS):
-        span = range(first, min(first + MOST_VECTORS, blocks))
-        acc = T.alloc_buffer((len(span) * LANES,), "float32", scope="global")
-        for v in range(len(span)):
+    blocks, values = bags.dim // LANES, bags.form.values
+    for first in range(0, blocks, MOST_VECTORS // values):
+        span = range(first, min(first + MOST_VECTORS // values, blocks))
+        acc = T.alloc_buffer((len(span) * values * LANES,), "float32", scope="global")
+        for v in range(len(span) * values):
             store(acc, v * LANES, zeros())
 
         def add(number, acc=acc, span=span) -> None:
@@ -255,7 +262,9 @@ def _pool_bag(bags: Bags, fetch: BagFetch, table, item, run: _Run, write, count)
             if span.start == 0:
                 T.buffer_store(outside, outside[0] + T.Select(inside, _NONE, _ONE), [0])
             for v, block in enumerate(span):
-                store(acc, v * LANES, load(acc, v * LANES) + load(bags.tables, at + block * LANES))
+                for plane, value in enumerate(bags.form.planes(load(bags.tables, at + block * LANES))):
+                    place = (v * values + plane) * LANES
+                    store(acc, place, load(acc, place) + value)
 
         def ask(number, place, span=span) -> None:
             if fetch.distance:
@@ -273,8 +282,8 @@ def _pool_bag(bags: Bags, fetch: BagFetch, table, item, run: _Run, write, count)
         scale = bags.scale(table, end - begin)
         scale = None if scale is None else T.bind(broadcast(scale))
         for v, block in enumerate(span):
-            value = load(acc, v * LANES)
-            write(block, value if scale is None else value * scale)
+            planes = [load(acc, (v * values + plane) * LANES) for plane in range(values)]
+            write(block, [plane if scale is None else plane * scale for plane in planes])
     count(outside[0])
 
 

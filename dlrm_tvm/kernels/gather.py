@@ -1,6 +1,6 @@
 """Embedding bags of one row each: row numbers to addresses, and fetching rows before they are needed.
 
-Plain definition:   e_t[i, :] = tables[starts[t] + indices[i, t] * dim : + dim]
+Plain definition:   e_t[i, :] = tables[starts[t] + indices[i, t] * words : + words]
 
 The rows are never copied: the interaction reads them where they lie. What this kernel does is (a) check each index
 against its table and turn it into a 64-bit element offset, once; (b) fetch the rows of a tile of items while its
@@ -37,13 +37,13 @@ class RowFetch:
 
 @dataclass(frozen=True)
 class Rows:
-    """The element offsets of the rows of one tile's items: [mr][num_tables] int64."""
+    """The element offsets of the rows of one tile's items: [mr][num_tables] int64; row_words: elements of a row."""
 
     offsets: Any
     tables: Any
     num_tables: int
     mr: int
-    dim: int
+    row_words: int
 
     @property
     def per_tile(self) -> int:
@@ -60,7 +60,7 @@ class Rows:
     def fetch_rest(self, number, fetch: RowFetch) -> None:
         """All other lines of the row with this number (0 .. per_tile - 1; larger ones fetch the last again)."""
         at = T.bind(self.offsets[T.min(number, self.per_tile - 1)])
-        for line in range(1, self.dim // LANES):
+        for line in range(1, self.row_words // LANES):
             prefetch(self.tables, at + line * LANES, fetch.locality)
 
     def fetch_next_item(self, item, group, groups: int) -> None:
@@ -72,7 +72,7 @@ class Rows:
         for number in range(share):
             table = T.min(group * share + number, self.num_tables - 1)
             at = T.bind(self.at(T.min(item + 1, self.mr - 1), table))
-            for line in range(self.dim // LANES):
+            for line in range(self.row_words // LANES):
                 prefetch(self.tables, at + line * LANES, 3)
 
 
@@ -91,7 +91,7 @@ def locate_rows(rows: Rows, first_item, batch: int, dense, num_dense: int, indic
             index = T.bind(indices[item, table])
             inside = T.bind(T.bitwise_and(index >= T.int64(0), index < table_info[1, table]))
             T.buffer_store(wrong, wrong[0] + T.Select(inside, T.int64(0), T.int64(1)), [0])
-            offset = table_info[0, table] + T.Select(inside, index, T.int64(0)) * T.int64(rows.dim)
+            offset = table_info[0, table] + T.Select(inside, index, T.int64(0)) * T.int64(rows.row_words)
             T.buffer_store(rows.offsets, offset, [row * rows.num_tables + table])
         poison_dense(item, dense, num_dense, wrong, poison, poison_at + row)
 

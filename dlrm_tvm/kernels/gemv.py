@@ -9,6 +9,8 @@ come at all. 0 * w is 0 for every finite w, and compile.py refuses other weights
     live = [k for k in K if x[k] != 0]            # branch-free: always store, advance by x[k] != 0
     for n in N/nr:  for k in live:  acc[nr] += x[k] * W[n, k, :]
 
+k counts words, of 1, 2 or 4 columns (forms.py): one is skipped when all of its columns are zero.
+
 Registers: nr/16 accumulators + 1 broadcast; weights come straight from memory. Weights lie as in dense.py.
 Fetching rows some live inputs ahead was measured and cost 7 %: out-of-order execution already looks that far.
 """
@@ -19,38 +21,42 @@ from collections.abc import Callable
 
 from tvm.tirx.script.builder import ir as T
 
-from .dense import PackedDense, activate
-from .vectors import LANES, broadcast, fma, load, store
+from .dense import PackedDense
+from .forms import Form
+from .vectors import LANES, broadcast, load, store
 
 
-def live_inputs(count: int, source: Callable, live) -> object:
-    """Write the k of the inputs that are not zero to live[0..]; returns their number.
+def live_inputs(count: int, source: Callable, live, form: Form) -> object:
+    """Write the k of the words that are not zero to live[0..]; returns their number.
 
-    source(k): x[k] as an expression; live: int32 buffer of count + 1 elements.
+    source(k): word k of x as an expression; live: int32 buffer of count + 1 elements.
     """
     number = T.alloc_buffer((1,), "int32", scope="local")
     T.buffer_store(number, 0, [0])
     with T.serial(count) as k:
         T.buffer_store(live, k, [number[0]])
-        T.buffer_store(number, number[0] + T.Select(source(k) == T.float32(0), 0, 1), [0])
+        T.buffer_store(number, number[0] + T.Select(form.is_zero(source(k)), 0, 1), [0])
     return T.bind(number[0])
 
 
-def gemv_layer(layer: PackedDense, weights, source: Callable, write: Callable, live) -> None:
-    """All outputs of one item. source(k): x[k]; write(block, value): stores 16 outputs."""
-    number = live_inputs(layer.inputs, source, live)
+def gemv_layer(layer: PackedDense, weights, source: Callable, write: Callable, live, row_scale=None) -> None:
+    """All outputs of one item. source(k): word k of x; row_scale: its scale, None where it has none;
+    write(block, values): takes the vectors of 16 outputs from column 16 * block on.
+    """
+    number = live_inputs(layer.inputs, source, live, layer.takes)
     for first, count, nr in layer.column_tiles:
+        vectors = nr // LANES
         with T.serial(count) as n:
             output = first + n * nr
-            acc = T.alloc_buffer((nr,), "float32", scope="local")
-            for v in range(nr // LANES):
-                store(acc, v * LANES, load(weights, layer.bias_at + output + v * LANES))
+            acc = T.alloc_buffer((nr,), layer.takes.sum_dtype, scope="global")
+            for v in range(vectors):
+                store(acc, v * LANES, layer.first_sum(weights, output + v * LANES))
             with T.serial(number) as at:
                 row_at = layer.weight_at + output * layer.inputs
                 k = T.bind(live[at])
                 x = T.bind(broadcast(source(k)))
-                for v in range(nr // LANES):
+                for v in range(vectors):
                     w = load(weights, row_at + k * nr + v * LANES)
-                    store(acc, v * LANES, fma(x, w, load(acc, v * LANES)))
-            for v in range(nr // LANES):
-                write((output // LANES) + v, activate(load(acc, v * LANES), layer.activation))
+                    store(acc, v * LANES, layer.takes.dot(load(acc, v * LANES), x, w))
+            finish = layer.finish(weights, output, vectors)
+            write(output // LANES, [finish(v, load(acc, v * LANES), row_scale) for v in range(vectors)])

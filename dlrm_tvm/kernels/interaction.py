@@ -7,7 +7,9 @@ then a tree that turns 16 vectors into the vector of their 16 sums: 30 shuffles,
 accumulators + 8 rows. The pairs come out in an order of our own, `Grouping.order`; the first top layer's weights are
 packed to match.
 
-Knows nothing of where rows come from: `rows` gives, per vector and 16 of its elements, an expression.
+Knows nothing of where rows come from: `rows` gives, per vector and 16 of its words, an expression. In int8 the first
+of a pair, z_i, has 128 added to each byte on its way (forms.py), so that its dot is too large by 128 * sum_d z[j, d]:
+`Lanes` tells which z_i and z_j each lane's pair is of, for whoever takes that off and scales what is left (dots.py).
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
-from .vectors import LANES, fma, zeros
+from .forms import Form
+from .vectors import LANES, load
 
 EDGE = 4  # vectors on each side of a block of pairs: EDGE * EDGE accumulators
 
@@ -62,45 +65,73 @@ def _block_pairs(first_i: int, first_j: int) -> list[tuple[int, int]]:
     return [(first_i + a, first_j + b) for a in range(EDGE) for b in range(EDGE)]
 
 
-def dot_interaction(grouping: Grouping, dim: int, row: Callable, first_row: Callable, write: Callable) -> None:
+@dataclass(frozen=True)
+class Lanes:
+    """Which vector stands in each lane on one side of a group's pairs: four from `first` on, each four lanes long
+    (`each`) or taking turns, or those that are `listed`.
+    """
+
+    first: object = None
+    each: bool = False
+    listed: tuple[int, ...] = ()
+
+    def of(self, buffer):
+        """16 lanes out of a buffer that holds one number for each vector."""
+        if not self.listed:
+            order = [lane // EDGE if self.each else lane % EDGE for lane in range(LANES)]
+            return T.Shuffle([T.bind(load(buffer, self.first, EDGE))] * EDGE, order)
+        used = sorted({i // LANES for i in self.listed})
+        order = [used.index(i // LANES) * LANES + i % LANES for i in self.listed]
+        return T.Shuffle([T.bind(load(buffer, at * LANES)) for at in used], order)
+
+
+def dot_interaction(
+    grouping: Grouping, words: int, row: Callable, first_row: Callable, write: Callable, form: Form
+) -> None:
     """All groups of one item.
 
-    row(i): prepares vector i >= 1 (i may be an expression) and returns chunk -> 16 of its elements;
-    first_row(): the same for vector 0, x. write(group, value): stores one group's 16 dots.
-    dim: elements per vector, a multiple of 16.
+    row(i): prepares vector i >= 1 (i may be an expression) and returns chunk -> 16 of its words;
+    first_row(): the same for vector 0, x. write(group, sums, i, j): takes one group's 16 sums and the Lanes of its
+    pairs (i, j). words: of a vector, a multiple of 16.
     """
-    chunks = dim // LANES
+    chunks = words // LANES
     if grouping.blocks > 1:
         with T.serial(grouping.blocks - 1) as upper:
             block_i = upper + 1
             group = T.bind(block_i * upper // 2)
             left = [row(block_i * EDGE + a) for a in range(EDGE)]
             right = [first_row(), *(row(b) for b in range(1, EDGE))]
-            write(group, _dots([(x, y) for x in left for y in right], chunks))
+            sides = Lanes(block_i * EDGE, each=True), Lanes(0)
+            write(group, _dots([(x, y) for x in left for y in right], chunks, form), *sides)
             with T.serial(upper) as other:
                 block_j = other + 1
                 left = [row(block_i * EDGE + a) for a in range(EDGE)]
                 right = [row(block_j * EDGE + b) for b in range(EDGE)]
-                write(group + block_j, _dots([(x, y) for x in left for y in right], chunks))
+                sides = Lanes(block_i * EDGE, each=True), Lanes(block_j * EDGE)
+                write(group + block_j, _dots([(x, y) for x in left for y in right], chunks, form), *sides)
     for at, pairs in enumerate(grouping.rest):
         used = {i: first_row() if i == 0 else row(i) for i in sorted({i for pair in pairs for i in pair})}
-        write(grouping.num_block_groups + at, _dots([(used[i], used[j]) for i, j in pairs], chunks))
+        sums = _dots([(used[i], used[j]) for i, j in pairs], chunks, form)
+        filled = [*pairs, *[pairs[0]] * (LANES - len(pairs))]
+        sides = (Lanes(listed=tuple(pair[side] for pair in filled)) for side in range(2))
+        write(grouping.num_block_groups + at, sums, *sides)
 
 
-def _dots(pairs: list, chunks: int):
+def _dots(pairs: list, chunks: int, form: Form):
     """The dots of up to 16 pairs of vectors as one vector, lane q for pair q.
+
+    The lanes past them hold 0; for int8, whose sums are no dots yet, the first pair's sum again.
 
     Everything is a bound value, nothing a buffer: accumulators in a buffer were stored to the stack again and again.
     """
-    sums: list = [None] * len(pairs)
+    sums: list = [form.no_sum()] * len(pairs)
     for chunk in range(chunks):
         loaded = {id(v): T.bind(v(chunk)) for v in {id(v): v for pair in pairs for v in pair}.values()}
-        for q, (x, y) in enumerate((loaded[id(x)], loaded[id(y)]) for x, y in pairs):
-            sums[q] = T.bind(x * y if chunk == 0 else fma(x, y, sums[q]))
-    lanes: list = [None] * LANES
-    for q, slot in zip(range(LANES), _slots()):
-        lanes[slot] = sums[q] if q < len(pairs) else zeros()
-    return _sum_lanes(lanes)
+        lefts = {id(x): T.bind(form.left(loaded[id(x)])) for x in {id(x): x for x, _ in pairs}.values()}
+        for q, (x, y) in enumerate((lefts[id(x)], loaded[id(y)]) for x, y in pairs):
+            sums[q] = T.bind(form.dot(sums[q], x, y))
+    spare = [sums[0]] * (LANES - len(sums)) if form.precision == "int8" else []
+    return sum_lanes(sums + spare, form)
 
 
 # One level of the tree: lanes of (a, b), 0..15 of a and 16..31 of b, whose two picks are added.
@@ -115,7 +146,15 @@ _LEVELS = (
 )
 
 
-def _sum_lanes(vectors: list):
+def sum_lanes(vectors: list, form: Form):
+    """Up to 16 vectors -> one; its lane q holds the sum over the lanes of vectors[q], 0 past them."""
+    lanes: list = [None] * LANES
+    for q, slot in zip(range(LANES), _slots()):
+        lanes[slot] = vectors[q] if q < len(vectors) else form.no_sum()
+    return _tree(lanes)
+
+
+def _tree(vectors: list):
     """16 vectors -> one; its lane l holds the sum over the lanes of vectors[_slots()[l]]."""
     for first, second in _LEVELS:
         vectors = [

@@ -23,16 +23,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
-import numpy as np
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from .dense import PackedDense, dense_layer
+from .activations import Activations, Rooms
+from .dense import PackedDense, dense_layer, no_row_scale
 from .embedding_bag import BagShape, declare_bags
+from .forms import FP32
 from .gemv import gemv_layer
+from .instructions import imported
 from .interaction import dot_interaction
 from .lookups import BagLookup, RowLookup
+from .narrow_interaction import NarrowInteraction
 from .network_plan import NetworkPlan
 from .stopwatch import Stopwatch
 from .tiles import Tiles
@@ -51,16 +55,18 @@ class _Task:
     ) -> None:
         self.plan, self.args, self.first_tile, self.tiles = plan, args, first_tile, tiles
         self.stopwatch = stopwatch
-        mr, most = plan.mr, min(plan.block_tiles, plan.tiles)
-        widths = [plan.top_columns, *2 * [max([padded(layer.outputs) for layer in plan.top], default=0)]]
-        at = np.cumsum([0, *(most * mr * width for width in widths)]).tolist()
-        bottom_size = mr * max(padded(layer.outputs) for layer in plan.bottom)
-        self.scratch = T.alloc_buffer((at[3] + 2 * bottom_size,), "float32", scope="global")
-        self.top_in = Tiles(self.scratch, at[0], plan.top_columns, mr)
-        self.top_at = at[1:3]
-        self.bottom_at = [at[3], at[3] + bottom_size]
-        self.poison = T.alloc_buffer((most * mr,), "float32", scope="global")
+        most = min(plan.block_tiles, plan.tiles)
+        layers = (*plan.bottom, *plan.top, plan.final)
+        passing = [(after.takes, layer.outputs) for layer, after in pairwise(layers)]
+        bottom, top = passing[: len(plan.bottom) - 1], passing[len(plan.bottom) :]
+        self.bottom_rooms, self.top_rooms = Rooms(1, plan.mr, bottom), Rooms(most, plan.mr, top)
+        scales = T.alloc_buffer((most * plan.mr,), "float32", scope="global") if plan.top_form.by_row else None
+        words = T.alloc_buffer((most * plan.mr * padded(plan.top_words),), "float32", scope="global")
+        self.top_in = Activations(plan.top_form, Tiles(words, 0, plan.top_words, plan.mr), None, scales)
+        self.poison = T.alloc_buffer((most * plan.mr,), "float32", scope="global")
         self.lookup = lookup(self.poison, tiles)
+        narrow = plan.table_form.is_narrow
+        self.interaction = NarrowInteraction(plan, args["mlp"], self.lookup) if narrow else None
         if plan.skip_zeros:
             self.live = T.alloc_buffer(
                 (1 + max(layer.inputs for layer in plan.bottom + plan.top),), "int32", scope="global"
@@ -79,7 +85,9 @@ class _Task:
                 self.lookup.start(begin + tile, first_item, tile * plan.mr)
                 self.lap("gather")
                 self.bottom(begin + tile, tile, self.lookup.hooks())
-                if plan.grouping is None:
+                if self.interaction is not None:
+                    self.interaction.run(tile, self.top_in)
+                elif plan.grouping is None:
                     self.concatenate(tile)
                 else:
                     self.interact(tile)
@@ -101,26 +109,33 @@ class _Task:
             item = T.min((self.first_tile + tile) * plan.mr + row, plan.batch - 1)
             return dense[item, block * LANES + lane]
 
+        x = None
         for at, layer in enumerate(plan.bottom):
-            last = at == len(plan.bottom) - 1
-            out = self.top_in if last else Tiles(self.scratch, self.bottom_at[at % 2], layer.outputs, plan.mr)
-            write = _writer(out, to if last else 0)
-            self.layer(layer, source, write, 1, hooks[at])
+            if at == len(plan.bottom) - 1:
+                write = self.top_in.writer(to) if self.interaction is None else self.interaction.write_x
+                self.layer(layer, source, write, 1, hooks[at], x)
+            else:
+                out = self.bottom_rooms.activations(at, plan.bottom[at + 1].takes, layer.outputs)
+                self.layer(layer, source, out.writer(), 1, hooks[at], x)
+                out.settle(1, layer.outputs)
+                x, source = out, out.source
             self.lap(f"bottom {at + 1}")
-            source = _reader(out)
 
-    def layer(self, layer: PackedDense, source, write, tiles, hook=None) -> None:
-        """One layer of `tiles` tiles; a plan of one item takes the kernel that skips zero inputs."""
+    def layer(self, layer: PackedDense, source, write, tiles, hook=None, x: Activations | None = None) -> None:
+        """One layer of `tiles` tiles; a plan of one item takes the kernel that skips zero inputs.
+
+        x: what `source` reads, None for the dense inputs as they are given.
+        """
         plan, mlp = self.plan, self.args["mlp"]
+        row_scale = no_row_scale if x is None else x.row_scale
         if plan.skip_zeros:
-            gemv_layer(
-                layer, mlp, lambda k: source(0, 0, 0, k), lambda block, value: write(0, 0, block, value), self.live
-            )
+            word = lambda k: source(0, 0, 0, k)  # noqa: E731
+            gemv_layer(layer, mlp, word, lambda block, values: write(0, 0, block, values), self.live, row_scale(0, 0))
         else:
-            dense_layer(layer, mlp, plan.mr, source, write, tiles, hook)
+            dense_layer(layer, mlp, plan.mr, source, write, tiles, hook, row_scale)
 
     def interact(self, tile) -> None:
-        plan = self.plan
+        plan, into = self.plan, self.top_in.tiles
         with T.serial(plan.mr) as item:
 
             def row(i):
@@ -128,33 +143,35 @@ class _Task:
                 return lambda chunk: load(buffer, at + chunk * LANES)
 
             def first_row():
-                return lambda chunk: load(self.scratch, self.top_in.index(tile, item, chunk))
+                return lambda chunk: load(into.buffer, into.index(tile, item, chunk))
 
-            def write(group, value) -> None:
-                store(self.scratch, self.top_in.index(tile, item, plan.dim // LANES + group), value)
+            def write(group, dots, *_) -> None:
+                store(into.buffer, into.index(tile, item, plan.dim // LANES + group), dots)
                 self.lookup.beside_group(item, group)
 
-            dot_interaction(plan.grouping, plan.dim, row, first_row, write)
+            dot_interaction(plan.grouping, plan.dim, row, first_row, write, FP32)
 
     def concatenate(self, tile) -> None:
-        plan = self.plan
+        plan, into = self.plan, self.top_in.tiles
         chunks = plan.dim // LANES
         with T.serial(plan.mr) as item, T.serial(plan.num_tables) as table:
             buffer, at = self.lookup.vector(item, table)
             for chunk in range(chunks):
                 block = (table + 1) * chunks + chunk
-                store(self.scratch, self.top_in.index(tile, item, block), load(buffer, at + chunk * LANES))
+                store(into.buffer, into.index(tile, item, block), load(buffer, at + chunk * LANES))
 
     def top(self, begin, tiles) -> None:
         """Top MLP of the block of `tiles` tiles from the task's tile `begin` on."""
-        plan, source = self.plan, self.top_in
+        plan, x = self.plan, self.top_in
+        layers = (*plan.top, plan.final)
         for at, layer in enumerate(plan.top):
-            out = Tiles(self.scratch, self.top_at[at % 2], layer.outputs, plan.mr)
-            self.layer(layer, _reader(source), _writer(out), tiles)
+            out = self.top_rooms.activations(at, layers[at + 1].takes, layer.outputs)
+            self.layer(layer, x.source, out.writer(), tiles, x=x)
+            out.settle(tiles, layer.outputs)
             self.lap(f"top {at + 1}")
-            source = out
+            x = out
         with T.serial(tiles) as tile:
-            self.final(begin + tile, tile, source)
+            self.final(begin + tile, tile, x.tiles)
         self.lap(f"top {len(plan.top) + 1}")
 
     def final(self, of, tile, source: Tiles) -> None:
@@ -186,14 +203,6 @@ class _Task:
             item = T.bind((self.first_tile + of) * plan.mr + row)
             with T.If(item < plan.batch), T.Then():
                 T.buffer_store(self.args["pred"], value + self.poison[tile * plan.mr + row], [item])
-
-
-def _reader(tiles: Tiles):
-    return lambda tile, row, block, lane: tiles.buffer[tiles.index(tile, row, block, lane)]
-
-
-def _writer(tiles: Tiles, first_tile=0):
-    return lambda tile, row, block, value: store(tiles.buffer, tiles.index(tile + first_tile, row, block), value)
 
 
 def clamped(value, least: float, greatest: float):
@@ -239,9 +248,10 @@ def bag_network(plan: NetworkPlan):
         T.func_name("dlrm_bags")
         T.func_attr({"tirx.noalias": True})
         dense = T.arg("dense", T.buffer((plan.batch, plan.num_dense), "float32"))
-        bags = declare_bags(BagShape(plan.batch, plan.dim, plan.table_elements, plan.means))
+        shape = BagShape(plan.batch, plan.row_words, plan.table_elements, plan.means, plan.table_form)
+        bags = declare_bags(shape)
         args = {"dense": dense, **_last_arguments(plan)}
-        _emit_tasks(plan, args, lambda poison, tiles: BagLookup(plan, dense, bags, tiles, poison))
+        _emit_tasks(plan, args, lambda poison, tiles: BagLookup(plan, args, bags, tiles, poison))
     return builder.get()
 
 
@@ -255,7 +265,7 @@ def _last_arguments(plan: NetworkPlan) -> dict:
 def _emit_tasks(plan: NetworkPlan, args: dict, lookup: Callable, watch: Callable | None = None) -> None:
     """watch(task): the stopwatch of that task."""
     threads = T.bind(T.max(1, T.min(T.call_packed("runtime.NumThreads"), plan.tiles)))
-    with T.parallel(threads) as thread:
+    with imported(plan.table_form.precision), T.parallel(threads) as thread:
         first = T.bind(thread * plan.tiles // threads)
         tiles = T.bind((thread + 1) * plan.tiles // threads - first)
         stopwatch = None if watch is None else watch(thread)

@@ -6,14 +6,17 @@ from dataclasses import dataclass
 
 from .dense import PackedDense
 from .embedding_bag import BAG_FETCH, BagFetch
+from .forms import Form
 from .gather import RowFetch
 from .interaction import Grouping
-from .vectors import LANES
 
 
 @dataclass(frozen=True)
 class NetworkPlan:
-    """All that the function is made from. Elements are float32; dim is a multiple of 16.
+    """All that the function is made from. Elements are words of 32 bits in float32 buffers (forms.py); dim, in columns,
+    is a multiple of 16. table_form: of rows and of x beside them; row_words: of a row, a multiple of 16.
+    Of int8: factors_at, in mlp: what to multiply each vector with, from the second number on; x_factor: what x is in
+    steps of, None where each item's x has its own; units_at: one number per dot to bring it into steps, None likewise.
 
     mr: items per tile; block_tiles: tiles a block has at most; final: the last layer, with one output;
     skip_zeros: take the kernel for one item (gemv.py); only for a batch of one.
@@ -35,6 +38,11 @@ class NetworkPlan:
     fetch: RowFetch
     skip_zeros: bool
     means: tuple[bool, ...]
+    table_form: Form
+    row_words: int
+    factors_at: int = 0
+    x_factor: float | None = None
+    units_at: int | None = None
     clamp: tuple[float, float] | None = None
     bag_fetch: BagFetch = BAG_FETCH
 
@@ -50,7 +58,11 @@ class NetworkPlan:
         return ("gather", *bottom, "interaction", *top)
 
     @property
-    def top_columns(self) -> int:
-        if self.grouping is None:
-            return self.dim * (self.num_tables + 1)
-        return self.dim + LANES * self.grouping.num_groups
+    def top_form(self) -> Form:
+        """Of what the interaction gives to the first top layer."""
+        return (*self.top, self.final)[0].takes
+
+    @property
+    def top_words(self) -> int:
+        """Of one item's input of the first top layer."""
+        return (*self.top, self.final)[0].inputs

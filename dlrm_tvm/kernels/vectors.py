@@ -16,12 +16,12 @@ def padded(width: int) -> int:
     return -(-width // LANES) * LANES
 
 
-def load(buffer, index):
-    return buffer[T.ramp(index, 1, LANES)]
+def load(buffer, index, lanes: int = LANES):
+    return buffer[T.ramp(index, 1, lanes)]
 
 
-def store(buffer, index, value) -> None:
-    T.buffer_store(buffer, value, [T.ramp(index, 1, LANES)])
+def store(buffer, index, value, lanes: int = LANES) -> None:
+    T.buffer_store(buffer, value, [T.ramp(index, 1, lanes)])
 
 
 def broadcast(scalar):
@@ -35,6 +35,21 @@ def fma(x, y, z):
 
 def zeros():
     return broadcast(T.float32(0))
+
+
+def floats(integers):
+    """16 int32 -> 16 float32, rounded to nearest even."""
+    return T.cast(integers, f"float32x{LANES}")
+
+
+def words_of(integers):
+    """16 int32 as words, bit for bit."""
+    return T.reinterpret(f"float32x{LANES}", integers)
+
+
+def bits_of(words):
+    """16 words as int32, bit for bit."""
+    return T.reinterpret(f"int32x{LANES}", words)
 
 
 def maximum(x, y):
