@@ -1,6 +1,6 @@
 """bf16 and int8 for tests: which CPUs run them, numbers as words of 32 bits, rounding by a library not ours.
 
-    word of bf16: 2 numbers, of int8: 4; arrays of words are float32 whatever they hold
+word of bf16: 2 numbers, of int8: 4; arrays of words are float32 whatever they hold
 """
 
 from __future__ import annotations

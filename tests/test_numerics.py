@@ -38,7 +38,13 @@ def test_inputs_may_be_negative_after_no_activation_and_where_dots_are():
     model = with_activations(MODEL, "none", "sigmoid", "relu", "relu", "none", "sigmoid", "none")
     assert signed_inputs(model) == [True, True, False, True, False, True, False]
     steps = np.ones(3, np.float32)
-    assert [layer.signed for layer in numerics_of(model, "int8", steps).layers[1:-1]] == [True, False, True, False, True]
+    assert [layer.signed for layer in numerics_of(model, "int8", steps).layers[1:-1]] == [
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_a_model_of_two_layers_is_fp32_but_for_its_tables():

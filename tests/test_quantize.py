@@ -49,7 +49,9 @@ def test_bf16_takes_arrays_of_any_shape_and_stride():
 def test_steps_bring_a_range_to_127_and_are_1_for_a_range_of_zeros():
     steps = steps_of(np.array([254.0, 1.0, 0.0, 3e38], np.float32))
     assert steps.dtype == np.float32
-    np.testing.assert_array_equal(steps, np.float32([2.0, np.float32(1) / np.float32(127), 1.0, np.float32(3e38) / 127]))
+    np.testing.assert_array_equal(
+        steps, np.float32([2.0, np.float32(1) / np.float32(127), 1.0, np.float32(3e38) / 127])
+    )
 
 
 def test_int8_rounds_ties_to_even_and_stays_within_127():
