@@ -122,7 +122,7 @@ def test_a_table_with_a_value_that_is_not_finite_has_no_step(chunks, value, row)
     rows = model.tables[2].rows.copy()
     rows[row, 7] = value
     model = replace(model, tables=(*model.tables[:2], replace(model.tables[2], rows=rows)))
-    with pytest.raises(ValueError, match="emb_2.*not finite"):
+    with pytest.raises(ValueError, match=r"emb_2.*not finite"):
         table_steps(model)
 
 
@@ -131,7 +131,7 @@ def test_a_weight_of_a_row_that_is_not_finite_leaves_no_step_either():
     weights = np.ones(300, np.float32)
     weights[5] = np.nan
     model = replace(model, tables=(*model.tables[:2], replace(model.tables[2], row_weights=weights)))
-    with pytest.raises(ValueError, match="emb_2.*not finite"):
+    with pytest.raises(ValueError, match=r"emb_2.*not finite"):
         table_steps(model)
 
 
