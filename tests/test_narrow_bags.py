@@ -89,7 +89,7 @@ def bag_function(case: Case):
 
 
 def inputs(case: Case) -> dict[str, np.ndarray]:
-    """The first item's bags are empty, the last one's hold one row; numbers [tables, ROWS, columns] behind the words."""
+    """The first item's bags are empty, the last one's hold one row. numbers: [tables, ROWS, columns] in words."""
     rng = np.random.default_rng(case.words)
     lengths = rng.integers(0, case.longest + 1, (case.tables, case.batch))
     lengths[:, 0] = 0

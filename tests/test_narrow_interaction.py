@@ -15,7 +15,7 @@ from dlrm_tvm.kernels.interaction import dot_interaction, group_pairs
 from dlrm_tvm.kernels.vectors import LANES, load, store
 from dlrm_tvm.model import Interaction
 
-# Vectors below, at and above blocks of 4 and lanes of 16; words of one vector and of several; the last group full or not.
+# Vectors below, at and above blocks of 4 and lanes of 16; words of one vector and of more; last groups full and not.
 COUNTS = [
     (2, 16, False), (2, 16, True), (3, 32, True), (4, 16, False), (5, 16, True), (7, 16, False), (8, 64, False),
     (9, 16, True), (15, 16, False), (16, 16, True), (17, 32, False), (27, 64, False), (33, 16, False), (40, 16, True),
