@@ -1,7 +1,8 @@
 """Step 1 of 3: turn an ONNX DLRM into a tuned shared library, `__prebuilt/NAME_bN.so`, with TVM.
 
-Reads --onnx-model (default: the built-in demo model) and --tuning-log-file; leaves NAME_bN.so, its parameters and
-its manifest. The library is checked against a NumPy reference of the model before success is reported.
+Reads --onnx-model (default: the built-in demo model), --tuning-log-file and, where they are given, sample items for
+int8's activations or reference data; leaves NAME_bN.so, its parameters and its manifest. The library is checked against
+a NumPy reference of the model before success is reported.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from dlrm_tvm.lower import Lowered
     from dlrm_tvm.manifest import Piece
     from dlrm_tvm.model import Dlrm
+    from dlrm_tvm.numerics import Numerics
     from dlrm_tvm.selection import Selection
     from dlrm_tvm.table_layout import TableLayout
     from dlrm_tvm.target import CpuTarget
@@ -42,7 +45,28 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--batch-size", type=int, default=100, help="items per call of the library; default %(default)s"
     )
-    parser.add_argument("--precision", choices=("fp32", "bf16", "int8"), default="fp32")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "int8", "auto"),
+        default="fp32",
+        help="auto: the fastest whose AUC on --ref-data keeps to --min-auc-ratio; default %(default)s",
+    )
+    parser.add_argument(
+        "--calibration-data",
+        type=Path,
+        metavar="FILE",
+        help="int8: find the activations' steps on these items, any kind that accuracy.py reads; "
+        "default: each row has its own, which needs no data",
+    )
+    parser.add_argument(
+        "--ref-data",
+        type=Path,
+        metavar="FILE",
+        help="auto: what accuracy is judged on; default for the demo model: its own",
+    )
+    parser.add_argument(
+        "--min-auc-ratio", type=float, help="auto: AUC of the library / of the reference, at least; default 0.999"
+    )
     parser.add_argument(
         "--tuning-log-file", default=str(DEFAULT_LOG), help="schedules to use; none: TVM's default code generation"
     )
@@ -73,8 +97,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--batch-size {args.batch_size}: at most 1000000 was wanted.")
     if args.demo_table_rows < 1:
         raise UserError(f"--demo-table-rows {args.demo_table_rows}: at least 1 was wanted.")
-    if args.precision != "fp32":
-        raise UserError(f"--precision {args.precision} is not supported yet. Use --precision fp32.")
+    check_precision_flags(args)
     plain = Path(args.output_name).name == args.output_name and not args.output_name.startswith(".")
     if not plain or not 1 <= len(args.output_name) <= 100:
         raise UserError(f"--output-name {args.output_name}: a plain name was wanted, without a directory.")
@@ -82,6 +105,25 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--profile times kernels of ours; --tuning-log-file none has none. Give one of the two.")
     if args.tune and args.tuning_log_file == "none":
         raise UserError("--tune needs a log to append to. Give --tuning-log-file a path.")
+
+
+def check_precision_flags(args: argparse.Namespace) -> None:
+    if args.tuning_log_file == "none" and args.precision != "fp32":
+        raise UserError("--tuning-log-file none compiles in fp32 alone: TVM's operators have no others. Leave one out.")
+    if args.calibration_data is not None and args.precision not in ("int8", "auto"):
+        raise UserError(f"--calibration-data is for int8, not for --precision {args.precision}. Leave one out.")
+    for flag, path in (("--calibration-data", args.calibration_data), ("--ref-data", args.ref_data)):
+        if path is not None and args.precision in ("int8", "auto") and not path.is_file():
+            raise UserError(f"{path}: no such file. Give {flag} another.")
+    if args.precision != "auto":
+        for flag, value in (("--ref-data", args.ref_data), ("--min-auc-ratio", args.min_auc_ratio)):
+            if value is not None:
+                raise UserError(f"{flag} is what --precision auto judges by. Leave it out, or give --precision auto.")
+        return
+    if args.ref_data is None and args.onnx_model is not None:
+        raise UserError("--precision auto judges accuracy on reference data. Give it with --ref-data FILE.")
+    if args.tune:
+        raise UserError("--tune searches for one precision. Give --precision fp32, bf16 or int8.")
 
 
 def main() -> int:
@@ -92,10 +134,10 @@ def main() -> int:
     start = time.perf_counter()
     # Imported here: --help and wrong flags should not wait for TVM.
     from dlrm_tvm import building
+    from dlrm_tvm.candidates import candidates, gate_on
     from dlrm_tvm.demo import demo_model_path
     from dlrm_tvm.onnx_reader import read_dlrm
     from dlrm_tvm.table_files import expect_single_rows
-    from dlrm_tvm.table_layout import lay_out_tables
     from dlrm_tvm.target import cpu_target
 
     building.check_compiler()
@@ -105,11 +147,40 @@ def main() -> int:
     building.check_finite(model)
     for table in model.tables:
         expect_single_rows(table.rows)
-    tables = lay_out_tables(model, copy=args.copy_tables)
-    building.check_room(PREBUILT, tables)
+    precisions = candidates(model, cpu, args.precision)
+    accept = gate_on(model, args.ref_data, args.min_auc_ratio) if args.precision == "auto" else None
     print_card(model, cpu, args)
-    print_tables(tables)
-    lowered, chosen = lower(model, cpu, args, tables)
+    for precision in precisions:
+        made = compile_one(model, cpu, args, precision, onnx_model, accept)
+        if made is not None:
+            break
+    else:
+        raise UserError(
+            f"no precision keeps to the AUC ratio on {args.ref_data or 'the demo data'}: nothing was written."
+        )
+    made |= {
+        "compile_s": round(time.perf_counter() - start, 2),
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+    }
+    print(result_line(made))
+    return 0
+
+
+def compile_one(
+    model: Dlrm, cpu: CpuTarget, args: argparse.Namespace, precision: str, onnx_model: Path, accept: Callable | None
+) -> dict | None:
+    """Compile in one precision, say what is done, and return the result's fields; None where it was not accepted."""
+    from dlrm_tvm import building
+    from dlrm_tvm.narrowing import narrow
+    from dlrm_tvm.table_layout import lay_out_tables
+
+    building.check_stored(PREBUILT, model, precision)
+    numerics = narrow(model, precision, args.calibration_data if precision == "int8" else None)
+    print_numerics(model, numerics, cpu)
+    tables = lay_out_tables(model, copy=args.copy_tables, numerics=numerics)
+    building.check_room(PREBUILT, tables)
+    print_tables(model, tables, numerics)
+    lowered, chosen = lower(model, cpu, args, tables, numerics)
     library, verification = building.build_library(
         model,
         lowered,
@@ -119,25 +190,26 @@ def main() -> int:
         name=args.output_name,
         directory=PREBUILT,
         onnx_model=onnx_model,
+        numerics=numerics,
+        **({} if accept is None else {"accept": accept}),
     )
+    if library is None:
+        return None
     print_result(library, verification, cpu)
-    report = {
+    return {
         "library": os.path.relpath(library),
         "batch_size": args.batch_size,
-        "precision": args.precision,
+        "precision": precision,
+        "activation_scales": numerics.scales,
         "target_cpu": cpu.cpu,
         "tuned_kernels": len(chosen.tuned) if chosen else 0,
         "untuned_kernels": len(chosen.untuned) if chosen else len(model.layers),
         "max_abs_error": verification.max_abs_error if verification else None,
-        "compile_s": round(time.perf_counter() - start, 2),
-        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     }
-    print(result_line(report))
-    return 0
 
 
 def lower(
-    model: Dlrm, cpu: CpuTarget, args: argparse.Namespace, tables: TableLayout
+    model: Dlrm, cpu: CpuTarget, args: argparse.Namespace, tables: TableLayout, numerics: Numerics
 ) -> tuple[Lowered, Selection | None]:
     """The model lowered with the schedules that the flags ask for, and which those are (None: none of ours)."""
     from dlrm_tvm.lower import Dump, lower_plain, lower_tuned
@@ -152,10 +224,11 @@ def lower(
     if args.tune:
         from dlrm_tvm.tuning import tune
 
-        tune(model, args.batch_size, cpu, path)
-    chosen = Selection(read_log(path, must_exist=path != DEFAULT_LOG), cpu.cpu, args.batch_size, cpu.registers)
+        tune(model, args.batch_size, cpu, path, numerics)
+    log = read_log(path, must_exist=path != DEFAULT_LOG)
+    chosen = Selection(log, cpu.cpu, args.batch_size, cpu.registers, numerics.precision)
     lowered = lower_tuned(
-        model, args.batch_size, chosen.network(), chosen.dense, cpu, dump, tables, profile=args.profile
+        model, args.batch_size, chosen.network(), chosen.dense, cpu, dump, tables, args.profile, numerics
     )
     print(f"schedules   {len(chosen.tuned)} kernels tuned, {len(chosen.untuned)} by rule ({os.path.relpath(path)})")
     if chosen.borrowed:
@@ -172,8 +245,35 @@ def print_card(model: Dlrm, cpu: CpuTarget, args: argparse.Namespace) -> None:
     print(f"target      {cpu.cpu}{' (this machine)' if cpu.is_host else ''}, batch {args.batch_size}, {args.precision}")
 
 
-def print_tables(tables: TableLayout) -> None:
+def print_numerics(model: Dlrm, numerics: Numerics, cpu: CpuTarget) -> None:
+    """Which numbers the library computes in, and why: the instruction, the layers that stay wider, the steps."""
+    if numerics.precision == "fp32":
+        return
+    found = {"bf16": "avx512_bf16", "int8": "avx512_vnni"}[numerics.precision]
+    wider = [str(at + 1) for at, layer in enumerate(numerics.layers) if layer.precision == "fp32"]
+    share = 1 - sum(layer.weight.size for layer in model.layers[1:-1]) / sum(
+        layer.weight.size for layer in model.layers
+    )
+    print(f"precision   {numerics.precision}: {found} found for {cpu.cpu}")
+    print(
+        f"            layers {' and '.join(wider)} of {len(model.layers)} stay fp32 ({share:.1%} of the MLPs' weights):"
+    )
+    print("            inputs of any size and the logit round worst there")
+    if numerics.precision == "int8":
+        if numerics.scales == "dynamic":
+            activations = "of each row's own largest value: no data needed, outliers stay in their row"
+        else:
+            activations = f"found on {numerics.calibration}"
+        print("scales      weights per output, tables per table, activations")
+        print(f"            {numerics.scales}, {activations}")
+
+
+def print_tables(model: Dlrm, tables: TableLayout, numerics: Numerics) -> None:
     """Where the tables will be read from, and why not in place where they are not."""
+    if numerics.precision != "fp32":
+        to = f"{tables.copied.nbytes / 1e6:,.1f} MB in {numerics.precision}"
+        print(f"tables      {model.table_bytes / 1e6:,.1f} MB become {to}, copied beside the library")
+        return
     files: dict[str, list[Piece]] = defaultdict(list)
     for piece in tables.pieces:
         files[os.path.relpath(Path(piece.file).parent)].append(piece)

@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from errno import EDQUOT, EFBIG, ENOSPC
@@ -22,11 +23,13 @@ from .artifact import open_artifact
 from .cpu import host_flags
 from .errors import UserError
 from .lower import BAG_INPUTS, INPUTS, OUTPUTS, Lowered
-from .manifest import FORMAT_VERSION, PLAIN_KERNELS, Manifest, describe
+from .manifest import FORMAT_VERSION, PLAIN_KERNELS, Manifest, describe, describe_numerics
 from .model import Dlrm
+from .numerics import Numerics, numerics_of
 from .parameters import TABLES, ParameterSource, lay_out, write_parameters
 from .selection import Selection
 from .table_layout import TableLayout
+from .table_rows import stored_bytes
 from .target import CpuTarget
 from .verification import Verification, verify
 
@@ -88,22 +91,29 @@ def build_library(
     name: str,
     directory: Path,
     onnx_model: Path | None = None,
-) -> tuple[Path, Verification | None]:
+    numerics: Numerics | None = None,
+    accept: Callable[[Path], bool] = lambda library: True,
+) -> tuple[Path | None, Verification | None]:
     """Write directory/name_bBATCH.so with manifest and parameters, verified; nothing is left behind on failure.
-    onnx_model: where the model came from, for the manifest.
+    onnx_model: where the model came from, for the manifest; numerics: what `lowered` computes in, by default float32.
+    accept: asked about the verified library before it is put in place; where it says no, nothing is put there, and the
+    path is None.
 
     The verification is None where this CPU cannot run the library. Raises UserError when the disk is full, linking
     fails, or the library's predictions are wrong.
     """
+    numerics = numerics or numerics_of(model, "fp32")
     with staging_directory(directory) as staging:
         staged = staging / f"{name}_b{batch}.so"
         try:
-            _save(model, lowered, selection, target, staged, batch, onnx_model)
+            _save(model, lowered, selection, target, staged, batch, onnx_model, numerics)
         except OSError as error:
             remedy = " Free some space." if error.errno in (ENOSPC, EDQUOT, EFBIG) else ""
             raise UserError(f"{directory}: {error.strerror} while writing; nothing was left behind.{remedy}") from error
         runs_here = set(target.flags) <= host_flags()
-        verification = verify(open_artifact(staged, whole_tables=False), model) if runs_here else None
+        verification = verify(open_artifact(staged, whole_tables=False), model, numerics) if runs_here else None
+        if not accept(staged):
+            return None, verification
         for suffix in (".params", ".json", ".so"):  # the library, which needs the others, comes last
             os.replace(staged.with_suffix(suffix), directory / staged.with_suffix(suffix).name)
     return directory / staged.name, verification
@@ -117,6 +127,7 @@ def _save(
     path: Path,
     batch: int,
     onnx_model: Path | None,
+    numerics: Numerics,
 ) -> None:
     build = uuid.uuid4().hex
     sources = [*lowered.tables.sources, lowered.mlp]
@@ -130,9 +141,9 @@ def _save(
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         build=build,
-        model=describe(model),
+        model=describe(model, numerics),
         batch_size=batch,
-        precision="fp32",
+        precision=numerics.precision,
         target_cpu=target.cpu,
         cpu_features=target.flags,
         inputs=INPUTS,
@@ -153,6 +164,7 @@ def _save(
         profile=lowered.parts,
         onnx_model=None if onnx_model is None else str(onnx_model.resolve()),
         directory=os.getcwd(),
+        numerics=describe_numerics(numerics),
     )
     path.with_suffix(".json").write_text(manifest.to_json())
 
@@ -160,13 +172,20 @@ def _save(
 def _progress(sources: list[ParameterSource]) -> tqdm:
     """Shown on a terminal, where copying tables takes longer than a moment."""
     nbytes = sum(source.nbytes for source in sources)
-    return tqdm(total=nbytes, desc="copying tables", unit="B", unit_scale=True, delay=1, leave=False, disable=None)
+    return tqdm(total=nbytes, desc="writing tables", unit="B", unit_scale=True, delay=1, leave=False, disable=None)
 
 
 def check_room(directory: Path, tables: TableLayout) -> None:
     """Raises UserError where the disk under `directory` cannot take the tables that will be copied there."""
     directory.mkdir(parents=True, exist_ok=True)
     _check_free(directory, LINK_BYTES + (0 if tables.copied is None else tables.copied.nbytes))
+
+
+def check_stored(directory: Path, model: Dlrm, precision: str) -> None:
+    """check_room before the tables are read at all, for a precision that they are converted to."""
+    if precision != "fp32":
+        directory.mkdir(parents=True, exist_ok=True)
+        _check_free(directory, LINK_BYTES + stored_bytes(model, precision))
 
 
 def _check_free(directory: Path, needed: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .model import Dlrm, GraphInputs
+from .numerics import BYTES, Numerics
 
 FORMAT_VERSION = 2
 PLAIN_KERNELS = ("default code generation",)  # as untuned_kernels: TVM's own code, no kernel of ours
@@ -47,8 +48,10 @@ class ModelCard:
         return 2 * self.macs_per_item
 
 
-def describe(model: Dlrm) -> ModelCard:
+def describe(model: Dlrm, numerics: Numerics | None = None) -> ModelCard:
+    """numerics: what its weights and rows are stored in, by default float32; bytes are counted in those."""
     interaction = model.interaction.kind + ("_self" if model.interaction.with_self else "")
+    values = 1 if numerics is None else 4 // BYTES[numerics.precision]
     return ModelCard(
         name=model.name,
         num_dense=model.num_dense,
@@ -59,14 +62,44 @@ def describe(model: Dlrm) -> ModelCard:
         top=(model.top_inputs, *(layer.outputs for layer in model.top)),
         interaction=interaction,
         macs_per_item=model.macs_per_item,
-        gather_bytes_per_item=model.gather_bytes_per_item,
-        mlp_bytes=model.mlp_bytes,
-        table_bytes=model.table_bytes,
+        gather_bytes_per_item=model.gather_bytes_per_item // values,
+        mlp_bytes=_mlp_bytes(model, numerics),
+        table_bytes=model.table_bytes // values,
         fingerprint=model.fingerprint,
         graph_inputs=model.graph_inputs,
         pooling=tuple(table.pooling for table in model.tables),
         clamp=model.clamp,
     )
+
+
+def _mlp_bytes(model: Dlrm, numerics: Numerics | None) -> int:
+    if numerics is None:
+        return model.mlp_bytes
+    sizes = [BYTES[layer.precision] for layer in numerics.layers]
+    return sum(layer.weight.size * size + layer.bias.nbytes for layer, size in zip(model.layers, sizes))
+
+
+def describe_numerics(numerics: Numerics) -> NumericsCard | None:
+    if numerics.precision == "fp32":
+        return None
+    steps = None
+    if numerics.scales == "static":
+        steps = tuple(_few(layer.steps) for layer in numerics.layers)
+    return NumericsCard(
+        layers=tuple(layer.precision for layer in numerics.layers),
+        activation_scales=numerics.scales,
+        table_steps=None if numerics.table_steps is None else tuple(map(float, numerics.table_steps)),
+        x_step=numerics.x_step,
+        layer_steps=steps,
+        calibration=numerics.calibration,
+    )
+
+
+def _few(steps: np.ndarray | None) -> float | list[float] | None:
+    """One number where all are the same."""
+    if steps is None:
+        return None
+    return float(steps[0]) if (steps == steps[0]).all() else [float(step) for step in steps]
 
 
 @dataclass(frozen=True)
@@ -122,6 +155,23 @@ class Part:
 
 
 @dataclass(frozen=True)
+class NumericsCard:
+    """In which numbers the library computes (numerics.py). layers: precision of each, bottom first.
+
+    Of int8: activation_scales: "dynamic", each row's own, or "static"; table_steps: of each table; x_step: of x in the
+    interaction; layer_steps: of each layer's inputs, one number, or one per input; those two only where static;
+    calibration: where static steps come from.
+    """
+
+    layers: tuple[str, ...]
+    activation_scales: str | None = None
+    table_steps: tuple[float, ...] | None = None
+    x_step: float | None = None
+    layer_steps: tuple | None = None
+    calibration: str | None = None
+
+
+@dataclass(frozen=True)
 class TableRange:
     """All tables as the library's `tables` argument: nbytes of addresses, some of which belong to no piece."""
 
@@ -137,6 +187,7 @@ class Manifest:
     profile: the parts that its function `profile` times, in the order of its second output's columns; none where the
     library has no such function. onnx_model: absolute path of the file that it was compiled from.
     directory: where the command was typed, which its relative paths start from; None in manifests of older programs.
+    numerics: None for float32 throughout.
     """
 
     format_version: int
@@ -164,6 +215,7 @@ class Manifest:
     profile: tuple[Part, ...] = ()  # from here on what libraries compiled earlier lack
     onnx_model: str | None = None
     directory: str | None = None
+    numerics: NumericsCard | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -183,6 +235,8 @@ class Manifest:
         fields["parameters"] = tuple(Parameter(**_tuples(entry)) for entry in fields["parameters"])
         pieces = tuple(_piece(piece) for piece in fields["table_range"]["pieces"])
         fields["profile"] = tuple(Part(**part) for part in fields.get("profile", ()))
+        if fields.get("numerics") is not None:
+            fields["numerics"] = NumericsCard(**_tuples(fields["numerics"]))
         fields["table_range"] = TableRange(fields["table_range"]["nbytes"], pieces)
         return Manifest(**_tuples(fields | {"model": ModelCard(**card)}))
 

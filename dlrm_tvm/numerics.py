@@ -18,6 +18,7 @@ import numpy as np
 from .model import Dlrm
 
 PRECISIONS = ("fp32", "bf16", "int8")
+BYTES = {"fp32": 4, "bf16": 2, "int8": 1}  # of a value
 SCALES = ("dynamic", "static")
 # What a CPU must show to run a precision's kernels.
 NEEDED_FLAGS = {"fp32": (), "bf16": ("avx512bw", "avx512_bf16"), "int8": ("avx512bw", "avx512_vnni")}

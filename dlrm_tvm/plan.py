@@ -70,10 +70,9 @@ def plan_network(
     factors_at, units_at = 0, None
     if numerics.precision == "int8":
         factors_at = packer.add(pack_numbers(np.concatenate([[0], numerics.table_steps]).astype(np.float32)))
-        if numerics.x_step is not None:
-            units_at = packer.add(
-                _dot_units(numerics.layers[len(model.bottom)].steps, columns[len(model.bottom)], model)
-            )
+        steps = numerics.layers[len(model.bottom)].steps
+        if steps is not None:
+            units_at = packer.add(_dot_units(steps, columns[len(model.bottom)], model))
     mlp = packer.finish()
     form = table_form(numerics.precision)
     plan = NetworkPlan(

@@ -28,9 +28,10 @@ def from_bf16(bits: np.ndarray) -> np.ndarray:
 
 
 def steps_of(largest: np.ndarray) -> np.ndarray:
-    """float32 steps for ranges of these magnitudes; 1 for a range of zeros, whose q are 0 whatever the step."""
-    largest = np.asarray(largest, np.float32)
-    return np.where(largest > 0, largest / np.float32(LARGEST), np.float32(1)).astype(np.float32)
+    """float32 steps for ranges of these magnitudes; 1 for a range that has none, of zeros or the least denormals, whose
+    q are 0 whatever the step."""
+    steps = np.asarray(largest, np.float32) / np.float32(LARGEST)
+    return np.where(steps > 0, steps, np.float32(1)).astype(np.float32)
 
 
 def to_int8(values: np.ndarray, steps: np.ndarray) -> np.ndarray:

@@ -31,13 +31,25 @@ def predict(
     in them; a bag ends where the next begins, the last with the indices.
     """
     x = mlp(model.bottom, dense.astype(dtype))  # [n, D]
+    joined = interact(model, vectors(model, x, indices, offsets, dtype=dtype))
+    predictions = mlp(model.top, joined)[:, 0]
+    return predictions if model.clamp is None else np.clip(predictions, *model.clamp)
+
+
+def vectors(
+    model: Dlrm,
+    x: np.ndarray,
+    indices: Indices,
+    offsets: Sequence[np.ndarray] | None = None,
+    *,
+    dtype: type = np.float64,
+) -> np.ndarray:
+    """x [n, D] and each table's bags: [n, 1 + T, D]."""
     if offsets is None:
         indices = np.asarray(indices).T
         offsets = [np.arange(len(x))] * len(model.tables)
     bags = [bag(*inputs, dtype) for inputs in zip(model.tables, indices, offsets, strict=True)]
-    vectors = np.stack([x, *bags], axis=1)  # [n, 1 + T, D]
-    predictions = mlp(model.top, interact(model, vectors))[:, 0]
-    return predictions if model.clamp is None else np.clip(predictions, *model.clamp)
+    return np.stack([x, *bags], axis=1)
 
 
 def bag(table: Table, indices: np.ndarray, offsets: np.ndarray, dtype: type = np.float64) -> np.ndarray:

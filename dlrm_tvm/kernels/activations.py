@@ -120,7 +120,7 @@ def row_steps(segments: Sequence[Segment], most: int) -> tuple:
 
 
 def pack_units(unit: int, count: int, value: Callable, steps, write: Callable) -> None:
-    """write(number, vectors) for each unit of `count` vectors, multiplied by `steps`; a last one is filled with zeros."""
+    """write(number, vectors) for each unit of `count` vectors times `steps`; a last one is filled with zeros."""
 
     def scaled(v):
         return value(v) if steps is None else value(v) * steps

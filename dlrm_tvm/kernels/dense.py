@@ -76,7 +76,7 @@ class PackedDense:
         return load(weights, self.bias_at + output)
 
     def finish(self, weights, output, count: int) -> Callable:
-        """A function (sums of vector v, the row's scale or None) -> 16 outputs, for `count` vectors from `output` on."""
+        """A function (v, its sums, the row's scale or None) -> 16 outputs, for `count` vectors from `output` on."""
         if self.takes.precision != "int8":
             return lambda v, sums, _: self._activated(sums)
         scales = [T.bind(load(weights, self.scale_at + output + v * LANES)) for v in range(count)]

@@ -61,8 +61,8 @@ def tiles_at_once(tiles: int, tile_bytes: int) -> int:
 @dataclass(frozen=True)
 class Bags:
     """What the kernels read. indices: [total] int64; offsets: [num_tables, batch + 1] int64, where each bag begins in
-    indices and, last, where the table's last one ends; tables, table_info: as in gather.py; dim: elements of a row, which
-    are words of `form`; means: per table whether a bag is averaged.
+    indices and, last, where the table's last one ends; tables, table_info: as in gather.py; dim: elements of a row,
+    which are words of `form`; means: per table whether a bag is averaged.
     """
 
     indices: Any
@@ -210,7 +210,8 @@ def pool_items(bags: Bags, fetch: BagFetch, first_item, items, write, count) -> 
     """All tables' bags of the items first_item .. + items - 1; those past the batch are the last item's again.
 
     write(item, table, block, planes): takes 16 words of a pooled vector as planes of float32; item counts from
-    first_item; a vector's blocks come in order. count(item, number): adds how many of a bag's indices are outside their table, and 1 where its offsets decrease or
+    first_item; a vector's blocks come in order.
+    count(item, number): adds how many of a bag's indices are outside their table, and 1 where its offsets decrease or
     lie outside the indices; no such index or offset is followed.
     """
     with T.serial(bags.num_tables) as table:

@@ -48,7 +48,15 @@ class NarrowInteraction:
                 self._concatenate(tile, item, top.tiles)
             else:
                 self._take_dots(item)
-                top.write_row(tile, item, [self._x_segment(item), self._dot_segment()])
+                top.write_row(tile, item, [self._x_for(top, item), self._dot_segment()])
+
+    def _x_for(self, top: Activations, item) -> tuple[int, Callable]:
+        """x as the first top layer takes it: in the given steps, if there are any, or as values."""
+        count, value = self._x_segment(item)
+        factor = self._plan.x_factor
+        if factor is None or top.form.precision == "int8":
+            return count, value
+        return count, lambda v: value(v) * broadcast(T.float32(factor))
 
     def _x_segment(self, item) -> tuple[int, Callable]:
         return self._plan.dim // LANES, lambda v: load(self._x.buffer, self._x.index(0, item, v))

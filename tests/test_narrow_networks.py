@@ -1,0 +1,155 @@
+"""Whole networks in bf16 and int8 against NumPy that rounds as they do, and beside the float32 model.
+
+A float32 sum that differs in its last bit may round to another neighbour, which later layers carry on: a few items may
+be off by a step of a narrow number, nearly all agree to 1e-6.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from models import flat_bags, library_in_memory, random_bags, random_batch, random_dlrm
+from narrow import NARROW, needs
+
+from dlrm_tvm import lower, reference, reference_narrow
+from dlrm_tvm.calibration import _largest, with_ranges
+from dlrm_tvm.kernels.gather import RowFetch
+from dlrm_tvm.model import Dlrm
+from dlrm_tvm.numerics import Numerics, numerics_of, unsupported
+from dlrm_tvm.schedules import NetworkSchedule, default_dense
+from dlrm_tvm.table_rows import table_steps
+from dlrm_tvm.target import cpu_target
+
+MODELS = {
+    "small": {},
+    "odd widths": {"dim": 20, "bottom": (30,), "top": (40, 17)},
+    "MLPerf's tables": {"dim": 128, "table_rows": (50,) * 26, "bottom": (64,), "top": (128, 64)},
+    "no hidden bottom": {"bottom": (), "top": (24,)},
+    "no hidden top": {"top": ()},
+    "with itself": {"interaction": "dot_self"},
+    "concatenated": {"interaction": "cat", "dim": 20},
+    "signed x": {"bottom_activation": "none"},
+    "sigmoid inside": {"sigmoid_layer": 0, "top": (24, 16)},
+    "40 tables": {"table_rows": (9,) * 40, "dim": 32},
+}
+BATCHES = (1, 7, 23)
+CLOSE, STEP = 1e-6, 0.02
+
+
+def dynamic(model: Dlrm, precision: str) -> Numerics:
+    return numerics_of(model, precision, table_steps(model) if precision == "int8" else None)
+
+
+def static(model: Dlrm) -> Numerics:
+    return with_ranges(
+        model, dynamic(model, "int8"), _largest(model, *random_batch(model, 500, seed=9)), "random items"
+    )
+
+
+def compiled(model: Dlrm, numerics: Numerics, batch: int):
+    mr = min(batch, 5)
+    schedule = NetworkSchedule(mr, 2, RowFetch(every=4, locality=2))
+    cpu = cpu_target(None)
+    return library_in_memory(
+        lower.lower_tuned(
+            model, batch, schedule, lambda layer: default_dense(mr, layer.outputs, cpu.registers, layer.unit),
+            cpu, lower.Dump(None), numerics=numerics,
+        )
+    )  # fmt: skip
+
+
+def assert_agree(got: np.ndarray, wanted: np.ndarray, off: int = 8) -> None:
+    """At most one item, or every `off`-th, may be off by a step."""
+    error = np.abs(got - wanted)
+    assert error.max() <= STEP
+    assert (error <= CLOSE).sum() >= len(error) - max(1, len(error) // off), error
+
+
+def cases() -> list:
+    found = []
+    for precision in NARROW:
+        for at, (name, shape) in enumerate(MODELS.items()):
+            if unsupported(random_dlrm(**shape), precision) is None:
+                found.append(
+                    pytest.param(precision, shape, BATCHES[at % 3], marks=needs(precision), id=f"{precision} {name}")
+                )
+    return found
+
+
+@pytest.mark.parametrize("precision, shape, batch", cases())
+def test_a_network_agrees_with_numpy_in_the_same_numbers_one_hot_and_in_bags(precision, shape, batch):
+    model = random_dlrm(**shape)
+    numerics = dynamic(model, precision)
+    run = compiled(model, numerics, batch)
+    dense, indices = random_batch(model, batch)
+    for threads in (1, 2):
+        assert_agree(run(dense, indices, threads), reference_narrow.predict(model, numerics, dense, indices))
+    bags, offsets = random_bags(model, batch)
+    flat, begins = flat_bags(bags, offsets, batch)
+    got = run(dense, flat, offsets=begins)
+    assert_agree(got, reference_narrow.predict(model, numerics, dense, bags, offsets))
+    assert np.abs(got - reference.predict(model, dense, bags, offsets)).max() < 0.05
+
+
+@needs("int8")
+@pytest.mark.parametrize("name", ["odd widths", "MLPerf's tables", "signed x", "sigmoid inside", "no hidden top"])
+def test_static_steps_agree_with_numpy_in_the_same_numbers(name):
+    model = random_dlrm(**MODELS[name])
+    numerics = static(model)
+    run = compiled(model, numerics, 23)
+    dense, indices = random_batch(model, 23)
+    # Steps are folded into weights in float32, which moves more sums across a border than anywhere else.
+    assert_agree(run(dense, indices), reference_narrow.predict(model, numerics, dense, indices), off=2)
+    assert np.abs(run(dense, indices) - reference.predict(model, dense, indices)).max() < 0.05
+
+
+@needs("int8")
+def test_bags_of_one_row_are_the_same_as_one_row_per_table_in_int8():
+    model = random_dlrm(table_rows=(50,) * 6, dim=32)
+    run = compiled(model, dynamic(model, "int8"), 23)
+    dense, indices = random_batch(model, 23)
+    begins = np.arange(6)[:, None] * 23 + np.arange(24)
+    np.testing.assert_array_equal(run(dense, indices.T.reshape(-1), offsets=begins), run(dense, indices))
+
+
+@pytest.mark.parametrize("precision", [pytest.param(each, marks=needs(each)) for each in NARROW])
+def test_wrong_input_is_nan_for_its_item_alone(precision):
+    model = random_dlrm(table_rows=(50,) * 6, dim=32)
+    run = compiled(model, dynamic(model, precision), 23)
+    dense, indices = random_batch(model, 23)
+    right = run(dense, indices)
+    dense[3, 5], dense[8, 0] = np.nan, np.inf
+    indices[11, 2], indices[20, 5] = 50, -1
+    got = run(dense, indices)
+    wrong = [3, 8, 11, 20]
+    assert np.isnan(got[wrong]).all()
+    np.testing.assert_array_equal(np.delete(got, wrong), np.delete(right, wrong))
+
+
+@pytest.mark.parametrize("precision", [pytest.param(each, marks=needs(each)) for each in NARROW])
+@pytest.mark.parametrize("outlier", [1e6, 1e30])
+def test_an_outlier_among_dense_inputs_leaves_other_items_and_its_own_prediction_right(precision, outlier):
+    # Positive weights behind the outlier keep float32's own prediction finite: the sigmoid's end.
+    model = random_dlrm(table_rows=(50,) * 6, dim=32, bottom=(20,), top=(24,))
+    run = compiled(model, dynamic(model, precision), 23)
+    dense, indices = random_batch(model, 23)
+    right = run(dense, indices)
+    dense[4, 1] = outlier
+    got = run(dense, indices)
+    np.testing.assert_array_equal(np.delete(got, 4), np.delete(right, 4))
+    with np.errstate(over="ignore", invalid="ignore"):
+        wanted = reference.predict(model, dense.astype(np.float64), indices)[4]
+    if outlier < 1e18:  # beyond, dots overflow in float32 itself
+        assert abs(got[4] - wanted) < 0.05
+
+
+@needs("int8")
+def test_a_table_of_zeros_and_inputs_of_zeros_divide_by_nothing():
+    model = random_dlrm(table_rows=(5, 7, 3))
+    zero = replace(model.tables[1], rows=np.zeros_like(model.tables[1].rows))
+    model = replace(model, tables=(model.tables[0], zero, model.tables[2]))
+    numerics = dynamic(model, "int8")
+    dense, indices = random_batch(model, 7)
+    dense[2] = 0
+    got = compiled(model, numerics, 7)(dense, indices)
+    assert_agree(got, reference_narrow.predict(model, numerics, dense, indices))
