@@ -168,3 +168,9 @@ def test_a_row_in_bytes_has_its_largest_at_the_end_of_the_range_and_zeros_stay_z
     np.testing.assert_array_equal(numbers.max(axis=1), [most if row != 7 else 0 for row in range(40)])
     for row, own, step in zip(x, numbers, steps[:, 0]):
         np.testing.assert_allclose(own * step, in_steps(row.astype("f8"), row.max() / most, most), rtol=1e-5, atol=0)
+
+
+def test_a_row_too_small_for_an_inverse_step_is_zeros():
+    numbers, steps = reference_narrow.row_bytes(np.float32([[1e-38, 0, -5e-39], [1e-45, 0, 0], [2, 0, -1]]), 127)
+    np.testing.assert_array_equal(numbers, [[0, 0, 0], [0, 0, 0], [127, 0, -64]])
+    assert np.isfinite(steps).all()
