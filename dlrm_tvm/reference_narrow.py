@@ -68,8 +68,9 @@ def _int8_sums(layer: Dense, numerics: LayerNumerics, x: np.ndarray) -> tuple[np
 def row_bytes(x: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """[n, k] float32 -> (whole numbers [n, k] whose largest magnitude is `most`, steps [n, 1] float32)"""
     largest = np.abs(x).max(axis=1, keepdims=True)
-    with np.errstate(divide="ignore"):
-        inverse = np.where(largest > 0, np.float32(most) / largest, np.float32(0)).astype(np.float32)
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.float32(most) / largest
+    inverse = np.where(np.isinf(inverse), np.float32(0), inverse)  # a row as good as zero
     return np.rint(x * inverse), largest * np.float32(1 / most)
 
 

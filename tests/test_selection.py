@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,28 @@ def test_a_kernel_that_several_layers_share_is_named_once():
     assert len(chosen.untuned) == 2
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_each_precision_has_records_of_its_own(precision):
+    layer = LayerShape("relu", 512, 256, precision, unit=2)
+    network = replace(network_record(GOOD_NETWORK), kernel=f"network_{precision}", precision=precision)
+    dense = replace(dense_record({"nr": 64, "unroll": 4}, mr=6), kernel=f"dense_{precision}_relu", precision=precision)
+    log = TuningLog(Path("log"), (network, dense))
+    chosen = Selection(log, "znver4", 100, precision=precision)
+    assert (chosen.network().mr, chosen.dense(layer)) == (6, DenseSchedule(64, 4))
+    chosen.dense(LAYER)
+    assert (len(chosen.tuned), len(chosen.untuned)) == (2, 1), "an fp32 layer is another kernel"
+    for other in {"fp32", "bf16", "int8"} - {precision}:
+        assert Selection(log, "znver4", 100, precision=other).network() == default_network(100, precision=other)
+
+
+def test_a_register_tile_of_half_a_unit_counts_as_untuned():
+    chosen = selection(dense_record({"nr": 48, "unroll": 2}))
+    chosen.network()
+    assert chosen.dense(replace(LAYER, unit=2)) == default_dense(RULE_MR, 256, unit=2)
+    assert chosen.tuned == []
+    assert chosen.dense(LAYER) == DenseSchedule(48, 2)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -146,3 +169,5 @@ def test_rules_give_every_batch_and_width_a_schedule_that_fits_the_registers():
             dense = default_dense(network.mr, outputs)
             assert dense.nr % 16 == 0
             assert network.mr == 1 or dense.registers(network.mr) <= REGISTERS
+            pairs = default_dense(network.mr, outputs, unit=2)
+            assert pairs.nr % 32 == 0 or pairs.nr >= outputs, "outputs packed together lie in one tile"
