@@ -41,7 +41,7 @@ class NetworkSchedule:
 
 
 def default_network(batch: int, registers: int = REGISTERS, precision: str = "fp32") -> NetworkSchedule:
-    """fp32: one tile a block: weights then stream from the last-level cache front to back, which prefetchers do best."""
+    """fp32: one tile a block, so that weights stream from the last-level cache front to back: prefetchers like that."""
     mr = tile_heights(batch, registers, precision)[0]
     return NetworkSchedule(mr, max(1, _BLOCK_ITEMS[precision] // mr), RowFetch(every=4, locality=2))
 

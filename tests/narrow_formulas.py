@@ -59,7 +59,7 @@ def _outputs(layer: Dense, numerics: LayerNumerics, x: np.ndarray) -> np.ndarray
             x = in_steps(x, np.abs(x).max() / most, most)
         else:
             steps = numerics.steps.astype(np.float64)
-            x, weight = np.clip(np.rint(x / steps), -127 if numerics.signed else 0, most), weight * steps
+            x, weight = np.clip(np.rint(x / steps), -128 if numerics.signed else 0, most), weight * steps
         weight = np.array([in_steps(row, np.abs(row).max() / 127, 127) for row in weight])
     y = weight @ x + layer.bias
     if layer.activation == "relu":
@@ -80,7 +80,9 @@ def _as_row(numerics: Numerics, x: np.ndarray) -> np.ndarray:
     x = x.astype(np.float64)
     if numerics.precision == "bf16":
         return rounded(x).astype(np.float64)
-    return in_steps(x, np.abs(x).max() / 127 if numerics.x_step is None else numerics.x_step, 127)
+    if numerics.x_step is not None:
+        return numerics.x_step * np.clip(np.rint(x / numerics.x_step), -128, 127)
+    return in_steps(x, np.abs(x).max() / 127, 127)
 
 
 def _pooled(precision: str, table: Table, bag: np.ndarray, step: float | None) -> np.ndarray:

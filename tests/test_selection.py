@@ -9,6 +9,7 @@ import pytest
 
 from dlrm_tvm.kernels.dense import REGISTERS, REGISTERS_AVX2, DenseSchedule
 from dlrm_tvm.kernels.gather import RowFetch
+from dlrm_tvm.numerics import PRECISIONS
 from dlrm_tvm.plan import LayerShape
 from dlrm_tvm.schedules import NetworkSchedule, default_dense, default_network, dense_shape, network_shape
 from dlrm_tvm.selection import Selection, network_from, network_numbers
@@ -161,13 +162,14 @@ def test_network_numbers_survive_the_log():
     assert network_from(network_numbers(schedule)) == schedule
 
 
-def test_rules_give_every_batch_and_width_a_schedule_that_fits_the_registers():
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_rules_give_every_batch_and_width_a_schedule_that_fits_the_registers(precision):
     for batch in range(1, 300):
-        network = default_network(batch)
+        network = default_network(batch, precision=precision)
         assert 1 <= network.mr <= batch
+        assert network.block_tiles >= 1
         for outputs in (1, 15, 16, 17, 33, 48, 100, 256, 1000, 1024):
-            dense = default_dense(network.mr, outputs)
-            assert dense.nr % 16 == 0
-            assert network.mr == 1 or dense.registers(network.mr) <= REGISTERS
-            pairs = default_dense(network.mr, outputs, unit=2)
-            assert pairs.nr % 32 == 0 or pairs.nr >= outputs, "outputs packed together lie in one tile"
+            for unit in (1, 2):
+                dense = default_dense(network.mr, outputs, unit=unit)
+                assert dense.nr % (16 * unit) == 0 or dense.nr >= outputs, "outputs packed together lie in one tile"
+                assert network.mr == 1 or dense.registers(network.mr) <= REGISTERS

@@ -145,7 +145,7 @@ def made_up_trials(monkeypatch) -> list:
     class FakeNetwork:
         def __init__(self, model, batch, cpu, peak, dense_schedule, numerics) -> None:
             self.layers, self.dense_schedule = layer_shapes(model, numerics), dense_schedule
-            self.second = tile_heights(batch)[1:]
+            self.second = tile_heights(batch, precision=numerics.precision)[1:]
 
         def time(self, schedule: NetworkSchedule) -> Timing:
             for layer in self.layers:
@@ -177,7 +177,8 @@ def test_tune_appends_a_line_per_kernel_that_selection_then_finds(tmp_path, made
     assert list(tmp_path.iterdir()) == [log], "the trials are done with"
     assert len(set(made_up_trials)) == len(made_up_trials), "something was measured twice"
     if batch == 100:
-        assert network == NetworkSchedule(tile_heights(batch)[1], 2, RowFetch(every=1, locality=2))
+        second = tile_heights(batch, precision=precision)[1]
+        assert network == NetworkSchedule(second, 2, RowFetch(every=1, locality=2))
 
 
 def test_tune_keeps_the_lines_that_were_in_the_log(tmp_path, made_up_trials):
