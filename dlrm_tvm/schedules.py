@@ -43,7 +43,12 @@ class NetworkSchedule:
 def default_network(batch: int, registers: int = REGISTERS, precision: str = "fp32") -> NetworkSchedule:
     """fp32: one tile a block, so that weights stream from the last-level cache front to back: prefetchers like that."""
     mr = tile_heights(batch, registers, precision)[0]
-    return NetworkSchedule(mr, max(1, _BLOCK_ITEMS[precision] // mr), RowFetch(every=4, locality=2))
+    return NetworkSchedule(mr, default_block(mr, precision), RowFetch(every=4, locality=2))
+
+
+def default_block(mr: int, precision: str) -> int:
+    """Tiles of mr items in a block."""
+    return max(1, _BLOCK_ITEMS[precision] // mr)
 
 
 def tile_heights(batch: int, registers: int = REGISTERS, precision: str = "fp32") -> list[int]:

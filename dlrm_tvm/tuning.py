@@ -31,6 +31,7 @@ from .numerics import Numerics
 from .plan import LayerShape, layer_shapes
 from .schedules import (
     NetworkSchedule,
+    default_block,
     default_dense,
     dense_kernel,
     dense_shape,
@@ -135,7 +136,7 @@ def _search(
             chosen[mr, layer] = best
     network = NetworkTrial(model, batch, cpu, peak, lambda mr, layer: dense_from(chosen[mr, layer].schedule), numerics)
     best = None
-    for candidates in network_stages(batch, heights):
+    for candidates in network_stages(batch, heights, numerics.precision):
         numbers = [network_numbers(schedule) for schedule in candidates(best)]
         record = search.best(
             network_kernel(numerics.precision), network_shape(batch), numbers, lambda n: network.time(network_from(n))
@@ -147,11 +148,16 @@ def _search(
             search.keep(dense_record)
 
 
-def network_stages(batch: int, heights: list[int]) -> Iterator[Callable]:
-    """Each stage: the best so far -> candidates that vary one thing; the best so far is among them."""
+def network_stages(batch: int, heights: list[int], precision: str = "fp32") -> Iterator[Callable]:
+    """Each stage: the best so far -> candidates that vary one thing; the best so far is the first of them."""
     start = RowFetch(*_FETCHES[0])
-    yield lambda _: [NetworkSchedule(mr, 1, start) for mr in heights]
-    yield lambda best: [replace(best, block_tiles=blocks) for blocks in _BLOCKS if blocks == 1 or batch > heights[0]]
+
+    def blocks(best: NetworkSchedule) -> list[NetworkSchedule]:
+        others = [tiles for tiles in _BLOCKS if tiles != best.block_tiles and (tiles == 1 or batch > heights[0])]
+        return [best, *(replace(best, block_tiles=tiles) for tiles in others)]
+
+    yield lambda _: [NetworkSchedule(mr, default_block(mr, precision), start) for mr in heights]
+    yield blocks
     yield lambda best: [replace(best, fetch=RowFetch(*fetch)) for fetch in _FETCHES]
 
 
