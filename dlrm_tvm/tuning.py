@@ -47,7 +47,7 @@ from .tuning_log import Record, append, read_log
 _HEIGHTS_TRIED = 3
 _MARGIN = 1.02  # what a candidate must win by on a shared machine: less has turned out to be noise
 _ACCUMULATORS = 12  # fewer leave the multiply-adds waiting for loads
-_BLOCKS = (1, 2, 5, 10)
+_BLOCKS = (1, 2, 5, 10)  # beside the rule's
 _FETCHES = ((4, 2), (1, 2), (8, 2), (4, 3), (0, 2))
 
 
@@ -109,6 +109,7 @@ def tune(model: Dlrm, batch: int, cpu: CpuTarget, log: Path, numerics: Numerics)
     heights = tile_heights(batch, cpu.registers, numerics.precision)[:_HEIGHTS_TRIED]
     layers = list(dict.fromkeys(layer_shapes(model, numerics)))
     total = sum(len(dense_candidates(mr, layer, cpu.registers)) for mr in heights for layer in layers)
+    # One more or less, as the rule's block is among _BLOCKS or not.
     total += len(heights) + (len(_BLOCKS) if batch > heights[0] else 1) + len(_FETCHES)
     with tqdm(total=total, desc="tuning", unit="trial") as progress:
         search = Search(cpu, log, progress, model.fingerprint[:8], numerics.precision)
