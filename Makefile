@@ -1,6 +1,6 @@
 # make demo    compile the built-in model, check it, measure it
 # make test    the tests, with the packages they need     (PYTEST_ARGS="-m slow": those that are left out by default)
-# make bench   ours beside ONNX Runtime and OpenVINO       (BENCH_ARGS="--batches 100 --rounds 3")
+# make bench   ours beside ONNX Runtime and OpenVINO       (BENCH_ARGS="--precisions int8 --batches 100")
 # make bench-bags   embedding bags alone beside PyTorch's and ONNX Runtime's       (BENCH_ARGS="--bag 100")
 # make lint    ruff
 # make clean   remove what the above left, .venv included
@@ -40,7 +40,7 @@ lint: $(VENV)/.installed-dev
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache __prebuilt/.building-*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	rm -f __prebuilt/dlrm_avx512_b* __prebuilt/dlrm_avx512.sweep.json* __prebuilt/.dlrm_avx512.sweep.json.* __prebuilt/bench_b* __prebuilt/pytest_* __data/demo_dlrm_*
+	rm -f __prebuilt/dlrm_avx512_b* __prebuilt/dlrm_avx512.sweep.json* __prebuilt/.dlrm_avx512.sweep.json.* __prebuilt/bench_fp32_b* __prebuilt/bench_bf16_b* __prebuilt/bench_int8_b* __prebuilt/pytest_* __data/demo_dlrm_*
 
 # A stamp is newer than what it was installed from: the second run installs nothing, a broken-off one starts anew.
 $(VENV)/.installed: requirements.txt $(VENV)/.created

@@ -21,6 +21,7 @@ _SAME_WANTED = {
     "model": "model",
     "fingerprint": "model's fingerprint",
     "precision": "precision",
+    "library_precision": "precision of the library, whose peak the share is of,",
     "target_cpu": "CPU compiled for",
     "batch_size": "batch size",
     "instances": "number of instances",
@@ -128,8 +129,10 @@ def differences(then: Mapping[str, object], now: Mapping[str, object], path: Pat
         if key in then and key in now
     }
     changed = {_SAME_WANTED[key]: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-    if "engine" in changed:
-        changed.pop("version of the engine", None)
+    if _SAME_WANTED["engine"] in changed:
+        changed.pop(_SAME_WANTED["engine_version"], None)
+    if _SAME_WANTED["precision"] in changed:
+        changed.pop(_SAME_WANTED["library_precision"], None)  # ours: one fact
     cpus = then["environment"].get("cpu"), now["environment"].get("cpu")
     if None not in cpus and cpus[0] != cpus[1]:
         changed["CPU"] = cpus

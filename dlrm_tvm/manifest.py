@@ -145,13 +145,15 @@ class Part:
     """A part of a call that the library's function `profile` times; what it costs at least, per item.
 
     what: a layer's widths, or what else it does; flops: of the model's formulas; nbytes: that come from beyond the
-    core's own caches: weights, once per tile or block of items that share them, and rows.
+    core's own caches: weights, once per tile or block of items that share them, and rows. peak_share: of the library's
+    peak that its instruction can reach, below 1 for a layer that stays wider than the others.
     """
 
     name: str
     what: str
     flops: int
     nbytes: float
+    peak_share: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,13 @@ class Numerics:
     x_step: float | None = None
     calibration: str | None = None
 
+    def output_step(self, layer: int, num_bottom: int) -> float | None:
+        """What the outputs of a layer, the last one aside, are in steps of, where those are given beforehand."""
+        if layer == num_bottom - 1:
+            return self.x_step
+        steps = self.layers[layer + 1].steps
+        return None if steps is None else float(steps[0])
+
     @property
     def scales(self) -> str | None:
         """One of SCALES for int8, None for others."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from .arrivals import KINDS
 from .errors import UserError
 from .numa import POLICIES
+from .peer_precision import PRECISIONS, check_precision
 from .peers import OURS, PEERS
 from .progress import LEAST_STABLE_S
 from .session import RunSettings
@@ -68,6 +69,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--onnx-model", type=Path, metavar="PATH", help="the file it runs; default: what the library was compiled from"
     )
+    group.add_argument("--engine-precision", choices=PRECISIONS, help="it runs at; default: the library's")
 
 
 def check_run_options(args: argparse.Namespace) -> None:
@@ -81,8 +83,15 @@ def check_run_options(args: argparse.Namespace) -> None:
         raise UserError(f"--indices-per-bag makes random bags, {args.ref_data} has its own: give one of the two.")
     if args.engine == OURS and args.onnx_model:
         raise UserError(f"--onnx-model is what another engine runs. Give --engine {' or '.join(PEERS)} too.")
+    if args.engine == OURS and args.engine_precision:
+        raise UserError(
+            f"--engine-precision is what another engine runs at; a library has its own, of compile.py --precision. "
+            f"Give --engine {' or '.join(PEERS)} too."
+        )
     if args.engine != OURS:
         _check_ours_only(args)
+        if args.engine_precision:
+            check_precision(args.engine, args.engine_precision)
 
 
 def _check_ours_only(args: argparse.Namespace) -> None:
@@ -107,6 +116,7 @@ def run_settings(args: argparse.Namespace) -> RunSettings:
         profile=args.profile,
         engine=args.engine,
         onnx_model=args.onnx_model,
+        engine_precision=args.engine_precision,
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .errors import UserError
 from .manifest import Manifest
+from .peer_precision import check_precision
 from .peers import Feed, PeerGraph, engine_version
 
 if TYPE_CHECKING:
@@ -14,16 +15,24 @@ if TYPE_CHECKING:
 
 
 def peer_graph(
-    engine: str, onnx_model: Path | None, manifest: Manifest, library: str, indices_per_bag: float = 1
+    engine: str,
+    onnx_model: Path | None,
+    manifest: Manifest,
+    library: str,
+    indices_per_bag: float = 1,
+    precision: str | None = None,
 ) -> PeerGraph:
-    """onnx_model: None for the file that the library was compiled from.
+    """onnx_model: None for the file that the library was compiled from; precision: None for the library's.
 
-    Raises UserError where the engine is not installed, or the file is missing, is another model, or cannot be fed the
-    library's batches with one index per table and item.
+    At int8 it lacks the quantised file, which peer_int8.py makes. Raises UserError where the engine is not installed
+    or has no such precision here, or the file is missing, is another model, or cannot be fed the library's batches
+    with one index per table and item.
     """
     if indices_per_bag != 1:
         raise UserError("--engine takes one index per table and item, no bags. Leave one of the two out.")
     version = engine_version(engine)
+    precision = precision or manifest.precision
+    check_precision(engine, precision)
     path = _path(onnx_model, manifest, library)
     # Only peers need them: ours is measured without the ONNX package.
     from .onnx_graph import OnnxGraph
@@ -36,7 +45,7 @@ def peer_graph(
     feeds = tuple(
         _feed(path, source, manifest) for source in sorted(graph.inputs, key=lambda each: each.name != names.dense)
     )
-    return PeerGraph(engine, version, str(path), manifest.batch_size, feeds, _sizes(graph, feeds))
+    return PeerGraph(engine, version, str(path), manifest.batch_size, feeds, _sizes(graph, feeds), precision)
 
 
 def _path(onnx_model: Path | None, manifest: Manifest, library: str) -> Path:

@@ -64,7 +64,7 @@ def plan_network(
     shapes = layer_shapes(model, numerics)
     layers = []
     for at, (layer, shape) in enumerate(zip(model.layers, shapes)):
-        out = output_step(numerics, at, len(model.bottom))
+        out = numerics.output_step(at, len(model.bottom))
         layers.append(packer.pack(layer, columns[at], shape, numerics.layers[at], out))
     final = packer.pack_final(model.layers[-1], columns[-1])
     factors_at, units_at = 0, None
@@ -140,14 +140,6 @@ def layer_shapes(model: Dlrm, numerics: Numerics | None = None) -> list[LayerSha
         LayerShape(layer.activation, len(own) // form_of(each).values, layer.outputs, each.precision, unit)
         for layer, own, each, unit in zip(model.layers, columns, numerics.layers, units)
     ]
-
-
-def output_step(numerics: Numerics, at: int, num_bottom: int) -> float | None:
-    """What the outputs of layer `at` are in steps of, where those are given beforehand."""
-    if at == num_bottom - 1:
-        return numerics.x_step
-    steps = numerics.layers[at + 1].steps
-    return None if steps is None else float(steps[0])
 
 
 def _dot_units(steps: np.ndarray, columns: np.ndarray, model: Dlrm) -> np.ndarray:

@@ -2,9 +2,10 @@
 
     least time of a part = max(FLOPs / peak, bytes / stream)        its share of the roofline = least time / its time
 
-peak: multiply-adds of these very cores. stream: what the instance's cores read weights with, one thread's rate times
-the threads; also for table rows, which come from further away and in no order: a small share there is latency. Both
-are the larger of what was measured before and after. FLOPs and bytes are the manifest's (parts.py).
+peak: multiply-adds of these very cores, with the instruction of the part's own precision. stream: what the instance's
+cores read weights with, one thread's rate times the threads; also for table rows, which come from further away and in
+no order: a small share there is latency. Both are the larger of what was measured before and after. FLOPs and bytes
+are the manifest's (parts.py).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class PartTime:
     @property
     def limits(self) -> dict[str, float]:
         """The share of each limit that it reaches; the larger one is its share of the roofline."""
-        return {"peak": self.gflops / self.peak_gflops, "stream": self.gbps / self.stream_gbps}
+        return {"peak": self.gflops / (self.peak_gflops * self.part.peak_share), "stream": self.gbps / self.stream_gbps}
 
     @property
     def bound(self) -> str:

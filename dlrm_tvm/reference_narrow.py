@@ -3,11 +3,15 @@
 From the formulas in numerics.py, in the model's own order of columns: no tiles, no packing, nothing of the kernels.
 Sums of bf16 products are float64, so a library may differ where a sum lies on the border between two numbers, and what
 follows from that; sums of int8 products are whole numbers, exact on both sides.
+
+What is in steps given beforehand is counted in them from the layer on that makes it, as in a library: its weights and
+bias are divided by the step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -25,24 +29,39 @@ def predict(
     offsets: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
     """As reference.predict, in the numbers of `numerics`: predictions [n] float64."""
-    first_top = len(model.bottom)
+    first_top, last = len(model.bottom), len(model.layers) - 1
+
+    def outputs(at: int, x: np.ndarray) -> np.ndarray:
+        step = None if at == last else numerics.output_step(at, first_top)
+        return _in_steps(model.layers[at], step, numerics.layers[at], x)
+
     x = dense.astype(np.float32)
-    for layer, each in zip(model.bottom, numerics.layers):
-        x = layer_outputs(layer, each, x)
+    for at in range(first_top):
+        x = outputs(at, x)
     if offsets is None:
         indices = np.asarray(indices).T
         offsets = [np.arange(len(x))] * len(model.tables)
     steps = numerics.table_steps if numerics.table_steps is not None else [None] * len(model.tables)
     vectors = [_x(numerics, x), *map(_bags, [numerics.precision] * len(steps), model.tables, steps, indices, offsets)]
     x = interact(model, numerics, x, vectors)
-    for layer, each in zip(model.top, numerics.layers[first_top:]):
-        x = layer_outputs(layer, each, x)
+    for at in range(first_top, last + 1):
+        x = outputs(at, x)
     predictions = x[:, 0].astype(np.float64)
     return predictions if model.clamp is None else np.clip(predictions, *model.clamp)
 
 
+def _in_steps(layer: Dense, step: float | None, numerics: LayerNumerics, x: np.ndarray) -> np.ndarray:
+    """A layer's outputs, in steps where there are any. A sigmoid cannot be had from smaller weights."""
+    if step is None:
+        return layer_outputs(layer, numerics, x)
+    if layer.activation == "sigmoid":
+        return layer_outputs(layer, numerics, x) * np.float32(1 / step)
+    small = replace(layer, weight=layer.weight / np.float32(step), bias=layer.bias / np.float32(step))
+    return layer_outputs(small, numerics, x)
+
+
 def layer_outputs(layer: Dense, numerics: LayerNumerics, x: np.ndarray) -> np.ndarray:
-    """x [n, inputs] float32, values as the model has them -> [n, outputs] float32."""
+    """x [n, inputs] float32, values as the model has them, or in numerics.steps where it has any -> [n, outputs]."""
     if numerics.precision == "int8":
         sums, scale = _int8_sums(layer, numerics, x)
         return activate((sums * scale.astype(np.float64) + layer.bias).astype(np.float32), layer.activation)
@@ -59,8 +78,8 @@ def _int8_sums(layer: Dense, numerics: LayerNumerics, x: np.ndarray) -> tuple[np
     if numerics.steps is None:
         x, steps = row_bytes(x, 127 if numerics.signed else 255)
     else:
-        low, high = (-127, 127) if numerics.signed else (0, 255)
-        x, weight = np.clip(np.rint(x / numerics.steps), low, high), weight * numerics.steps
+        low, high = (-128, 127) if numerics.signed else (0, 255)
+        x, weight = np.clip(np.rint(x), low, high), weight * numerics.steps
     scale = steps_of(np.abs(weight).max(axis=1))
     return x.astype(np.float64) @ to_int8(weight, scale[:, None]).astype(np.float64).T, scale[None] * steps
 
@@ -68,21 +87,28 @@ def _int8_sums(layer: Dense, numerics: LayerNumerics, x: np.ndarray) -> tuple[np
 def row_bytes(x: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """[n, k] float32 -> (whole numbers [n, k] whose largest magnitude is `most`, steps [n, 1] float32)"""
     largest = np.abs(x).max(axis=1, keepdims=True)
-    with np.errstate(divide="ignore"):
-        inverse = np.where(largest > 0, np.float32(most) / largest, np.float32(0)).astype(np.float32)
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.float32(most) / largest
+    inverse = np.where(np.isinf(inverse), np.float32(0), inverse)  # a row as good as zero
     return np.rint(x * inverse), largest * np.float32(1 / most)
 
 
 def interact(model: Dlrm, numerics: Numerics, x: np.ndarray, vectors: list) -> np.ndarray:
     """x [n, D] as the bottom MLP gives it, vectors: per vector (whole numbers or values [n, D], factors [n] float32)
-    -> the top MLP's input [n, top_inputs] float32."""
+    -> the top MLP's input [n, top_inputs] float32, in steps where that layer has any."""
     if model.interaction.kind == "cat":
         return np.concatenate([values for values, _ in vectors], axis=1).astype(np.float32)
     values = np.stack([values for values, _ in vectors], axis=1).astype(np.float64)
     factors = np.stack([factor for _, factor in vectors], axis=1)
     products = (values @ values.transpose(0, 2, 1)).astype(np.float32)
     i, j = np.array(model.pairs, dtype=np.int64).reshape(-1, 2).T
-    return np.concatenate([x, products[:, i, j] * (factors[:, i] * factors[:, j])], axis=1)
+    dots = products[:, i, j] * (factors[:, i] * factors[:, j])
+    steps = numerics.layers[len(model.bottom)].steps
+    if steps is not None:
+        dots = dots * (1 / steps[model.dim :])
+    elif numerics.x_step is not None:
+        x = x * np.float32(numerics.x_step)
+    return np.concatenate([x, dots], axis=1)
 
 
 def _x(numerics: Numerics, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -92,8 +118,7 @@ def _x(numerics: Numerics, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if numerics.x_step is None:
         numbers, steps = row_bytes(x, 127)
         return numbers, steps[:, 0]
-    step = np.float32(numerics.x_step)
-    return np.clip(np.rint(x / step), -127, 127), np.full(len(x), step)
+    return np.clip(np.rint(x), -128, 127), np.full(len(x), np.float32(numerics.x_step))
 
 
 def _bags(

@@ -60,6 +60,11 @@ class RunReport:
     peer: PeerGraph | None = None  # the other engine that ran; None: ours
 
     @property
+    def precision(self) -> str:
+        """What was measured ran at it: the other engine, or the library."""
+        return self.peer.precision if self.peer else self.manifest.precision
+
+    @property
     def items_per_s(self) -> float:
         return self.measurement.total_batches_per_s * self.manifest.batch_size
 
@@ -163,7 +168,9 @@ def results_json(report: RunReport) -> dict[str, object]:
         "library": report.library,
         "engine": report.peer.engine if report.peer else OURS,
         "engine_version": report.peer.version if report.peer else f"TVM {manifest.tvm_version}",
-        "precision": manifest.precision,
+        "precision": report.precision,
+        "library_precision": manifest.precision,
+        "engine_calibration": report.peer.calibration if report.peer else None,
         "target_cpu": manifest.target_cpu,
         "batch_size": manifest.batch_size,
         "instances": len(report.cores),

@@ -23,6 +23,9 @@ GEMV_OUTPUTS = 256  # 16 accumulators
 # What a tile of so many items costs per item beside one of 5, whole network on Zen 4. More than 10 items leave too
 # few registers for two vectors of outputs and their weights; 5 x 64 outputs read less per multiply-add than 10 x 32.
 _TILE_COST = {5: 1.0, 10: 1.015, 4: 1.01, 8: 1.02, 6: 1.02, 9: 1.03, 7: 1.03}
+# bf16 and int8 on Zen 5, whose two multiply-adds a cycle outrun its last-level cache: tall tiles reuse weights more.
+_TILE_COST_NARROW = {10: 1.0, 12: 1.005, 8: 1.02, 9: 1.02, 6: 1.05, 5: 1.06}
+_BLOCK_ITEMS = {"fp32": 1, "bf16": 20, "int8": 50}  # that share a layer's weights; less data, so more fit beside them
 _TILE_COST_AVX2 = {6: 1.0, 5: 1.05, 4: 1.12}  # one vector of outputs is all that 8 registers leave room for
 _SMALL_BATCH = 14  # up to here a batch is one tile
 _SMALL_BATCH_AVX2 = 6
@@ -38,13 +41,21 @@ class NetworkSchedule:
 
 
 def default_network(batch: int, registers: int = REGISTERS, precision: str = "fp32") -> NetworkSchedule:
-    """One tile a block: weights then stream from the last-level cache front to back, which prefetchers do best."""
-    return NetworkSchedule(tile_heights(batch, registers, precision)[0], 1, RowFetch(every=4, locality=2))
+    """fp32: one tile a block, so that weights stream from the last-level cache front to back: prefetchers like that."""
+    mr = tile_heights(batch, registers, precision)[0]
+    return NetworkSchedule(mr, default_block(mr, precision), RowFetch(every=4, locality=2))
+
+
+def default_block(mr: int, precision: str) -> int:
+    """Tiles of mr items in a block."""
+    return max(1, _BLOCK_ITEMS[precision] // mr)
 
 
 def tile_heights(batch: int, registers: int = REGISTERS, precision: str = "fp32") -> list[int]:
     """Sensible mr for a batch, the one expected to be fastest first: little padding, few loads per multiply-add."""
     costs, small = (_TILE_COST, _SMALL_BATCH) if registers == REGISTERS else (_TILE_COST_AVX2, _SMALL_BATCH_AVX2)
+    if precision != "fp32":
+        costs = _TILE_COST_NARROW
     if batch <= small:
         return [batch]
     return sorted(costs, key=lambda mr: -(-batch // mr) * mr * costs[mr])

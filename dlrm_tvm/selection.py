@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from .kernels.dense import REGISTERS, DenseSchedule
 from .kernels.gather import RowFetch
-from .kernels.vectors import LANES
+from .kernels.vectors import LANES, padded
 from .plan import LayerShape
 from .schedules import (
     NetworkSchedule,
@@ -52,15 +52,15 @@ class Selection:
     def dense(self, layer: LayerShape) -> DenseSchedule:
         """The schedule of one layer; call network() first."""
         kernel = dense_kernel(layer.precision, layer.activation)
-        record = self._find(kernel, dense_shape(self._mr, layer.inputs, layer.outputs), layer.unit)
+        record = self._find(kernel, dense_shape(self._mr, layer.inputs, layer.outputs), layer)
         if record is None:
             return default_dense(self._mr, layer.outputs, self.registers, layer.unit)
         return dense_from(record.schedule)
 
-    def _find(self, kernel: str, shape: str, unit: int = 1) -> Record | None:
+    def _find(self, kernel: str, shape: str, layer: LayerShape | None = None) -> Record | None:
         record = self.log.find(kernel, shape, self.cpu)
         name = f"{kernel} {shape}"
-        if record is not None and not (_usable(record, self.batch, unit) and self._may_borrow(record)):
+        if record is not None and not (_usable(record, self.batch, layer) and self._may_borrow(record)):
             record = None
         names = self.untuned if record is None else self.tuned
         if name not in names:
@@ -96,7 +96,7 @@ def dense_from(numbers: dict[str, int]) -> DenseSchedule:
     return DenseSchedule(nr=numbers["nr"], unroll=numbers["unroll"])
 
 
-def _usable(record: Record, batch: int, unit: int) -> bool:
+def _usable(record: Record, batch: int, layer: LayerShape | None) -> bool:
     """A log is a file that people edit: numbers that no kernel can be made of count as untuned."""
     numbers = record.schedule
     if record.kernel == network_kernel(record.precision):
@@ -107,5 +107,6 @@ def _usable(record: Record, batch: int, unit: int) -> bool:
         return fits and numbers["fetch_every"] >= 0 and 0 <= numbers["fetch_locality"] <= 3
     if not {"nr", "unroll"} <= numbers.keys():
         return False
-    step = unit * LANES
-    return numbers["nr"] in range(step, _WIDEST + 1, step) and numbers["unroll"] in (1, 2, 4, 8, 16)
+    nr = numbers["nr"]
+    whole_units = nr % (layer.unit * LANES) == 0 or nr >= padded(layer.outputs)
+    return whole_units and nr in range(LANES, _WIDEST + 1, LANES) and numbers["unroll"] in (1, 2, 4, 8, 16)

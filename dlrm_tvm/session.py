@@ -23,6 +23,7 @@ from .instances import Instances
 from .memory import memory_use
 from .numa import NumaPlan, node_memory, placing_refusal, plan_numa
 from .peer_graph import peer_graph
+from .peer_int8 import with_int8
 from .peers import OURS, PeerGraph
 from .profile_report import check_profile
 from .progress import stability_warnings
@@ -59,6 +60,7 @@ class RunSettings:
     profile: bool = False  # a profile will be asked for
     engine: str = OURS
     onnx_model: Path | None = None  # for another engine; None: what the library was compiled from
+    engine_precision: str | None = None  # of another engine; None: the library's
 
 
 @dataclass(frozen=True)
@@ -104,14 +106,24 @@ def open_session(
         check_profile(artifact.manifest, str(settings.model), indices_per_bag)
     peer = None
     if settings.engine != OURS:
-        peer = peer_graph(settings.engine, settings.onnx_model, artifact.manifest, str(settings.model), indices_per_bag)
+        peer = peer_graph(
+            settings.engine,
+            settings.onnx_model,
+            artifact.manifest,
+            str(settings.model),
+            indices_per_bag,
+            settings.engine_precision,
+        )
     environment = describe_environment(topology)
     busiest = disturbances.busiest_core([core for each in cores for core in each])
     plan = _plan_memory(settings, topology, cores, artifact)
     show(static_card(artifact.manifest, str(settings.model), cores, _inputs(settings), indices_per_bag))
 
     if peer is not None:
+        peer = with_int8(peer, artifact.manifest.model, settings.ref_data)
         show(line("engine", f"{peer.title} on {os.path.relpath(peer.path)}, one index per table and item"))
+        if peer.calibration:
+            show(line("", f"calibrated with {peer.calibration}"))
 
     def say(label: str, text: str) -> None:
         show(line(label, text))
@@ -163,6 +175,7 @@ def measure(
     stable = run.stable and not overloaded if run.stable is not None else None  # a queue that grows is not stable
     warnings = [
         *session.tables.warnings(),
+        *_peak_warnings(session),
         *disturbances.load_warnings(session.busiest),
         *disturbances.window_warnings(run.before, run.after),
         *disturbances.other_load_warnings(run.before, run.after),
@@ -191,6 +204,16 @@ def measure(
         ref_data=str(session.settings.ref_data) if session.settings.ref_data else None,
         peer=session.peer,
     )
+
+
+def _peak_warnings(session: Session) -> list[str]:
+    ours, peer = session.artifact.manifest.precision, session.peer
+    if peer is None or peer.precision == ours:
+        return []
+    return [
+        f"The engine ran at {peer.precision}, the peak is that of the library's {ours}: its share is of another limit. "
+        f"Give a library of compile.py --precision {peer.precision}."
+    ]
 
 
 def _other_cpus(topology: Topology, cores: tuple[tuple[int, ...], ...], spare: frozenset[int]) -> tuple[int, ...]:

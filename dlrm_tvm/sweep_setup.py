@@ -20,6 +20,7 @@ from .environment import describe_environment
 from .errors import UserError
 from .manifest import Manifest
 from .peer_graph import peer_graph
+from .peer_precision import check_precision
 from .peers import OURS, TITLES, engine_version
 from .reference_data import open_reference
 from .session import RunSettings
@@ -55,7 +56,8 @@ class SweepSettings:
     """What is swept. run: everything else of each run; its instances and threads are those of keys left out.
 
     compile_model: whether the demo is compiled where run.model is missing; state: None for NAME.sweep.json beside
-    the libraries, NAME.ENGINE.sweep.json of another engine; seed: None draws one.
+    the libraries, NAME.ENGINE.sweep.json of another engine, NAME.ENGINE.PRECISION.sweep.json where that has a precision
+    of its own; seed: None draws one.
     """
 
     spec: str
@@ -74,6 +76,7 @@ class SweepSettings:
     @property
     def state_path(self) -> Path:
         engine = "" if self.run.engine == OURS else f".{self.run.engine}"
+        engine += f".{self.run.engine_precision}" if self.run.engine_precision else ""
         return self.state or self.run.model.with_name(f"{sweep_name(self.run.model)}{engine}.sweep.json")
 
     @property
@@ -114,7 +117,8 @@ def prepare(settings: SweepSettings, show: Callable[[str], None]) -> Prepared:
     batches = sorted({one.batch for one in combinations})
     if run.engine != OURS:
         for batch in batches:  # a file may fix one
-            peer_graph(run.engine, run.onnx_model, replace(base, batch_size=batch), str(run.model), indices_per_bag)
+            manifest = replace(base, batch_size=batch)
+            peer_graph(run.engine, run.onnx_model, manifest, str(run.model), indices_per_bag, run.engine_precision)
     libraries = name_libraries(run.model, base, batches)
     beside = chain.from_iterable(files_of_library(path) for path in libraries.values())
     check_not_read(settings.files, [*files_of_model(base, run.onnx_model), *beside])
@@ -127,7 +131,7 @@ def prepare(settings: SweepSettings, show: Callable[[str], None]) -> Prepared:
     facts = {
         "sweep": settings.spec,
         "model": base.model.name,
-        "precision": base.precision,
+        "precision": run.engine_precision or base.precision,
         "engine": run.engine,
         "engine_version": _engine_version(run.engine),
         "libraries": {str(batch): str(path) for batch, path in libraries.items()},
@@ -193,6 +197,8 @@ def _engine_version(engine: str) -> str | None:
 def _check_engine(run: RunSettings) -> None:
     """What needs no library, which may have to be compiled first; peer_graph says the rest."""
     _engine_version(run.engine)
+    if run.engine_precision:
+        check_precision(run.engine, run.engine_precision)
     if run.engine != OURS and run.indices_per_bag != 1:
         raise UserError("--engine takes one index per table and item, no bags. Leave --indices-per-bag out.")
     if run.onnx_model and not run.onnx_model.is_file():

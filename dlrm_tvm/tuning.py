@@ -31,6 +31,7 @@ from .numerics import Numerics
 from .plan import LayerShape, layer_shapes
 from .schedules import (
     NetworkSchedule,
+    default_block,
     default_dense,
     dense_kernel,
     dense_shape,
@@ -46,7 +47,7 @@ from .tuning_log import Record, append, read_log
 _HEIGHTS_TRIED = 3
 _MARGIN = 1.02  # what a candidate must win by on a shared machine: less has turned out to be noise
 _ACCUMULATORS = 12  # fewer leave the multiply-adds waiting for loads
-_BLOCKS = (1, 2, 4)
+_BLOCKS = (1, 2, 5, 10)  # beside the rule's
 _FETCHES = ((4, 2), (1, 2), (8, 2), (4, 3), (0, 2))
 
 
@@ -108,6 +109,7 @@ def tune(model: Dlrm, batch: int, cpu: CpuTarget, log: Path, numerics: Numerics)
     heights = tile_heights(batch, cpu.registers, numerics.precision)[:_HEIGHTS_TRIED]
     layers = list(dict.fromkeys(layer_shapes(model, numerics)))
     total = sum(len(dense_candidates(mr, layer, cpu.registers)) for mr in heights for layer in layers)
+    # One more or less, as the rule's block is among _BLOCKS or not.
     total += len(heights) + (len(_BLOCKS) if batch > heights[0] else 1) + len(_FETCHES)
     with tqdm(total=total, desc="tuning", unit="trial") as progress:
         search = Search(cpu, log, progress, model.fingerprint[:8], numerics.precision)
@@ -135,7 +137,7 @@ def _search(
             chosen[mr, layer] = best
     network = NetworkTrial(model, batch, cpu, peak, lambda mr, layer: dense_from(chosen[mr, layer].schedule), numerics)
     best = None
-    for candidates in network_stages(batch, heights):
+    for candidates in network_stages(batch, heights, numerics.precision):
         numbers = [network_numbers(schedule) for schedule in candidates(best)]
         record = search.best(
             network_kernel(numerics.precision), network_shape(batch), numbers, lambda n: network.time(network_from(n))
@@ -147,11 +149,16 @@ def _search(
             search.keep(dense_record)
 
 
-def network_stages(batch: int, heights: list[int]) -> Iterator[Callable]:
-    """Each stage: the best so far -> candidates that vary one thing; the best so far is among them."""
+def network_stages(batch: int, heights: list[int], precision: str = "fp32") -> Iterator[Callable]:
+    """Each stage: the best so far -> candidates that vary one thing; the best so far is the first of them."""
     start = RowFetch(*_FETCHES[0])
-    yield lambda _: [NetworkSchedule(mr, 1, start) for mr in heights]
-    yield lambda best: [replace(best, block_tiles=blocks) for blocks in _BLOCKS if blocks == 1 or batch > heights[0]]
+
+    def blocks(best: NetworkSchedule) -> list[NetworkSchedule]:
+        others = [tiles for tiles in _BLOCKS if tiles != best.block_tiles and (tiles == 1 or batch > heights[0])]
+        return [best, *(replace(best, block_tiles=tiles) for tiles in others)]
+
+    yield lambda _: [NetworkSchedule(mr, default_block(mr, precision), start) for mr in heights]
+    yield blocks
     yield lambda best: [replace(best, fetch=RowFetch(*fetch)) for fetch in _FETCHES]
 
 

@@ -232,6 +232,17 @@ def test_a_comparison_of_engines_alone_is_said_to_be_one() -> None:
     assert len(against(result(**other | {"threads": 2}), result(**USUAL)).warnings) == 2
 
 
+def test_engines_of_one_precision_held_against_peaks_of_two_are_warned_of() -> None:
+    ours = USUAL | {"precision": "int8", "library_precision": "int8"}
+    other = ours | {"engine": "openvino", "engine_version": "2026.1"}
+    (engines,) = against(result(**other), result(**ours)).warnings
+    assert "one between engines" in engines
+    warnings = against(result(**other | {"library_precision": "fp32"}), result(**ours)).warnings
+    assert "The precision of the library, whose peak the share is of, of old.json was int8" in "\n".join(warnings)
+    fp32 = USUAL | {"precision": "fp32", "library_precision": "fp32"}
+    assert len(against(result(**ours), result(**fp32)).warnings) == 1
+
+
 def test_a_much_longer_window_and_the_share_of_huge_pages_are_told_apart() -> None:
     assert against(result(duration_s=19.0), result(duration_s=10.0)).warnings == ()
     (warning,) = against(result(duration_s=60.0), result(duration_s=10.0)).warnings

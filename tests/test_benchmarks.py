@@ -23,19 +23,20 @@ def run_bench(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_bench_checks_then_times_every_installed_engine(demo_library: Path) -> None:
-    done = run_bench("--batches=1", "--engines=ours,onnxruntime")
+    done = run_bench("--precisions=fp32", "--batches=1", "--engines=ours,onnxruntime")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     installed = importlib.util.find_spec("onnxruntime") is not None
     assert [row["engine"] for row in result["results"]] == ["ours", "onnxruntime"][: 1 + installed]
     assert ("skipped: not installed" in done.stdout) is not installed
     for row in result["results"]:
-        assert row["batch_size"] == 1
-        assert row["max_abs_error"] <= 1e-5
+        assert (row["precision"], row["batch_size"]) == ("fp32", 1)
+        assert 0 < row["mean_abs_error"] <= row["max_abs_error"] <= 1e-5 and row["is_right"]
         assert 0 < row["items_per_s"] <= row["best_items_per_s"]
         assert 0 < row["peak_fraction"] <= row["best_peak_fraction"]
         has_ratio = row["engine"] == "ours" and installed
         assert (row["ratio_to_best_peer"] is not None) is has_ratio
+    assert result["precisions"] == ["fp32"] and result["peak_gflops"]["fp32"] > 0
     assert 0 < result["batch_1_streaming"]["needed_share"] < result["batch_1_streaming"]["share"]
     assert not list((ROOT / "__prebuilt").glob("pytest_bench_*"))
 
@@ -62,9 +63,48 @@ def test_bags_are_checked_then_timed_with_every_installed_engine(require_fma: No
     [
         ("--engines=onnxruntime", "--engines onnxruntime: ours and any of the others were wanted"),
         ("--core=9999", "--core 9999 is not usable here"),
+        ("--precisions=fp32,fp8", "--precisions fp32,fp8: fp8 is none of fp32, bf16, int8."),
     ],
 )
 def test_bench_refuses_what_it_cannot_run_in_one_line(option: str, message: str) -> None:
     done = run_bench(option)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs openvino")
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_an_engine_opens_in_the_precision_that_it_is_benched_in(precision: str) -> None:
+    """OpenVINO's worker, as bench.py starts it, without a library of ours."""
+    script = """
+import sys, tempfile
+from pathlib import Path
+import numpy as np
+from engine_process import EngineProcess
+from engines import int8_file, why_not
+from rounds import Contest, Inputs, check_outputs
+from dlrm_tvm.demo import demo_dlrm, demo_model_path
+from dlrm_tvm.manifest import describe
+from dlrm_tvm.workload import random_items
+precision, core = sys.argv[1], int(sys.argv[2])
+if reason := why_not("openvino", precision):
+    sys.exit(f"skip: {reason}")
+model, graph = demo_dlrm(), demo_model_path()
+inputs = Inputs(*random_items(describe(model), 600, instance=0))
+with tempfile.TemporaryDirectory() as name:
+    np.save(f"{name}/dense.npy", inputs.dense)
+    np.save(f"{name}/indices.npy", inputs.indices)
+    quantized = int8_file("openvino", graph, describe(model)) if precision == "int8" else None
+    models, folder = {100: graph}, Path(name)
+    with EngineProcess("openvino", precision, core=core, models=models, inputs=folder, quantized=quantized) as process:
+        process.open()
+        contest = Contest(("openvino",), (100,), 1, 0.1, core, model, graph, inputs, folder)
+        (errors,) = check_outputs({"openvino": process}, contest).values()
+print(errors.are_right(precision), errors.are_right("fp32"))
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{BENCH.parent}"}
+    command = [sys.executable, "-c", script, precision, str(min(os.sched_getaffinity(0)))]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    if done.stderr.startswith("skip: "):
+        pytest.skip(done.stderr.strip())
+    assert done.stdout == "True False\n", done.stderr

@@ -14,13 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click_data import TABLE_ROWS, draw_day
+from narrow import needs
 from results import read_result
 
 from dlrm_tvm.metrics import auc
 
 ROOT = Path(__file__).resolve().parents[1]
-PRECISIONS = ["fp32"]
 MIN_AUC_RATIO = {"fp32": 0.99999, "bf16": 0.9999, "int8": 0.9997}
+LIBRARIES = [pytest.param(each, id=" ".join(each), marks=needs(each[0])) for each in (
+    ("fp32",), ("bf16",), ("int8",), ("int8", "static"),
+)]  # fmt: skip
 
 
 def script(path: Path, *arguments: object) -> tuple[subprocess.CompletedProcess[str], dict]:
@@ -42,15 +45,18 @@ def trained(tmp_path_factory) -> tuple[Path, dict]:
     return folder, result
 
 
-@pytest.fixture(scope="session", params=PRECISIONS)
+@pytest.fixture(scope="session", params=LIBRARIES)
 def library(request, trained, require_fma) -> Iterator[tuple[str, Path]]:
-    """(precision, the click model compiled in it)."""
-    name = f"pytest_click_{request.param}_{os.getpid()}"
-    arguments = ("--onnx-model", trained[0] / "click.onnx", "--output-name", name, "--precision", request.param)
+    """(precision, the click model compiled in it); int8 with steps of each row's own, or of the days trained on."""
+    precision, *static = request.param
+    name = f"pytest_click_{precision}_{os.getpid()}"
+    arguments = ["--onnx-model", trained[0] / "click.onnx", "--output-name", name, "--precision", precision]
+    if static:
+        arguments += ["--calibration-data", trained[0] / "calibration.npz"]
     done, result = script(ROOT / "compile.py", *arguments)
     assert done.returncode == 0, done.stderr
     path = ROOT / result["library"]
-    yield request.param, path
+    yield precision, path
     for suffix in (".so", ".params", ".json"):
         path.with_suffix(suffix).unlink(missing_ok=True)
 

@@ -7,6 +7,7 @@ import pytest
 import tvm_ffi
 from bare_kernels import call, compiled
 from models import aligned, on_threads
+from narrow import VALUES, narrow_cases, words_of
 
 from dlrm_tvm.kernels.dense import REGISTERS, REGISTERS_AVX2
 from dlrm_tvm.kernels.peak import MAX_THREADS, STEPS, PeakLoop, stream_read
@@ -45,3 +46,21 @@ def test_stream_loop_reads_every_element(peak_loops):
     array = np.random.default_rng(0).integers(-1000, 1000, STREAM).astype(np.float32)
     sink = call(peak_loops["stream_read"], array, np.zeros(MAX_THREADS * LANES, np.float32))[1]
     np.testing.assert_array_equal(sink[:LANES], array.reshape(-1, LANES).sum(axis=0))
+
+
+@pytest.mark.parametrize("precision, chains", narrow_cases(("bf16", 20), ("int8", 20)))
+@pytest.mark.parametrize("rounds, threads", [(0, 1), (1, 1), (3, 2)])
+def test_narrow_peak_loop_runs_every_chain_as_often_as_it_is_credited_for(precision, chains, rounds, threads):
+    """Small numbers of a few bits, so that every sum is exact."""
+    loop = PeakLoop(precision)
+    x, w = {"bf16": ([1.5, -2.0], [4.0, 0.25]), "int8": ([1, 255, 3, 0], [7, -1, 100, 50])}[precision]
+    factors = aligned(words_of(np.array([x, w]), precision).reshape(2))
+    sink = aligned(np.full(MAX_THREADS * LANES, -1, np.float32))
+    arguments = (rounds, tvm_ffi.from_dlpack(factors), tvm_ffi.from_dlpack(sink))
+    function = compiled([loop.function()])["peak_fma"]
+    on_threads(threads, lambda: function(*arguments))
+    total = chains * (chains + 1) / 2 + chains * rounds * STEPS * np.dot(x, w)
+    written = sink[: threads * LANES]
+    np.testing.assert_array_equal(written if precision == "bf16" else written.view(np.int32), total)
+    np.testing.assert_array_equal(sink[threads * LANES :], -1)
+    assert (loop.chains, loop.flops_per_round) == (chains, 2 * VALUES[precision] * chains * STEPS * LANES)

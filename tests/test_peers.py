@@ -25,7 +25,8 @@ from dlrm_tvm.manifest import Manifest, describe
 from dlrm_tvm.model import Dlrm
 from dlrm_tvm.onnx_reader import read_dlrm
 from dlrm_tvm.peer_graph import peer_graph
-from dlrm_tvm.peers import PEERS, TITLES, Feed, Peer, PeerGraph, _open_openvino, open_peer
+from dlrm_tvm.peer_openvino import open_openvino
+from dlrm_tvm.peers import PEERS, TITLES, Feed, Peer, PeerGraph, open_peer
 
 ROOT = Path(__file__).parents[1]
 CORES = sorted(os.sched_getaffinity(0))
@@ -44,7 +45,7 @@ FIXED_BAGS = {"dynamo18_mean_fixed_bags", "op10_unrolled_mean", "op11_fixed_bags
 
 
 def graph_for(engine: str, path: Path, batch: int) -> PeerGraph:
-    manifest = SimpleNamespace(model=describe(read_dlrm(path)), batch_size=batch, onnx_model=None)
+    manifest = SimpleNamespace(model=describe(read_dlrm(path)), batch_size=batch, onnx_model=None, precision="fp32")
     return peer_graph(engine, path, manifest, "small.so")
 
 
@@ -90,7 +91,7 @@ def test_prepared_batches_keep_their_inputs_whatever_runs_between_them(engine: s
 def test_beyond_a_number_of_requests_openvino_binds_at_every_call_and_says_so(capsys: pytest.CaptureFixture) -> None:
     path = EXPORTS / "op17_no_sigmoid.onnx"
     graph, model = graph_of_any_batch("openvino", path), read_dlrm(path)
-    assert_predicts_each(_open_openvino(graph, 1, CORES[:1], most_requests=2), graph, model)
+    assert_predicts_each(open_openvino(graph, 1, CORES[:1], most_requests=2), graph, model)
     assert capsys.readouterr().err.count("batches after the first 2 bind their inputs at every call.\n") == 1
 
 

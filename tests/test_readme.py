@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 PATCHES = ROOT / "__patches"
 SCRIPTS = ("compile.py", "accuracy.py", "multi_instance.py")
+BENCH = "tests/benchmarks/bench.py"  # what BENCH_ARGS are for
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 
 
@@ -51,10 +53,10 @@ def tree_entries() -> list[str]:
 @pytest.fixture(scope="module")
 def flags() -> dict[str, set[str]]:
     """script -> the flags that its --help lists, --help itself left out."""
-    found = {}
-    for script in SCRIPTS:
+    found, environment = {}, {**os.environ, "PYTHONPATH": str(ROOT)}
+    for script in (*SCRIPTS, BENCH):
         command = [sys.executable, str(ROOT / script), "--help"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
         found[script] = set(re.findall(r"^\s+(?:-\w, )?(--[a-z][a-z-]*)", done.stdout, re.MULTILINE)) - {"--help"}
         assert found[script], done.stdout
     return found

@@ -13,6 +13,7 @@ from results import read_result
 from dlrm_tvm.disturbances import Snapshot, load_warnings, peak_warnings, spread_warnings, window_warnings
 from dlrm_tvm.environment import describe_environment
 from dlrm_tvm.memory import MemoryUse, parse_smaps
+from dlrm_tvm.peers import PeerGraph
 from dlrm_tvm.report import RunReport, describe_placement, results_json, results_text, static_card
 from dlrm_tvm.result_line import result_line
 from dlrm_tvm.table_memory import TableMemory
@@ -70,6 +71,17 @@ def test_json_has_the_contracts_keys_and_is_one_line(report: RunReport) -> None:
     assert set(fields) >= DESIGN_KEYS
     assert set(fields["latency_ms"]) == {"min", "p50", "p90", "p99", "p999", "max", "mean"}
     assert "\n" not in json.dumps(fields)
+
+
+def test_the_precision_is_that_of_the_engine_that_ran(report: RunReport) -> None:
+    peer = PeerGraph("openvino", "1.0", "a.onnx", 100, (), {}, "int8", "a.xml", "items of a.npz")
+    for shown, precision, calibration in (
+        (report, "fp32", None),
+        (replace(report, peer=peer), "int8", "items of a.npz"),
+    ):
+        fields = results_json(shown)
+        assert (fields["precision"], fields["library_precision"]) == (precision, "fp32")
+        assert fields["engine_calibration"] == calibration
 
 
 def test_share_of_peak_uses_the_larger_peak(report: RunReport) -> None:

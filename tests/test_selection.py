@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dlrm_tvm.kernels.dense import REGISTERS, REGISTERS_AVX2, DenseSchedule
 from dlrm_tvm.kernels.gather import RowFetch
+from dlrm_tvm.numerics import PRECISIONS
 from dlrm_tvm.plan import LayerShape
 from dlrm_tvm.schedules import NetworkSchedule, default_dense, default_network, dense_shape, network_shape
 from dlrm_tvm.selection import Selection, network_from, network_numbers
@@ -86,6 +88,28 @@ def test_a_kernel_that_several_layers_share_is_named_once():
     assert len(chosen.untuned) == 2
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_each_precision_has_records_of_its_own(precision):
+    layer = LayerShape("relu", 512, 256, precision, unit=2)
+    network = replace(network_record(GOOD_NETWORK), kernel=f"network_{precision}", precision=precision)
+    dense = replace(dense_record({"nr": 64, "unroll": 4}, mr=6), kernel=f"dense_{precision}_relu", precision=precision)
+    log = TuningLog(Path("log"), (network, dense))
+    chosen = Selection(log, "znver4", 100, precision=precision)
+    assert (chosen.network().mr, chosen.dense(layer)) == (6, DenseSchedule(64, 4))
+    chosen.dense(LAYER)
+    assert (len(chosen.tuned), len(chosen.untuned)) == (2, 1), "an fp32 layer is another kernel"
+    for other in {"fp32", "bf16", "int8"} - {precision}:
+        assert Selection(log, "znver4", 100, precision=other).network() == default_network(100, precision=other)
+
+
+def test_a_register_tile_of_half_a_unit_counts_as_untuned():
+    chosen = selection(dense_record({"nr": 48, "unroll": 2}))
+    chosen.network()
+    assert chosen.dense(replace(LAYER, unit=2)) == default_dense(RULE_MR, 256, unit=2)
+    assert chosen.tuned == []
+    assert chosen.dense(LAYER) == DenseSchedule(48, 2)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -138,11 +162,14 @@ def test_network_numbers_survive_the_log():
     assert network_from(network_numbers(schedule)) == schedule
 
 
-def test_rules_give_every_batch_and_width_a_schedule_that_fits_the_registers():
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_rules_give_every_batch_and_width_a_schedule_that_fits_the_registers(precision):
     for batch in range(1, 300):
-        network = default_network(batch)
+        network = default_network(batch, precision=precision)
         assert 1 <= network.mr <= batch
+        assert network.block_tiles >= 1
         for outputs in (1, 15, 16, 17, 33, 48, 100, 256, 1000, 1024):
-            dense = default_dense(network.mr, outputs)
-            assert dense.nr % 16 == 0
-            assert network.mr == 1 or dense.registers(network.mr) <= REGISTERS
+            for unit in (1, 2):
+                dense = default_dense(network.mr, outputs, unit=unit)
+                assert dense.nr % (16 * unit) == 0 or dense.nr >= outputs, "outputs packed together lie in one tile"
+                assert network.mr == 1 or dense.registers(network.mr) <= REGISTERS

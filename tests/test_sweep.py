@@ -179,6 +179,8 @@ def test_lock_that_a_killed_sweep_left_locks_nothing(settings) -> None:
 def test_another_engine_is_named_and_has_a_state_of_its_own(settings) -> None:
     peer = replace(settings, run=replace(settings.run, engine="onnxruntime"), state=None)
     assert peer.state_path.name == "small.onnxruntime.sweep.json"
+    narrow = replace(peer, run=replace(peer.run, engine_precision="int8"))
+    assert narrow.state_path.name == "small.onnxruntime.int8.sweep.json"
     assert replace(settings, state=None).state_path.name == "small.sweep.json"
     facts = {"model": "small", "precision": "fp32", "engine": "onnxruntime", "engine_version": "1.2"}
     assert heading(facts) == "small, fp32, ONNX Runtime 1.2"

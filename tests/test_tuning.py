@@ -6,16 +6,18 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tvm
 from models import on_threads, random_dlrm
+from narrow import narrow_cases
 from tqdm import tqdm
 
 from dlrm_tvm import trials, tuning
 from dlrm_tvm.errors import UserError
 from dlrm_tvm.kernels.dense import REGISTERS, DenseSchedule
 from dlrm_tvm.kernels.gather import RowFetch
-from dlrm_tvm.numerics import numerics_of
+from dlrm_tvm.numerics import PRECISIONS, numerics_of
 from dlrm_tvm.plan import LayerShape, layer_shapes
 from dlrm_tvm.schedules import NetworkSchedule, default_dense, default_network, tile_heights
 from dlrm_tvm.selection import Selection
@@ -102,11 +104,14 @@ def test_trials_of_another_cpu_or_tvm_do_not_count(tmp_path, other):
 
 @pytest.mark.parametrize("mr", range(1, 15))
 @pytest.mark.parametrize("outputs", [1, 16, 24, 40, 128, 256, 479, 1024])
-def test_dense_candidates_are_distinct_and_fit_the_registers(mr, outputs):
-    candidates = tuning.dense_candidates(mr, LayerShape("relu", 100, outputs))
-    assert candidates[0] == default_dense(mr, outputs), "the rule's comes first: the others must beat it"
+@pytest.mark.parametrize("unit", [1, 2])
+def test_dense_candidates_are_distinct_and_fit_the_registers(mr, outputs, unit):
+    candidates = tuning.dense_candidates(mr, LayerShape("relu", 100, outputs, unit=unit))
+    assert candidates[0] == default_dense(mr, outputs, unit=unit), "the rule's comes first: the others must beat it"
     assert len(set(candidates)) == len(candidates)
     assert all(schedule.nr % 16 == 0 and schedule.unroll in (1, 2) for schedule in candidates)
+    # Vectors that are packed together lie in one register tile.
+    assert all(schedule.nr % (16 * unit) == 0 or schedule.nr >= outputs for schedule in candidates)
     # A tile of one item runs the gemv kernel, which keeps no weights in registers.
     assert all(
         schedule.nr // 16 < REGISTERS if mr == 1 else schedule.registers(mr) <= REGISTERS for schedule in candidates
@@ -140,14 +145,14 @@ def made_up_trials(monkeypatch) -> list:
     class FakeNetwork:
         def __init__(self, model, batch, cpu, peak, dense_schedule, numerics) -> None:
             self.layers, self.dense_schedule = layer_shapes(model, numerics), dense_schedule
-            self.second = tile_heights(batch)[1:]
+            self.second = tile_heights(batch, precision=numerics.precision)[1:]
 
         def time(self, schedule: NetworkSchedule) -> Timing:
             for layer in self.layers:
                 assert self.dense_schedule(schedule.mr, layer) == widest(schedule.mr, layer), "not the best layers"
             timed.append(schedule)
             wanted = (schedule.mr in self.second[:1], schedule.block_tiles == 2, schedule.fetch.every == 1)
-            return Timing(1.0, 0.5 + 0.1 * sum(wanted))
+            return Timing(1.0, 0.4 + 0.1 * sum(wanted) + 0.1 * wanted[0])  # heights are found first: they weigh most
 
     for name, fake in {"Peak": lambda *_: None, "DenseTrial": FakeDense, "NetworkTrial": FakeNetwork}.items():
         monkeypatch.setattr(tuning, name, fake)
@@ -159,19 +164,21 @@ def widest(mr: int, layer: LayerShape) -> DenseSchedule:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 16, 100])
-def test_tune_appends_a_line_per_kernel_that_selection_then_finds(tmp_path, made_up_trials, batch):
-    log = tmp_path / "log"
-    tuning.tune(MODEL, batch, CPU, log, NUMERICS)
-    chosen = Selection(read_log(log, must_exist=True), CPU.cpu, batch)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_tune_appends_a_line_per_kernel_that_selection_then_finds(tmp_path, made_up_trials, batch, precision):
+    log, numerics = tmp_path / "log", numerics_of(MODEL, precision, np.ones(3, np.float32))
+    tuning.tune(MODEL, batch, CPU, log, numerics)
+    chosen = Selection(read_log(log, must_exist=True), CPU.cpu, batch, precision=precision)
     network = chosen.network()
-    layers = list(dict.fromkeys(layer_shapes(MODEL)))
+    layers = list(dict.fromkeys(layer_shapes(MODEL, numerics)))
     assert [chosen.dense(layer) for layer in layers] == [widest(network.mr, layer) for layer in layers]
     assert (len(chosen.tuned), chosen.untuned, chosen.borrowed) == (1 + len(layers), [], set())
     assert len(log.read_text().splitlines()) == 1 + len(layers), "heights not chosen leave no lines"
     assert list(tmp_path.iterdir()) == [log], "the trials are done with"
     assert len(set(made_up_trials)) == len(made_up_trials), "something was measured twice"
     if batch == 100:
-        assert network == NetworkSchedule(tile_heights(batch)[1], 2, RowFetch(every=1, locality=2))
+        second = tile_heights(batch, precision=precision)[1]
+        assert network == NetworkSchedule(second, 2, RowFetch(every=1, locality=2))
 
 
 def test_tune_keeps_the_lines_that_were_in_the_log(tmp_path, made_up_trials):
@@ -233,23 +240,24 @@ def test_tune_refuses_a_log_that_cannot_be_written_before_any_trial(tmp_path, ma
     assert made_up_trials == []
 
 
-def test_trials_measure_on_this_machine(require_fma, monkeypatch):
+@pytest.mark.parametrize("precision", narrow_cases(*[(each,) for each in PRECISIONS]))
+def test_trials_measure_on_this_machine(require_fma, monkeypatch, precision):
     """Real kernels, for an instant: whether the numbers are good is for --tune, that they are numbers is for here."""
     for name, value in {"_DENSE_SECONDS": 0.01, "_NETWORK_SECONDS": 0.01, "_ITEMS": 100}.items():
         monkeypatch.setattr(trials, name, value)
     cpu, batch = cpu_target(None), 16
-    network = default_network(batch)
+    numerics = numerics_of(MODEL, precision, np.ones(3, np.float32))
+    network = default_network(batch, precision=precision)
 
     def measure() -> list[Timing]:
-        peak = trials.Peak(cpu)
-        layer = layer_shapes(MODEL)[0]
+        peak = trials.Peak(cpu, precision)
+        layer = layer_shapes(MODEL, numerics)[1]
         timings = []
         for mr in (1, network.mr):  # the two dense kernels: gemv and tiles
             trial = trials.DenseTrial(layer, mr, cpu, peak, MODEL.mlp_bytes)
             timings += [trial.time(schedule) for schedule in tuning.dense_candidates(mr, layer)[:2]]
-        whole = trials.NetworkTrial(
-            MODEL, batch, cpu, peak, lambda mr, layer: default_dense(mr, layer.outputs), NUMERICS
-        )
+        rule = lambda mr, layer: default_dense(mr, layer.outputs, unit=layer.unit)  # noqa: E731
+        whole = trials.NetworkTrial(MODEL, batch, cpu, peak, rule, numerics)
         return [*timings, whole.time(network), whole.time(NetworkSchedule(network.mr, 2, RowFetch(0, 2)))]
 
     for timing in on_threads(1, measure):

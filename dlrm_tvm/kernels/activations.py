@@ -18,6 +18,7 @@ from .forms import Form
 from .tiles import Tiles
 from .vectors import LANES, broadcast, load, padded, store, zeros
 
+_CHAINS = 4  # of row_steps
 Segment = tuple[int, Callable]  # (number of vectors, v -> vector of 16 float32)
 
 
@@ -110,11 +111,24 @@ def _floats(count: int):
 
 def row_steps(segments: Sequence[Segment], most: int) -> tuple:
     """(largest magnitude of a row, most / it or 0 for a row of zeros) as scalars."""
-    acc = T.alloc_buffer((LANES,), "float32", scope="global")
-    store(acc, 0, zeros())
+    # Several accumulators, so that one maximum need not wait for the last.
+    acc = [T.alloc_buffer((LANES,), "float32", scope="global") for _ in range(_CHAINS)]
+    for each in acc:
+        store(each, 0, zeros())
+
+    def take(each, vector) -> None:
+        store(each, 0, T.max(load(each, 0), T.abs(vector)))
+
     for count, value in segments:
-        with T.serial(count) as v:
-            store(acc, 0, T.max(load(acc, 0), T.abs(value(v))))
+        if count // _CHAINS:
+            with T.serial(count // _CHAINS) as group:
+                for number, each in enumerate(acc):
+                    take(each, value(group * _CHAINS + number))
+        for v in range(count // _CHAINS * _CHAINS, count):
+            take(acc[0], value(v))
+    for each in acc[1:]:
+        take(acc[0], load(each, 0))
+    acc = acc[0]
     largest = T.bind(T.call_llvm_pure_intrin("float32", "llvm.vector.reduce.fmax.v16f32", load(acc, 0)))
     return largest, T.bind(T.Select(largest > T.float32(0), T.float32(most) / largest, T.float32(0)))
 

@@ -21,10 +21,11 @@ import numpy as np
 from tvm.tirx.script.builder import ir as T
 
 from .instructions import BYTE_ORDER, dot_bf16, dot_int8, pack_bytes, pair_bf16
-from .vectors import LANES, bits_of, floats, fma, words_of, zeros
+from .vectors import LANES, bits_of, broadcast, floats, fma, words_of, zeros
 
 VALUES = {"fp32": 1, "bf16": 2, "int8": 4}  # per word
 UNIT = {"fp32": 1, "bf16": 2, "int8": 2}  # vectors of 16 values that are packed together
+_BEYOND = 65535  # any number beyond a byte that an int32 holds: rounding makes the least one of what it does not hold
 _ALL_SIGNS = -0x7F7F7F80  # 0x80808080 as int32: its xor adds 128 to each signed byte
 
 
@@ -103,6 +104,8 @@ class Form:
             return vectors[0]
         if self.precision == "bf16":
             return pair_bf16(*vectors)
+        if not self.by_row:  # a row's own steps leave nothing beyond
+            vectors = [T.min(vector, broadcast(T.float32(_BEYOND))) for vector in vectors]
         return pack_bytes("signed" if as_row else "raised" if self.signed else "unsigned", *vectors)
 
     def planes(self, words) -> list:

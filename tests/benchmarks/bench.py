@@ -1,60 +1,50 @@
-"""Ours beside ONNX Runtime and OpenVINO: the demo graph, one core, one thread, fp32, the same inputs.
+"""Ours beside ONNX Runtime and OpenVINO: the demo graph, one core, one thread, the same inputs, precision by precision.
 
     make bench                                   or  PYTHONPATH=. python tests/benchmarks/bench.py --batches 1,100
 
-Compiles the library for every batch size, checks every engine's outputs against the NumPy reference (a wrong one gets
-no number), then measures in turns: in each round and at each batch size every engine has one slice, in an order that
-changes from round to round, with the core's peak measured before and after. Each engine is a process of its own on
-the same core (engine_worker.py says why). Leaves nothing; the last line is JSON.
+Compiles the library for every precision and batch size, checks every engine's outputs against the NumPy reference (a
+wrong one gets no number), then measures in turns (rounds.py), with the core's peak measured before and after each
+slice by our library of that precision. Peers run in the same precision, by their own means (dlrm_tvm/peers.py); those
+that have none are left out. Each engine is a process of its own on the same core (engine_worker.py says why). Leaves
+nothing; the last line is JSON.
+
+Outputs are right within 1e-5 at fp32, and within 0.01 (bf16) or 0.02 (int8) of the fp32 reference on average.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-from engine_process import ROOT, EngineProcess
-from results import NAMES, Row, Slice, as_json, rows, table
-from streaming import needed_weight_bytes
+from engine_process import EngineProcess
+from engines import int8_file, why_not
+from libraries import compile_library, remove_libraries
+from results import NAMES, Row, as_json, rows, table
+from rounds import Contest, Inputs, Measured, check_outputs, measure
+from streaming import batch_1_streaming
 
-from dlrm_tvm import reference
+from dlrm_tvm.cpu import host_flags
 from dlrm_tvm.demo import demo_dlrm, demo_model_path
 from dlrm_tvm.environment import describe_environment
 from dlrm_tvm.errors import UserError, run_script
 from dlrm_tvm.manifest import describe
 from dlrm_tvm.model import Dlrm
+from dlrm_tvm.peer_precision import BF16_FLAG, PRECISIONS, VNNI_FLAG
 from dlrm_tvm.topology import Topology, read_topology
 from dlrm_tvm.workload import items_to_rotate, random_items
 
-TOLERANCE = 1e-5
-_CHECKED_ITEMS = 512  # at least; whole batches
+_NEEDED_FLAG = {"bf16": BF16_FLAG, "int8": VNNI_FLAG}
 _MIN_L3_BYTES = 32 << 20  # rows touched are four times this, or four times the real cache where that is larger
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """dense [N, 13] float32, indices [N, 26] int64: every batch size cuts its batches from the same N items."""
-
-    dense: np.ndarray
-    indices: np.ndarray
-
-
-@dataclass(frozen=True)
-class Measured:
-    slices: list[Slice]
-    stream_gbps: list[float]  # one per round; empty without batch 1
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--precisions", help=f"of {','.join(PRECISIONS)}; default: those this CPU has instructions for")
     parser.add_argument("--batches", type=sizes, default="1,16,100,400,2048", help="batch sizes; default %(default)s")
     parser.add_argument("--rounds", type=int, default=7, help="default %(default)s")
     parser.add_argument("--seconds", type=float, default=0.5, help="of one engine's slice; default %(default)s")
@@ -75,40 +65,38 @@ def sizes(text: str) -> tuple[int, ...]:
 def main() -> int:
     args = parse_args()
     topology = read_topology()
-    engines, core = check(args, topology)
+    precisions, engines, core = check(args, topology)
     model = demo_dlrm(args.table_rows)
     inputs = make_inputs(model, max(args.batches), topology)
-    print(static_card(model, inputs, core), flush=True)
+    print(static_card(model, inputs, precisions, core), flush=True)
+    results, streaming, peaks = [], None, {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dlrm_bench_")))
         np.save(folder / "dense.npy", inputs.dense)
         np.save(folder / "indices.npy", inputs.indices)
-        stack.callback(remove_libraries, args.output_name)
-        libraries = {batch: compile_library(batch, args) for batch in args.batches}
-        graphs = dict.fromkeys(args.batches, demo_model_path(args.table_rows))
-        processes = {}
-        for engine in engines:
-            models = libraries if engine == "ours" else graphs
-            process = stack.enter_context(EngineProcess(engine, core=core, models=models, inputs=folder))
-            if announce(engine, process.open()):
-                processes[engine] = process
-        errors = check_outputs(processes, args.batches, model, inputs)
-        measured = measure(processes, errors, args)
-    results = rows(measured.slices, errors, model.flops_per_item)
-    print(f"\n{table(results)}")
-    streaming = batch_1_streaming(results, measured, model, inputs)
-    environment = describe_environment(topology)
+        stack.callback(remove_libraries, args.output_name, precisions)
+        # All before the first is measured: what cannot be compiled costs no measurement.
+        libraries = {precision: compile_libraries(precision, args) for precision in precisions}
+        graph = demo_model_path(args.table_rows)
+        contest = Contest(engines, args.batches, args.rounds, args.seconds, core, model, graph, inputs, folder)
+        for precision in precisions:
+            found, measured = bench(precision, libraries[precision], contest)
+            print(f"\n{table(found)}\n", flush=True)
+            results += found
+            peaks[precision] = median(each.peak_gflops for each in measured.slices) if measured.slices else None
+            if precision == "fp32":
+                streaming = batch_1_streaming(found, measured.stream_gbps, model, inputs)
     print(json.dumps({
-        "model": model.name, "core": core, "rounds": args.rounds, "seconds": args.seconds,
-        "peak_gflops": median(each.peak_gflops for each in measured.slices) if measured.slices else None,
-        "results": as_json(results), "batch_1_streaming": streaming, "environment": environment,
+        "model": model.name, "precisions": precisions, "core": core, "rounds": args.rounds, "seconds": args.seconds,
+        "peak_gflops": peaks, "results": as_json(results), "batch_1_streaming": streaming,
+        "environment": describe_environment(topology),
     }))  # fmt: skip
-    return 0 if max(errors.values()) <= TOLERANCE else 1
+    return 0 if all(row.is_right for row in results) else 1
 
 
-def check(args: argparse.Namespace, topology: Topology) -> tuple[list[str], int]:
-    """The engines to run and the core; refuses what cannot run before anything slow."""
-    engines = args.engines.split(",")
+def check(args: argparse.Namespace, topology: Topology) -> tuple[tuple[str, ...], tuple[str, ...], int]:
+    """The precisions and engines to run and the core; refuses what cannot run before anything slow."""
+    engines = tuple(args.engines.split(","))
     unknown = [engine for engine in engines if engine not in NAMES]
     if unknown or "ours" not in engines:
         raise UserError(f"--engines {args.engines}: ours and any of the others were wanted, from {', '.join(NAMES)}.")
@@ -117,7 +105,21 @@ def check(args: argparse.Namespace, topology: Topology) -> tuple[list[str], int]
         raise UserError(f"--core {core} is not usable here; usable are {sorted(topology.usable)}.")
     if args.rounds < 1 or args.seconds <= 0:
         raise UserError("--rounds and --seconds must be more than 0.")
-    return engines, core
+    return choose_precisions(args.precisions, host_flags()), engines, core
+
+
+def choose_precisions(wanted: str | None, flags: frozenset[str]) -> tuple[str, ...]:
+    """Those wanted, or all that a CPU of these flags has instructions for."""
+    able = tuple(each for each in PRECISIONS if each not in _NEEDED_FLAG or _NEEDED_FLAG[each] in flags)
+    if wanted is None:
+        return able
+    precisions = tuple(dict.fromkeys(wanted.split(",")))
+    for each in precisions:
+        if each not in PRECISIONS:
+            raise UserError(f"--precisions {wanted}: {each or 'nothing'} is none of {', '.join(PRECISIONS)}.")
+        if each not in able:
+            raise UserError(f"--precisions {wanted}: {each} needs {_NEEDED_FLAG[each]}, which this CPU lacks.")
+    return precisions
 
 
 def make_inputs(model: Dlrm, largest_batch: int, topology: Topology) -> Inputs:
@@ -127,102 +129,49 @@ def make_inputs(model: Dlrm, largest_batch: int, topology: Topology) -> Inputs:
     return Inputs(*random_items(card, items, instance=0))
 
 
-def static_card(model: Dlrm, inputs: Inputs, core: int) -> str:
+def static_card(model: Dlrm, inputs: Inputs, precisions: tuple[str, ...], core: int) -> str:
     touched = len(inputs.dense) * model.gather_bytes_per_item
     return "\n".join([
-        f"{model.name}, fp32, one thread on core {core}",
+        f"{model.name}, {', '.join(precisions)}, one thread on core {core}; bytes of its fp32 form:",
         f"  per item    {model.flops_per_item / 1e6:.2f} MFLOP, {model.gather_bytes_per_item / 1e3:.1f} kB of rows",
         f"  weights     MLPs {model.mlp_bytes / 1e6:.1f} MB, tables {model.table_bytes / 1e6:,.1f} MB",
         f"  inputs      {len(inputs.dense):,} random items in turn, {touched / 1e6:,.0f} MB of table rows",
     ])  # fmt: skip
 
 
-def compile_library(batch: int, args: argparse.Namespace) -> Path:
-    """Through compile.py's own command line. Raises UserError with its words when it fails."""
-    options = {"batch-size": batch, "output-name": args.output_name, "demo-table-rows": args.table_rows}
-    command = [sys.executable, "compile.py", *(f"--{name}={value}" for name, value in options.items())]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"compile.py failed (status {done.returncode}): {done.stderr.strip()}")
-    result = json.loads(done.stdout.splitlines()[-1])
-    kernels = f"{result['tuned_kernels']} kernels tuned, {result['untuned_kernels']} by rule"
-    print(f"  compiled    batch {batch}: {kernels}, {result['compile_s']:.1f} s", flush=True)
-    return Path(result["library"])
+def compile_libraries(precision: str, args: argparse.Namespace) -> dict[int, Path]:
+    return {
+        batch: compile_library(precision, batch, name=args.output_name, table_rows=args.table_rows)
+        for batch in args.batches
+    }
 
 
-def remove_libraries(name: str) -> None:
-    for path in (ROOT / "__prebuilt").glob(f"{name}_b[0-9]*"):
-        path.unlink()
+def bench(precision: str, libraries: dict[int, Path], contest: Contest) -> tuple[list[Row], Measured]:
+    """All engines that have this precision, opened, checked and measured."""
+    with ExitStack() as stack:
+        processes = open_engines(precision, libraries, contest, stack)
+        errors = check_outputs(processes, contest)
+        right = {key for key, error in errors.items() if error.are_right(precision)}
+        measured = measure(processes, right, contest)
+    return rows(measured.slices, errors, precision, contest.model.flops_per_item), measured
 
 
-def announce(engine: str, version: str | None) -> bool:
-    """Say which engine takes part; whether it does."""
-    if version is None:
-        print(f"  {engine:<12}skipped: not installed (pip install -r requirements-dev.txt)", flush=True)
-    else:
-        print(f"  {engine:<12}{f'TVM {version}' if engine == 'ours' else version}", flush=True)
-    return version is not None
-
-
-def check_outputs(
-    processes: dict[str, EngineProcess], batches: tuple[int, ...], model: Dlrm, inputs: Inputs
-) -> dict[tuple[int, str], float]:
-    """The largest absolute error of every (batch, engine) against the NumPy reference."""
-    counts = {batch: -(-_CHECKED_ITEMS // batch) for batch in batches}
-    items = max(batch * count for batch, count in counts.items())
-    wanted = reference.predict(model, inputs.dense[:items], inputs.indices[:items])
-    errors = {}
-    for batch, count in counts.items():
-        for engine, process in processes.items():
-            error = np.abs(process.predict(batch, count) - wanted[: batch * count]).max()
-            errors[batch, engine] = float(error) if np.isfinite(error) else float("inf")
-    return errors
-
-
-def measure(
-    processes: dict[str, EngineProcess], errors: dict[tuple[int, str], float], args: argparse.Namespace
-) -> Measured:
-    """All rounds; only engines whose outputs were right take part."""
-    slices: list[Slice] = []
-    streams: list[float] = []
-    peak_seconds = min(args.seconds / 4, 0.1)
-    ours = processes["ours"]
-    peak_before = ours.peak_gflops(peak_seconds)
-    for number in range(args.rounds):
-        for batch in args.batches:
-            for engine in turns(list(processes), number):
-                if not errors[batch, engine] <= TOLERANCE:
-                    continue
-                items_per_s = processes[engine].items_per_s(batch, args.seconds)
-                peak_after = ours.peak_gflops(peak_seconds)
-                slices.append(Slice(engine, batch, items_per_s, max(peak_before, peak_after)))
-                peak_before = peak_after
-        if 1 in args.batches:
-            streams.append(ours.stream_gbps(peak_seconds))
-    return Measured(slices, streams)
-
-
-def turns(engines: list[str], number: int) -> list[str]:
-    """Another one begins in every round: none always follows the same one."""
-    first = number % len(engines)
-    order = engines[first:] + engines[:first]
-    return order if number // len(engines) % 2 == 0 else order[::-1]
-
-
-def batch_1_streaming(results: list[Row], measured: Measured, model: Dlrm, inputs: Inputs) -> dict | None:
-    """Print and return what of the measured streaming rate batch 1 reaches; None where it was not measured."""
-    row = next((row for row in results if (row.batch_size, row.engine) == (1, "ours")), None)
-    if row is None or row.items_per_s is None:
-        return None
-    stream = max(measured.stream_gbps)
-    needed = needed_weight_bytes(model, inputs.dense[:256], inputs.indices[:256])
-    share, needed_share = (row.items_per_s * size / stream / 1e9 for size in (model.mlp_bytes, needed))
-    print(
-        f"\nbatch 1     this core streams the weights at {stream:.1f} GB/s. Ours, as a share of that:\n"
-        f"            {share:.0%} counting all {model.mlp_bytes / 1e6:.1f} MB for every item,\n"
-        f"            {needed_share:.0%} counting the {needed / 1e6:.1f} MB whose input is not zero (others it skips)"
-    )
-    return {"stream_gbps": stream, "share": share, "needed_bytes": needed, "needed_share": needed_share}
+def open_engines(
+    precision: str, libraries: dict[int, Path], contest: Contest, stack: ExitStack
+) -> dict[str, EngineProcess]:
+    """Those that have this precision here, which is said, as is why others have not."""
+    processes = {}
+    for engine in contest.engines:
+        version, reason = None, why_not(engine, precision)
+        if reason is None:
+            models = libraries if engine == "ours" else dict.fromkeys(contest.batches, contest.graph)
+            quantized = int8_file(engine, contest.graph, describe(contest.model)) if precision == "int8" else None
+            options = {"core": contest.core, "models": models, "inputs": contest.folder, "quantized": quantized}
+            processes[engine] = stack.enter_context(EngineProcess(engine, precision, **options))
+            version = processes[engine].open()
+        shown = f"skipped: {reason}" if reason else f"TVM {version}" if engine == "ours" else version
+        print(f"  {engine:<12}{precision}: {shown}", flush=True)
+    return processes
 
 
 if __name__ == "__main__":

@@ -21,10 +21,19 @@ _ONE_THREAD = {name: "1" for name in ("TVM_NUM_THREADS", "OMP_NUM_THREADS", "OPE
 class EngineProcess:
     """One engine opened for all batch sizes. Use as a context manager: leaving it ends the process.
 
-    models: what to open per batch size. inputs: folder with dense.npy and indices.npy.
+    models: what to open per batch size. inputs: folder with dense.npy and indices.npy. quantized: a peer's int8 file.
     """
 
-    def __init__(self, engine: str, *, core: int, models: dict[int, Path], inputs: Path) -> None:
+    def __init__(
+        self,
+        engine: str,
+        precision: str,
+        *,
+        core: int,
+        models: dict[int, Path],
+        inputs: Path,
+        quantized: str | None = None,
+    ) -> None:
         self.engine = engine
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         kept = {name: value for name, value in os.environ.items() if name != "TVM_BIND_THREADS"}
@@ -37,6 +46,8 @@ class EngineProcess:
         )
         self._assignment = {
             "engine": engine,
+            "precision": precision,
+            "quantized": quantized,
             "core": core,
             "batches": list(models),
             "models": {str(batch): str(path) for batch, path in models.items()},

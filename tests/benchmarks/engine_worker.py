@@ -70,7 +70,14 @@ def main() -> None:
 def open_at(assignment: dict, batch: int) -> Opened:
     """dense.npy [N, 13] and indices.npy [N, 26] are cut into as many batches as they hold."""
     dense, indices = (np.load(os.path.join(assignment["inputs"], f"{name}.npy")) for name in ("dense", "indices"))
-    engine = open_engine(assignment["engine"], assignment["models"][str(batch)], batch, assignment["core"])
+    engine = open_engine(
+        assignment["engine"],
+        assignment["models"][str(batch)],
+        batch,
+        assignment["core"],
+        precision=assignment["precision"],
+        quantized=assignment["quantized"],
+    )
     parts = [slice(at, at + batch) for at in range(0, len(dense) - batch + 1, batch)]
     bound = [engine.prepare(dense[part], indices[part]) for part in parts]
     return Opened(engine, bound, itertools.cycle(bound))
