@@ -175,11 +175,12 @@ def compile_one(
     from dlrm_tvm.table_layout import lay_out_tables
 
     building.check_stored(PREBUILT, model, precision)
+    print_stored(model, precision)
     numerics = narrow(model, precision, args.calibration_data if precision == "int8" else None)
     print_numerics(model, numerics, cpu)
     tables = lay_out_tables(model, copy=args.copy_tables, numerics=numerics)
     building.check_room(PREBUILT, tables)
-    print_tables(model, tables, numerics)
+    print_tables(tables)
     lowered, chosen = lower(model, cpu, args, tables, numerics)
     library, verification = building.build_library(
         model,
@@ -268,12 +269,17 @@ def print_numerics(model: Dlrm, numerics: Numerics, cpu: CpuTarget) -> None:
         print(f"            {numerics.scales}, {activations}")
 
 
-def print_tables(model: Dlrm, tables: TableLayout, numerics: Numerics) -> None:
+def print_stored(model: Dlrm, precision: str) -> None:
+    """What converting will make of the tables, before any of them is read."""
+    from dlrm_tvm.table_rows import stored_bytes
+
+    if precision != "fp32":
+        stored = f"{stored_bytes(model, precision) / 1e6:,.1f} MB in {precision}"
+        print(f"tables      {model.table_bytes / 1e6:,.1f} MB become {stored}, written beside the library")
+
+
+def print_tables(tables: TableLayout) -> None:
     """Where the tables will be read from, and why not in place where they are not."""
-    if numerics.precision != "fp32":
-        to = f"{tables.copied.nbytes / 1e6:,.1f} MB in {numerics.precision}"
-        print(f"tables      {model.table_bytes / 1e6:,.1f} MB become {to}, copied beside the library")
-        return
     files: dict[str, list[Piece]] = defaultdict(list)
     for piece in tables.pieces:
         files[os.path.relpath(Path(piece.file).parent)].append(piece)
@@ -282,7 +288,7 @@ def print_tables(model: Dlrm, tables: TableLayout, numerics: Numerics) -> None:
         one = len(pieces) == 1
         where = os.path.relpath(pieces[0].file) if one else f"{len(pieces)} files of {folder}"
         print(f"tables      {size} used in place in {where}: keep {'that file' if one else 'those files'}")
-    if tables.copied is not None:
+    if tables.copied is not None and not tables.converted:
         print(f"tables      {tables.copied.nbytes / 1e6:,.1f} MB copied beside the library")
     for name, reason in tables.reasons[:3]:
         print(f"            {name} is copied: {reason}")

@@ -29,7 +29,8 @@ from .table_rows import stored_rows
 class TableLayout:
     """copied: the tables that go into the parameter file and begin the range, None where there are none;
     pieces: of the files used in place; starts: [T] int64, each table's first element in the range;
-    reasons: (table's name, why it is copied) of those that cannot be used in place.
+    reasons: (table's name, why it is copied) of those that cannot be used in place; converted: whether those copied
+    are in a narrower precision.
     """
 
     copied: ParameterSource | None
@@ -38,6 +39,7 @@ class TableLayout:
     num_rows: np.ndarray
     nbytes: int
     reasons: tuple[tuple[str, str], ...]
+    converted: bool = False
 
     @property
     def elements(self) -> int:
@@ -89,6 +91,7 @@ def lay_out_tables(model: Dlrm, *, copy: bool = False, numerics: Numerics | None
         num_rows=np.array([table.num_rows for table in model.tables], np.int64),
         nbytes=end,
         reasons=tuple((table.name, reason) for table, reason in zip(model.tables, reasons) if reason),
+        converted=numerics.precision != "fp32",
     )
 
 
