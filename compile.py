@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlrm_tvm.errors import UserError, run_script
+from dlrm_tvm.numerics import INSTRUCTION_FLAG, PRECISIONS
 from dlrm_tvm.result_line import result_line
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--precision",
-        choices=("fp32", "bf16", "int8", "auto"),
+        choices=(*PRECISIONS, "auto"),
         default="fp32",
         help="auto: the fastest whose AUC on --ref-data keeps to --min-auc-ratio; default %(default)s",
     )
@@ -173,13 +174,17 @@ def compile_one(
     from dlrm_tvm import building
     from dlrm_tvm.narrowing import narrow
     from dlrm_tvm.table_layout import lay_out_tables
+    from dlrm_tvm.table_rows import stored_bytes
 
-    building.check_stored(PREBUILT, model, precision)
-    print_stored(model, precision)
+    if precision != "fp32":  # before the tables are read to be converted
+        stored = stored_bytes(model, precision)
+        building.check_room(PREBUILT, stored)
+        sizes = f"{model.table_bytes / 1e6:,.1f} MB become {stored / 1e6:,.1f} MB in {precision}"
+        print(f"tables      {sizes}, written beside the library")
     numerics = narrow(model, precision, args.calibration_data if precision == "int8" else None)
     print_numerics(model, numerics, cpu)
     tables = lay_out_tables(model, copy=args.copy_tables, numerics=numerics)
-    building.check_room(PREBUILT, tables)
+    building.check_room(PREBUILT, 0 if tables.copied is None else tables.copied.nbytes)
     print_tables(tables)
     lowered, chosen = lower(model, cpu, args, tables, numerics)
     library, verification = building.build_library(
@@ -192,7 +197,7 @@ def compile_one(
         directory=PREBUILT,
         onnx_model=onnx_model,
         numerics=numerics,
-        **({} if accept is None else {"accept": accept}),
+        accept=accept,
     )
     if library is None:
         return None
@@ -250,12 +255,11 @@ def print_numerics(model: Dlrm, numerics: Numerics, cpu: CpuTarget) -> None:
     """Which numbers the library computes in, and why: the instruction, the layers that stay wider, the steps."""
     if numerics.precision == "fp32":
         return
-    found = {"bf16": "avx512_bf16", "int8": "avx512_vnni"}[numerics.precision]
     wider = [str(at + 1) for at, layer in enumerate(numerics.layers) if layer.precision == "fp32"]
     share = 1 - sum(layer.weight.size for layer in model.layers[1:-1]) / sum(
         layer.weight.size for layer in model.layers
     )
-    print(f"precision   {numerics.precision}: {found} found for {cpu.cpu}")
+    print(f"precision   {numerics.precision}: {INSTRUCTION_FLAG[numerics.precision]} found for {cpu.cpu}")
     print(
         f"            layers {' and '.join(wider)} of {len(model.layers)} stay fp32 ({share:.1%} of the MLPs' weights):"
     )
@@ -267,15 +271,6 @@ def print_numerics(model: Dlrm, numerics: Numerics, cpu: CpuTarget) -> None:
             activations = f"found on {numerics.calibration}"
         print("scales      weights per output, tables per table, activations")
         print(f"            {numerics.scales}, {activations}")
-
-
-def print_stored(model: Dlrm, precision: str) -> None:
-    """What converting will make of the tables, before any of them is read."""
-    from dlrm_tvm.table_rows import stored_bytes
-
-    if precision != "fp32":
-        stored = f"{stored_bytes(model, precision) / 1e6:,.1f} MB in {precision}"
-        print(f"tables      {model.table_bytes / 1e6:,.1f} MB become {stored}, written beside the library")
 
 
 def print_tables(tables: TableLayout) -> None:

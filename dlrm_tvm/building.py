@@ -28,8 +28,6 @@ from .model import Dlrm
 from .numerics import Numerics, numerics_of
 from .parameters import TABLES, ParameterSource, lay_out, write_parameters
 from .selection import Selection
-from .table_layout import TableLayout
-from .table_rows import stored_bytes
 from .target import CpuTarget
 from .verification import Verification, verify
 
@@ -92,7 +90,7 @@ def build_library(
     directory: Path,
     onnx_model: Path | None = None,
     numerics: Numerics | None = None,
-    accept: Callable[[Path], bool] = lambda library: True,
+    accept: Callable[[Path], bool] | None = None,
 ) -> tuple[Path | None, Verification | None]:
     """Write directory/name_bBATCH.so with manifest and parameters, verified; nothing is left behind on failure.
     onnx_model: where the model came from, for the manifest; numerics: what `lowered` computes in, by default float32.
@@ -112,7 +110,7 @@ def build_library(
             raise UserError(f"{directory}: {error.strerror} while writing; nothing was left behind.{remedy}") from error
         runs_here = set(target.flags) <= host_flags()
         verification = verify(open_artifact(staged, whole_tables=False), model, numerics) if runs_here else None
-        if not accept(staged):
+        if accept is not None and not accept(staged):
             return None, verification
         for suffix in (".params", ".json", ".so"):  # the library, which needs the others, comes last
             os.replace(staged.with_suffix(suffix), directory / staged.with_suffix(suffix).name)
@@ -175,17 +173,10 @@ def _progress(sources: list[ParameterSource]) -> tqdm:
     return tqdm(total=nbytes, desc="writing tables", unit="B", unit_scale=True, delay=1, leave=False, disable=None)
 
 
-def check_room(directory: Path, tables: TableLayout) -> None:
-    """Raises UserError where the disk under `directory` cannot take the tables that will be copied there."""
+def check_room(directory: Path, table_bytes: int) -> None:
+    """Raises UserError where the disk under `directory` cannot take so many bytes of tables and a library."""
     directory.mkdir(parents=True, exist_ok=True)
-    _check_free(directory, LINK_BYTES + (0 if tables.copied is None else tables.copied.nbytes))
-
-
-def check_stored(directory: Path, model: Dlrm, precision: str) -> None:
-    """check_room before the tables are read at all, for a precision that they are converted to."""
-    if precision != "fp32":
-        directory.mkdir(parents=True, exist_ok=True)
-        _check_free(directory, LINK_BYTES + stored_bytes(model, precision))
+    _check_free(directory, LINK_BYTES + table_bytes)
 
 
 def _check_free(directory: Path, needed: int) -> None:

@@ -20,8 +20,9 @@ from .model import Dlrm
 PRECISIONS = ("fp32", "bf16", "int8")
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1}  # of a value
 SCALES = ("dynamic", "static")
+INSTRUCTION_FLAG = {"bf16": "avx512_bf16", "int8": "avx512_vnni"}  # of the multiply-add that a precision is made of
 # What a CPU must show to run a precision's kernels.
-NEEDED_FLAGS = {"fp32": (), "bf16": ("avx512bw", "avx512_bf16"), "int8": ("avx512bw", "avx512_vnni")}
+NEEDED_FLAGS = {"fp32": ()} | {precision: ("avx512bw", flag) for precision, flag in INSTRUCTION_FLAG.items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,8 @@ from pathlib import Path
 from .arrivals import KINDS
 from .errors import UserError
 from .numa import POLICIES
-from .peer_precision import PRECISIONS, check_precision
+from .numerics import PRECISIONS
+from .peer_precision import check_precision
 from .peers import OURS, PEERS
 from .progress import LEAST_STABLE_S
 from .session import RunSettings

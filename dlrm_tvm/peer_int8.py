@@ -103,7 +103,7 @@ def quantize_onnxruntime(graph: PeerGraph, target: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     from .cpu import host_flags
-    from .peer_precision import VNNI_FLAG
+    from .numerics import INSTRUCTION_FLAG
 
     model = onnx.load(graph.path, load_external_data=False)
     layers = _count(model, *_LAYERS)
@@ -115,7 +115,7 @@ def quantize_onnxruntime(graph: PeerGraph, target: Path) -> None:
         op_types_to_quantize=list(_LAYERS),
         per_channel=True,
         weight_type=QuantType.QInt8,
-        reduce_range=VNNI_FLAG not in host_flags(),  # without it pairs of products saturate 16 bits
+        reduce_range=INSTRUCTION_FLAG["int8"] not in host_flags(),  # without it pairs of products saturate 16 bits
     )
     made = onnx.load(target)
     done, dots = _count(made, "MatMulInteger"), _count(made, "MatMul")

@@ -13,7 +13,7 @@ import numpy as np
 
 from .cpu import host_flags
 from .errors import UserError
-from .peer_precision import BF16_FLAG
+from .numerics import INSTRUCTION_FLAG
 from .peers import Peer, PeerGraph
 
 _MOST_REQUESTS = 16_384  # each takes 10 KB and some 0.2 ms to make
@@ -83,7 +83,7 @@ def _hint(precision: str) -> str:
     faster one and as accurate (tests/benchmarks/EXPERIMENTS.md); fp32 has to be asked for there."""
     if precision == "fp32":
         return "f32"
-    return "bf16" if precision == "bf16" or BF16_FLAG in host_flags() else "f32"
+    return "bf16" if precision == "bf16" or INSTRUCTION_FLAG["bf16"] in host_flags() else "f32"
 
 
 def _check_precision(compiled: Any, graph: PeerGraph) -> None:

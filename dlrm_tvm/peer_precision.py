@@ -15,9 +15,8 @@ from collections.abc import Set
 
 from .cpu import host_flags
 from .errors import UserError
+from .numerics import INSTRUCTION_FLAG
 
-PRECISIONS = ("fp32", "bf16", "int8")
-BF16_FLAG, VNNI_FLAG = "avx512_bf16", "avx512_vnni"
 FP32_TOLERANCE = 1e-4  # of two fp32 programs, which add up in different orders
 # Of the mean absolute error of a probability. Measured on the demo, 2026-11-25: OpenVINO bf16 0.0015; ONNX Runtime int8
 # 0.005, OpenVINO int8 0.005; a wrong kernel is off by 0.1 and more.
@@ -29,8 +28,9 @@ def refusal(engine: str, precision: str, flags: Set[str] | None = None) -> str |
     """Why the engine cannot run in this precision here; None where it can. flags: this CPU's, of /proc/cpuinfo."""
     if precision == "bf16" and engine == "onnxruntime":
         return "ONNX Runtime has no bf16 on CPUs."
-    if precision == "bf16" and BF16_FLAG not in (host_flags() if flags is None else flags):
-        return f"OpenVINO at bf16 needs {BF16_FLAG}, which this CPU lacks: it would run at fp32 and not say so."
+    needed = INSTRUCTION_FLAG["bf16"]
+    if precision == "bf16" and needed not in (host_flags() if flags is None else flags):
+        return f"OpenVINO at bf16 needs {needed}, which this CPU lacks: it would run at fp32 and not say so."
     if precision == "int8" and engine == "openvino" and importlib.util.find_spec("nncf") is None:
         return "OpenVINO at int8 needs NNCF, which is not installed. Type: pip install -r requirements-dev.txt"
     return None

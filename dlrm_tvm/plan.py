@@ -14,7 +14,7 @@ import numpy as np
 from .kernels.dense import DenseSchedule, PackedDense
 from .kernels.forms import Form
 from .kernels.network_plan import NetworkPlan
-from .kernels.packing import Packer, pack_bias, pack_numbers, pack_weight, plain_columns, top_columns
+from .kernels.packing import Packer, pack_bias, pack_numbers, pack_weight, plain_columns, top_columns, unit_padded
 from .kernels.vectors import LANES, padded
 from .model import Dense, Dlrm
 from .numerics import LayerNumerics, Numerics, numerics_of
@@ -144,7 +144,7 @@ def layer_shapes(model: Dlrm, numerics: Numerics | None = None) -> list[LayerSha
 
 def _dot_units(steps: np.ndarray, columns: np.ndarray, model: Dlrm) -> np.ndarray:
     """Per lane of the interaction's output: 1 / the step that its dot is brought into, 0 for lanes of no dot."""
-    dots = columns[len(plain_columns(padded(model.dim), "int8")) :]
+    dots = columns[unit_padded(padded(model.dim), "int8") :]
     return np.where(dots >= 0, 1 / steps[dots], 0).astype(np.float32)
 
 

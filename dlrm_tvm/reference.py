@@ -45,11 +45,17 @@ def vectors(
     dtype: type = np.float64,
 ) -> np.ndarray:
     """x [n, D] and each table's bags: [n, 1 + T, D]."""
-    if offsets is None:
-        indices = np.asarray(indices).T
-        offsets = [np.arange(len(x))] * len(model.tables)
+    indices, offsets = per_table(indices, offsets)
     bags = [bag(*inputs, dtype) for inputs in zip(model.tables, indices, offsets, strict=True)]
     return np.stack([x, *bags], axis=1)
+
+
+def per_table(indices: Indices, offsets: Sequence[np.ndarray] | None) -> tuple[Sequence, Sequence]:
+    """indices and offsets per table; without offsets, [n, T] indices are bags of one each."""
+    if offsets is not None:
+        return indices, offsets
+    columns = np.asarray(indices).T
+    return columns, [np.arange(columns.shape[1])] * len(columns)
 
 
 def bag(table: Table, indices: np.ndarray, offsets: np.ndarray, dtype: type = np.float64) -> np.ndarray:
@@ -57,9 +63,15 @@ def bag(table: Table, indices: np.ndarray, offsets: np.ndarray, dtype: type = np
     rows = table.rows[indices].astype(dtype)
     if table.row_weights is not None:
         rows *= table.row_weights[indices].astype(dtype)[:, None]
-    ends = np.append(offsets[1:], len(indices))
-    sums = np.array([rows[start:end].sum(axis=0) for start, end in zip(offsets, ends)]).reshape(-1, table.dim)
-    return sums if table.pooling == "sum" else sums / np.maximum(ends - offsets, 1)[:, None].astype(dtype)
+    sums, counts = bag_sums(rows, offsets)
+    return sums if table.pooling == "sum" else sums / np.maximum(counts, 1)[:, None].astype(dtype)
+
+
+def bag_sums(rows: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """rows [any number, D] of all bags, offsets [n] -> (their sums [n, D] of the same dtype, rows in each [n])"""
+    ends = np.append(offsets[1:], len(rows))
+    sums = np.array([rows[start:end].sum(axis=0) for start, end in zip(offsets, ends)], rows.dtype)
+    return sums.reshape(-1, rows.shape[1]), ends - offsets
 
 
 def interact(model: Dlrm, vectors: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 from .model import Dense, Dlrm, Table
 from .numerics import LayerNumerics, Numerics
 from .quantize import from_bf16, steps_of, to_bf16, to_int8
-from .reference import Indices, activate
+from .reference import Indices, activate, bag_sums, per_table
 
 
 def predict(
@@ -38,9 +38,7 @@ def predict(
     x = dense.astype(np.float32)
     for at in range(first_top):
         x = outputs(at, x)
-    if offsets is None:
-        indices = np.asarray(indices).T
-        offsets = [np.arange(len(x))] * len(model.tables)
+    indices, offsets = per_table(indices, offsets)
     steps = numerics.table_steps if numerics.table_steps is not None else [None] * len(model.tables)
     vectors = [_x(numerics, x), *map(_bags, [numerics.precision] * len(steps), model.tables, steps, indices, offsets)]
     x = interact(model, numerics, x, vectors)
@@ -129,12 +127,9 @@ def _bags(
     if table.row_weights is not None:
         rows = rows * table.row_weights[indices].astype(np.float32)[:, None]
     numbers = round_bf16(rows) if precision == "bf16" else to_int8(rows, step).astype(np.float32)
-    ends = np.append(offsets[1:], len(indices))
-    sums = np.array([numbers[a:b].sum(axis=0, dtype=np.float32) for a, b in zip(offsets, ends)], np.float32)
-    sums = sums.reshape(-1, table.dim)
-    mean = np.float32(1) / np.maximum(ends - offsets, 1).astype(np.float32)
+    sums, counts = bag_sums(numbers, offsets)
     if table.pooling == "mean":
-        sums = sums * mean[:, None]
+        sums = sums * (np.float32(1) / np.maximum(counts, 1).astype(np.float32))[:, None]
     if precision == "bf16":
         return round_bf16(sums), np.ones(len(sums), np.float32)
     beyond = np.maximum(np.abs(sums).max(axis=1) * np.float32(1 / 127), np.float32(1)).astype(np.float32)

@@ -1,16 +1,20 @@
-"""bf16 and int8 for tests: which CPUs run them, numbers as words of 32 bits, rounding by a library not ours.
+"""bf16 and int8 for tests: which CPUs run them, numbers as words of 32 bits, rounding by a library not ours;
+whole networks.
 
 word of bf16: 2 numbers, of int8: 4; arrays of words are float32 whatever they hold
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from dlrm_tvm.cpu import host_flags
-from dlrm_tvm.numerics import NEEDED_FLAGS
+from dlrm_tvm.model import Dlrm
+from dlrm_tvm.numerics import NEEDED_FLAGS, Numerics, numerics_of
 
 NARROW = ("bf16", "int8")
 VALUES = {"fp32": 1, "bf16": 2, "int8": 4}  # per word
@@ -53,3 +57,29 @@ def byte_order(columns: np.ndarray) -> np.ndarray:
     """[.., columns] in the order in which int8 packs leave them: in 32 columns, quarter by quarter of both halves."""
     halves = columns.reshape(*columns.shape[:-1], -1, 2, 4, 4)
     return halves.swapaxes(-3, -2).reshape(columns.shape)
+
+
+def dynamic(model: Dlrm, precision: str) -> Numerics:
+    """A precision's numbers that need no data."""
+    from dlrm_tvm.table_rows import table_steps
+
+    return numerics_of(model, precision, table_steps(model) if precision == "int8" else None)
+
+
+def network_of(model: Dlrm, numerics: Numerics, batch: int, *, every: int = 4) -> Callable[..., np.ndarray]:
+    """The model compiled, tiles of 5 items at most; f as models.library_in_memory gives it. every: of RowFetch."""
+    from models import library_in_memory
+
+    from dlrm_tvm import lower
+    from dlrm_tvm.kernels.gather import RowFetch
+    from dlrm_tvm.schedules import NetworkSchedule, default_dense
+    from dlrm_tvm.target import cpu_target
+
+    cpu, mr = cpu_target(None), min(batch, 5)
+    return library_in_memory(
+        lower.lower_tuned(
+            model, batch, NetworkSchedule(mr, 2, RowFetch(every=every, locality=2)),
+            lambda layer: default_dense(mr, layer.outputs, cpu.registers, layer.unit),
+            cpu, lower.Dump(None), numerics=numerics,
+        )
+    )  # fmt: skip

@@ -11,17 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import flat_bags, library_in_memory, random_bags, random_batch, random_dlrm
-from narrow import NARROW, narrow_cases, needs
+from models import flat_bags, random_bags, random_batch, random_dlrm
+from narrow import NARROW, dynamic, narrow_cases, needs, network_of
 
-from dlrm_tvm import lower, reference, reference_narrow
+from dlrm_tvm import reference, reference_narrow
 from dlrm_tvm.kernels import embedding_bag
-from dlrm_tvm.kernels.gather import RowFetch
 from dlrm_tvm.model import Dlrm
 from dlrm_tvm.numerics import Numerics, numerics_of
-from dlrm_tvm.schedules import NetworkSchedule, default_dense
 from dlrm_tvm.table_rows import table_steps
-from dlrm_tvm.target import cpu_target
 
 BATCH = 23
 PRECISIONS = narrow_cases(*[(each,) for each in NARROW])
@@ -55,10 +52,6 @@ def linear(model: Dlrm) -> Dlrm:
 MODEL = linear(random_dlrm(table_rows=(50, 1, 20, 30, 7, 9), dim=20, bottom=(24, 40), top=(40, 24)))
 
 
-def dynamic(precision: str) -> Numerics:
-    return numerics_of(MODEL, precision, table_steps(MODEL) if precision == "int8" else None)
-
-
 def static(step: float, model: Dlrm = MODEL) -> Numerics:
     """Layers' inputs, x and dots in steps that reach 127 or 255 times `step`."""
     numerics = numerics_of(model, "int8", table_steps(model))
@@ -69,20 +62,14 @@ def static(step: float, model: Dlrm = MODEL) -> Numerics:
     return replace(numerics, layers=tuple(layers), x_step=step)
 
 
-def compiled(numerics: Numerics, batch: int = BATCH, mr: int = 5, model: Dlrm = MODEL) -> Compiled:
-    cpu = cpu_target(None)
-    lowered = lower.lower_tuned(
-        model, batch, NetworkSchedule(mr, 2, RowFetch(every=2, locality=2)),
-        lambda layer: default_dense(mr, layer.outputs, cpu.registers, layer.unit), cpu, lower.Dump(None),
-        numerics=numerics,
-    )  # fmt: skip
-    return Compiled(model, numerics, library_in_memory(lowered))
+def compiled(numerics: Numerics, batch: int = BATCH, model: Dlrm = MODEL) -> Compiled:
+    return Compiled(model, numerics, network_of(model, numerics, batch, every=2))
 
 
 @pytest.fixture(scope="module")
 def networks(require_fma) -> dict[str, Compiled]:
     """One per precision that this CPU has; tiles of 5 items, the last one not full."""
-    return {precision: compiled(dynamic(precision)) for precision in NARROW if not needs(precision).args[0]}
+    return {precision: compiled(dynamic(MODEL, precision)) for precision in NARROW if not needs(precision).args[0]}
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +121,7 @@ def test_tiny_rows_give_what_zeros_give(precision):
         part: tuple(replace(layer, bias=np.zeros_like(layer.bias)) for layer in getattr(MODEL, part))
         for part in ("bottom", "top")
     }
-    network = compiled(dynamic(precision), 3, 3, replace(MODEL, **bare))
+    network = compiled(dynamic(MODEL, precision), 3, replace(MODEL, **bare))
     dense, indices = random_batch(MODEL, 3)
     wanted = network.fp32(np.zeros_like(dense), indices)
     for magnitude in (0.0, 1e-45, 1e-38, 1e-36, 1e-30):
@@ -223,7 +210,7 @@ def test_narrow_bags_are_pooled_in_as_many_groups_as_their_memory_takes(networks
     bags, offsets = random_bags(MODEL, BATCH)
     flat, begins = flat_bags(bags, offsets, BATCH)
     monkeypatch.setattr(embedding_bag, "POOLED_BYTES", 1)  # a tile each
-    grouped = compiled(dynamic(precision))
+    grouped = compiled(dynamic(MODEL, precision))
     for threads in (1, 2):
         np.testing.assert_array_equal(
             grouped.run(dense, flat, threads, begins), networks[precision].run(dense, flat, offsets=begins)
@@ -237,6 +224,6 @@ def test_a_batch_of_one_gives_what_tiles_give(networks, precision):
     dense, indices = random_batch(MODEL, BATCH)
     dense[::3, ::2] = 0
     wanted = network.run(dense, indices)
-    one = compiled(dynamic(precision), 1, 1)
+    one = compiled(dynamic(MODEL, precision), 1)
     got = np.concatenate([one.run(dense[at : at + 1], indices[at : at + 1]) for at in range(BATCH)])
     assert_agree(got, wanted, most=3)

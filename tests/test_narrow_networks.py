@@ -8,17 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from models import flat_bags, library_in_memory, random_bags, random_batch, random_dlrm
-from narrow import NARROW, needs
+from models import flat_bags, random_bags, random_batch, random_dlrm
+from narrow import NARROW, dynamic, needs, network_of
 
-from dlrm_tvm import lower, reference, reference_narrow
+from dlrm_tvm import reference, reference_narrow
 from dlrm_tvm.calibration import _largest, with_ranges
-from dlrm_tvm.kernels.gather import RowFetch
 from dlrm_tvm.model import Dlrm
-from dlrm_tvm.numerics import Numerics, numerics_of, unsupported
-from dlrm_tvm.schedules import NetworkSchedule, default_dense
-from dlrm_tvm.table_rows import table_steps
-from dlrm_tvm.target import cpu_target
+from dlrm_tvm.numerics import Numerics, unsupported
 
 MODELS = {
     "small": {},
@@ -36,26 +32,10 @@ BATCHES = (1, 7, 23)
 CLOSE, STEP = 1e-6, 0.02
 
 
-def dynamic(model: Dlrm, precision: str) -> Numerics:
-    return numerics_of(model, precision, table_steps(model) if precision == "int8" else None)
-
-
 def static(model: Dlrm) -> Numerics:
     return with_ranges(
         model, dynamic(model, "int8"), _largest(model, *random_batch(model, 500, seed=9)), "random items"
     )
-
-
-def compiled(model: Dlrm, numerics: Numerics, batch: int):
-    mr = min(batch, 5)
-    schedule = NetworkSchedule(mr, 2, RowFetch(every=4, locality=2))
-    cpu = cpu_target(None)
-    return library_in_memory(
-        lower.lower_tuned(
-            model, batch, schedule, lambda layer: default_dense(mr, layer.outputs, cpu.registers, layer.unit),
-            cpu, lower.Dump(None), numerics=numerics,
-        )
-    )  # fmt: skip
 
 
 def assert_agree(got: np.ndarray, wanted: np.ndarray, off: int = 8) -> None:
@@ -80,7 +60,7 @@ def cases() -> list:
 def test_a_network_agrees_with_numpy_in_the_same_numbers_one_hot_and_in_bags(precision, shape, batch):
     model = random_dlrm(**shape)
     numerics = dynamic(model, precision)
-    run = compiled(model, numerics, batch)
+    run = network_of(model, numerics, batch)
     dense, indices = random_batch(model, batch)
     for threads in (1, 2):
         assert_agree(run(dense, indices, threads), reference_narrow.predict(model, numerics, dense, indices))
@@ -96,7 +76,7 @@ def test_a_network_agrees_with_numpy_in_the_same_numbers_one_hot_and_in_bags(pre
 def test_static_steps_agree_with_numpy_in_the_same_numbers(name):
     model = random_dlrm(**MODELS[name])
     numerics = static(model)
-    run = compiled(model, numerics, 23)
+    run = network_of(model, numerics, 23)
     dense, indices = random_batch(model, 23)
     # Steps are folded into weights in float32, which moves more sums across a border than anywhere else.
     assert_agree(run(dense, indices), reference_narrow.predict(model, numerics, dense, indices), off=2)
@@ -106,7 +86,7 @@ def test_static_steps_agree_with_numpy_in_the_same_numbers(name):
 @pytest.mark.parametrize("precision", [pytest.param(each, marks=needs(each)) for each in NARROW])
 def test_wrong_input_is_nan_for_its_item_alone(precision):
     model = random_dlrm(table_rows=(50,) * 6, dim=32)
-    run = compiled(model, dynamic(model, precision), 23)
+    run = network_of(model, dynamic(model, precision), 23)
     dense, indices = random_batch(model, 23)
     right = run(dense, indices)
     dense[3, 5], dense[8, 0] = np.nan, np.inf
@@ -125,5 +105,5 @@ def test_a_table_of_zeros_and_inputs_of_zeros_divide_by_nothing():
     numerics = dynamic(model, "int8")
     dense, indices = random_batch(model, 7)
     dense[2] = 0
-    got = compiled(model, numerics, 7)(dense, indices)
+    got = network_of(model, numerics, 7)(dense, indices)
     assert_agree(got, reference_narrow.predict(model, numerics, dense, indices))

@@ -10,14 +10,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from models import numpy_predictions, random_bags, random_batch, random_dlrm
-from narrow import NARROW, rounded
+from narrow import NARROW, dynamic, rounded
 from narrow_formulas import in_steps, narrow_predictions
 
 from dlrm_tvm import reference_narrow
 from dlrm_tvm.model import Dlrm
-from dlrm_tvm.numerics import LayerNumerics, Numerics, numerics_of, unsupported
+from dlrm_tvm.numerics import LayerNumerics, Numerics, unsupported
 from dlrm_tvm.quantize import steps_of
-from dlrm_tvm.table_rows import table_steps
 
 MODELS = {
     "small": {},
@@ -36,10 +35,6 @@ CASES = [
     if unsupported(random_dlrm(**shape), precision) is None
 ]
 ITEMS = 60
-
-
-def dynamic(model: Dlrm, precision: str) -> Numerics:
-    return numerics_of(model, precision, table_steps(model) if precision == "int8" else None)
 
 
 def static(model: Dlrm, step: float = 0.02) -> Numerics:

@@ -16,9 +16,7 @@ from tvm.tirx.script.builder import ir as T
 
 from .forms import Form
 from .interaction import Lanes, sum_lanes
-from .vectors import LANES, broadcast, floats, padded, store
-
-_BYTES_OF_128 = -0x7F7F7F80  # 0x80808080 as int32
+from .vectors import LANES, floats, padded, store, zeros
 
 
 class Int8Dots:
@@ -34,13 +32,13 @@ class Int8Dots:
 
     def start(self, words: int, row: Callable, first_row: Callable, form: Form) -> None:
         """Take the surplus of an item's vectors, given as dot_interaction takes them."""
-        eights = T.reinterpret(f"float32x{LANES}", broadcast(T.int32(_BYTES_OF_128)))
+        bytes_of_128 = T.bind(form.left(zeros()))
         for first in range(0, self._vectors, LANES):
             sums = []
             for i in range(first, min(first + LANES, self._vectors)):
                 vector, total = first_row() if i == 0 else row(i), form.no_sum()
                 for chunk in range(words // LANES):
-                    total = T.bind(form.dot(total, eights, vector(chunk)))
+                    total = T.bind(form.dot(total, bytes_of_128, vector(chunk)))
                 sums.append(total)
             store(self._surplus, first, sum_lanes(sums, form))
 

@@ -134,7 +134,7 @@ class Form:
 
 
 def _int32s(number: int):
-    return T.broadcast(T.int32(number), LANES)
+    return broadcast(T.int32(number))
 
 
 def _upper_half(bits):

@@ -34,11 +34,10 @@ from dlrm_tvm.environment import describe_environment
 from dlrm_tvm.errors import UserError, run_script
 from dlrm_tvm.manifest import describe
 from dlrm_tvm.model import Dlrm
-from dlrm_tvm.peer_precision import BF16_FLAG, PRECISIONS, VNNI_FLAG
+from dlrm_tvm.numerics import INSTRUCTION_FLAG, PRECISIONS
 from dlrm_tvm.topology import Topology, read_topology
 from dlrm_tvm.workload import items_to_rotate, random_items
 
-_NEEDED_FLAG = {"bf16": BF16_FLAG, "int8": VNNI_FLAG}
 _MIN_L3_BYTES = 32 << 20  # rows touched are four times this, or four times the real cache where that is larger
 
 
@@ -110,7 +109,7 @@ def check(args: argparse.Namespace, topology: Topology) -> tuple[tuple[str, ...]
 
 def choose_precisions(wanted: str | None, flags: frozenset[str]) -> tuple[str, ...]:
     """Those wanted, or all that a CPU of these flags has instructions for."""
-    able = tuple(each for each in PRECISIONS if each not in _NEEDED_FLAG or _NEEDED_FLAG[each] in flags)
+    able = tuple(each for each in PRECISIONS if each not in INSTRUCTION_FLAG or INSTRUCTION_FLAG[each] in flags)
     if wanted is None:
         return able
     precisions = tuple(dict.fromkeys(wanted.split(",")))
@@ -118,7 +117,7 @@ def choose_precisions(wanted: str | None, flags: frozenset[str]) -> tuple[str, .
         if each not in PRECISIONS:
             raise UserError(f"--precisions {wanted}: {each or 'nothing'} is none of {', '.join(PRECISIONS)}.")
         if each not in able:
-            raise UserError(f"--precisions {wanted}: {each} needs {_NEEDED_FLAG[each]}, which this CPU lacks.")
+            raise UserError(f"--precisions {wanted}: {each} needs {INSTRUCTION_FLAG[each]}, which this CPU lacks.")
     return precisions
 
 
