@@ -1,7 +1,10 @@
 # make demo    compile the built-in model, check it, measure it
+# make demo-v2 the same with MLPerf's second DLRM (DLRM-DCNv2)
 # make test    the tests, with the packages they need     (PYTEST_ARGS="-m slow": those that are left out by default)
-# make bench   ours beside ONNX Runtime and OpenVINO       (BENCH_ARGS="--precisions int8 --batches 100")
+# make bench   ours beside ONNX Runtime and OpenVINO: a sweep of the built-in model, about ten minutes
+#              (PRECISIONS=int8 BATCHES=1,100 ENGINES=ours,openvino BENCH_ARGS="--repeats 5 --cores 1" in any choice)
 # make bench-bags   embedding bags alone beside PyTorch's and ONNX Runtime's       (BENCH_ARGS="--bag 100")
+# make fuzz    random files into the readers of ONNX, manifests and data, FUZZ_SECONDS=60 each
 # make lint    ruff
 # make clean   remove what the above left, .venv included
 #
@@ -14,8 +17,13 @@ PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
 CHECK_VERSION := import sys; v = sys.version_info[:2]; \
   (3, 10) <= v <= (3, 13) or sys.exit("Python %d.%d found, 3.10 to 3.13 was wanted. Try make PYTHON=python3.12." % v)
 CHECK_VENV := import ensurepip, venv
+FUZZ_SECONDS := 60
+ENGINES := ours,onnxruntime,openvino
+PRECISIONS := fp32,bf16,int8
+BATCHES := 1,16,100,2048
+BENCH_SWEEP := instances=1;threads=1;engine=$(ENGINES);precision=$(PRECISIONS);batch=$(BATCHES)
 
-.PHONY: demo test bench bench-bags lint clean
+.PHONY: demo demo-v2 test bench bench-bags fuzz lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -23,14 +31,26 @@ demo: $(VENV)/.installed
 	$(PY) accuracy.py
 	$(PY) multi_instance.py --duration 10
 
+demo-v2: $(VENV)/.installed
+	$(PY) compile.py --demo v2 --output-name dlrm_v2
+	$(PY) accuracy.py --model __prebuilt/dlrm_v2_b100.so
+	$(PY) multi_instance.py --model __prebuilt/dlrm_v2_b100.so --duration 10
+
 test: $(VENV)/.installed-dev
 	$(PY) -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
+# Compiled anew: kernels may have changed since.
 bench: $(VENV)/.installed-dev
-	PYTHONPATH=. $(PY) tests/benchmarks/bench.py $(BENCH_ARGS)
+	rm -f __prebuilt/bench_*
+	$(PY) compile.py --output-name bench
+	$(PY) multi_instance.py --model __prebuilt/bench_b100.so --sweep "$(BENCH_SWEEP)" $(BENCH_ARGS)
 
 bench-bags: $(VENV)/.installed-dev
-	PYTHONPATH=. $(PY) tests/benchmarks/bags.py $(BENCH_ARGS)
+	PYTHONPATH=.:tests/support $(PY) tests/benchmarks/bags.py $(BENCH_ARGS)
+
+fuzz: $(VENV)/.installed-fuzz
+	for each in onnx manifest npz criteo; do \
+	  $(PY) tests/hostile/fuzz.py $$each -max_total_time=$(FUZZ_SECONDS) -timeout=60 -rss_limit_mb=4096 || exit 1; done
 
 lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
@@ -38,9 +58,15 @@ lint: $(VENV)/.installed-dev
 
 # Libraries of other names are the user's own, perhaps of a model that took hours: they stay.
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache __prebuilt/.building-*
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist dlrm_tvm.egg-info __prebuilt/.building-*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	rm -f __prebuilt/dlrm_avx512_b* __prebuilt/dlrm_avx512.sweep.json* __prebuilt/.dlrm_avx512.sweep.json.* __prebuilt/bench_fp32_b* __prebuilt/bench_bf16_b* __prebuilt/bench_int8_b* __prebuilt/pytest_* __data/demo_dlrm_*
+	rm -f __prebuilt/dlrm_avx512_b* __prebuilt/dlrm_avx512_fp32_b* __prebuilt/dlrm_avx512_bf16_b* __prebuilt/dlrm_avx512_int8_b*
+	rm -f __prebuilt/dlrm_avx512.sweep.json* __prebuilt/.dlrm_avx512.sweep.json.* __prebuilt/bench_* __prebuilt/bench.sweep.json* __prebuilt/.bench.sweep.json.*
+	rm -f __prebuilt/pytest_* __prebuilt/dlrm_v2_b100* __data/demo_dlrm_*
+
+$(VENV)/.installed-fuzz: requirements-fuzz.txt $(VENV)/.installed-dev
+	$(PIP_INSTALL) -r $<
+	@touch $@
 
 # A stamp is newer than what it was installed from: the second run installs nothing, a broken-off one starts anew.
 $(VENV)/.installed: requirements.txt $(VENV)/.created

@@ -4,7 +4,7 @@
 Reads the library that compile.py left (.so, parameters, manifest); leaves nothing. Prints what is to be measured and
 the peak of exactly these cores, then throughput, latency, share of the peak and memory; the last line is JSON.
 Ctrl-C ends the run early and prints what was measured so far, except of LoadGen's tests. A sweep does this for many
-combinations, and leaves NAME.sweep.json beside the libraries.
+combinations, and leaves NAME.sweep.json and its state NAME.sweep.jsonl beside the libraries.
 
     python multi_instance.py --num-instances 2 --duration 4
     python multi_instance.py --sweep "instances=1,2;threads=1,2;batch=16,100,400" --max-latency-ms 10
@@ -12,44 +12,31 @@ combinations, and leaves NAME.sweep.json beside the libraries.
 
 from __future__ import annotations
 
-import argparse
+from dlrm_tvm.errors import reported, run_script
 
-from dlrm_tvm.arrivals import Arrivals
-from dlrm_tvm.baseline import read_baselines
-from dlrm_tvm.comparison import compare_with_baselines, comparison_json, comparison_text
-from dlrm_tvm.errors import run_script
-from dlrm_tvm.loadgen_options import add_loadgen_options, check_loadgen_options, loadgen_options
-from dlrm_tvm.loadgen_report import loadgen_json, loadgen_text, score_accuracy_log
-from dlrm_tvm.loadgen_run import run_loadgen
-from dlrm_tvm.options import (
-    add_arrival_options,
-    add_engine_options,
-    add_profile_options,
-    add_run_options,
-    check_arrival_options,
-    check_run_options,
-    run_settings,
-)
-from dlrm_tvm.profile_report import profiled
-from dlrm_tvm.report import results_json, results_text
-from dlrm_tvm.result_line import result_line
-from dlrm_tvm.session import measure, open_session
-from dlrm_tvm.sweep import run_sweep
-from dlrm_tvm.sweep_options import add_sweep_options, check_sweep_options, sweep_settings
+with reported():
+    import argparse
 
-DURATION_S, WARMUP_S = 10.0, 2.0
+    from dlrm_tvm.bench.baseline import compare_with_baselines, comparison_json, comparison_text, read_baselines
+    from dlrm_tvm.bench.measure import measure, profiled
+    from dlrm_tvm.bench.options import add_run_options, check_run_options, duration_s, run_settings, warmup_s
+    from dlrm_tvm.bench.report import results_json, results_text
+    from dlrm_tvm.bench.session import open_session
+    from dlrm_tvm.console import add_version, result_line, summary
+    from dlrm_tvm.instances.arrivals import Arrivals
+    from dlrm_tvm.loadgen.options import add_loadgen_options, check_loadgen_options, loadgen_options
+    from dlrm_tvm.loadgen.report import loadgen_json, loadgen_text, score_accuracy_log
+    from dlrm_tvm.loadgen.run import run_loadgen
+    from dlrm_tvm.sweep.options import add_sweep_options, check_sweep_options, sweep_settings
+    from dlrm_tvm.sweep.run import run_sweep
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    add_run_options(parser)
-    add_arrival_options(parser)
-    add_profile_options(parser)
-    add_engine_options(parser)
-    add_loadgen_options(parser)
-    add_sweep_options(parser)
+    parser = argparse.ArgumentParser(description=summary(__doc__))
+    for add in (add_version, add_run_options, add_loadgen_options, add_sweep_options):
+        add(parser)
     args = parser.parse_args()
-    for check in (check_run_options, check_arrival_options, check_loadgen_options, check_sweep_options):
+    for check in (check_run_options, check_loadgen_options, check_sweep_options):
         check(args)
     return args
 
@@ -64,32 +51,30 @@ def main() -> int:
     with open_session(run_settings(args), show) as session:
         report = measure(
             session,
-            duration_s=DURATION_S if args.duration is None else args.duration,
-            warmup_s=WARMUP_S if args.warmup is None else args.warmup,
+            duration_s=duration_s(args),
+            warmup_s=warmup_s(args),
             show=show,
             arrivals=Arrivals(args.arrivals, args.rate),
             until_stable=args.until_stable,
         )
         if args.profile:
             report = profiled(session, report)
-    print(results_text(report))
+    show(results_text(report))
     fields = results_json(report)
     if baselines:
         comparison = compare_with_baselines(fields, baselines)
-        print(comparison_text(comparison))
+        show(comparison_text(comparison))
         fields["baseline"] = comparison_json(comparison)
-    print(result_line(fields), flush=True)
+    show(result_line(fields))
     return 1 if report.interrupted else 0
 
 
 def run_scenario(args: argparse.Namespace) -> int:
     """Under MLPerf's LoadGen; status 0 where LoadGen finds the run valid."""
-    run = run_loadgen(
-        run_settings(args), loadgen_options(args), warmup_s=WARMUP_S if args.warmup is None else args.warmup, show=show
-    )
+    run = run_loadgen(run_settings(args), loadgen_options(args), warmup_s=warmup_s(args), show=show)
     accuracy = score_accuracy_log(run) if args.accuracy else None
-    print(loadgen_text(run, accuracy))
-    print(result_line(loadgen_json(run, accuracy)), flush=True)
+    show(loadgen_text(run, accuracy))
+    show(result_line(loadgen_json(run, accuracy)))
     return 0 if accuracy or run.tests[-1].verdict.is_valid else 1
 
 
@@ -97,5 +82,9 @@ def show(text: str) -> None:
     print(text, flush=True)
 
 
-if __name__ == "__main__":
+def command() -> None:
     run_script(main)
+
+
+if __name__ == "__main__":
+    command()

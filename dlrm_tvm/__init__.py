@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .executor import Executor
+    from .runtime.executor import Executor
 
 __all__ = ["load"]
 
@@ -21,7 +21,9 @@ def load(library: str, *, threads: int = 1) -> Executor:
     library: path of the `.so` that compile.py left. threads: how many threads a call uses.
     Raises UserError (a ValueError) when a file is missing, does not belong, or needs another CPU.
     """
-    from .artifact import open_artifact  # TVM is imported on first use, not with the package
-    from .executor import Executor
+    from .runtime.artifact import open_artifact
 
-    return Executor(open_artifact(library), threads=threads)
+    artifact = open_artifact(library)
+    from .runtime.executor import Executor  # imports TVM, which what is refused should not wait for
+
+    return Executor(artifact, threads=threads)

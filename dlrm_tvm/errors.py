@@ -1,4 +1,4 @@
-"""The one exception type for a user's mistake.
+"""The one exception type for a user's mistake, and what a script does with it.
 
 A `UserError` is a sentence: what was found, where, what was wanted, what to type next. Scripts print it as one
 line on stderr and exit with status 1 (`run_script`); the Python API lets it pass as a `ValueError`. Anything else
@@ -7,14 +7,27 @@ that escapes is our own bug and keeps its traceback.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 _LONGEST = 300  # characters of an error that somebody else raised
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class UserError(ValueError):
-    """Bad input, said in one line that tells what to do about it."""
+    """Bad input, said in one line that tells what to do about it. Names from files in it cannot steer a terminal."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """Newlines, terminal escapes and other control characters of a name as a programmer writes them: \\n, \\x1b."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def one_line(error: Exception) -> str:
@@ -22,26 +35,88 @@ def one_line(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST]}"
+        return printable(f"{str(error.filename)[:_LONGEST]}: {error.strerror}" if error.filename else error.strerror)
+    return printable(f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST]}")
 
 
 def run_script(main: Callable[[], int]) -> None:
-    """Run a script's `main` and exit with its status; a user's mistake becomes one line and status 1.
-
-    A full disk or an unreadable file (`OSError`) is a user's matter too: its own text names the file.
-    """
-    try:
+    """Run a script's `main` and exit with its status; see `reported`."""
+    with reported():
         status = main()
-    except UserError as error:
-        print(f"{error}", file=sys.stderr)
-        status = 1
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"{where}{error.strerror or error}", file=sys.stderr)
-        status = 1
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        status = 1
-    sys.stdout.flush()
+        sys.stdout.flush()
     sys.exit(status)
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Whatever goes wrong for the user's reasons becomes one line on stderr and status 1: a UserError, a full disk or
+    an unreadable file (`OSError`, whose own text names the file), Ctrl-C. SIGTERM and SIGHUP end the script as
+    sys.exit would, so that what was begun is removed.
+
+    Streams that are missing are opened on /dev/null; what their encoding lacks is written as an escape. Scripts import
+    within such a context too, as that takes seconds.
+    """
+    taken = {number: signal.getsignal(number) for number in _ENDING_SIGNALS}
+    try:
+        _open_streams()
+        for number, handler in taken.items():
+            if handler == signal.SIG_DFL:  # else it is ignored, as under nohup, or somebody else's
+                signal.signal(number, lambda number, _: sys.exit(128 + number))
+        yield
+    except SystemExit:
+        _flush()
+        raise
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("Interrupted.")
+    except BrokenPipeError:
+        _fail("Whoever read the output is gone.")
+    except OSError as error:
+        _fail(one_line(error) if _has_folder() else "The current folder was deleted. Change to another one.")
+    except RuntimeError as error:
+        if "Symlink loop" not in str(error):  # pathlib's, before Python 3.13
+            raise
+        _fail(f"{error}. Give a path without it.")
+    finally:
+        for number, handler in taken.items():
+            if handler == signal.SIG_DFL:
+                signal.signal(number, handler)
+
+
+def _fail(message: str) -> NoReturn:
+    with suppress(OSError):
+        print(printable(message), file=sys.stderr, flush=True)
+    with suppress(SystemExit):
+        _flush()
+    sys.exit(1)
+
+
+def _flush() -> None:
+    """What cannot be written now must not be tried again at the interpreter's end, which would complain."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            _fail(f"stdout: {one_line(error)}")
+        sys.exit(1)
+
+
+def _open_streams() -> None:
+    """A descriptor below 3 that is free would become that of the next file opened, and messages would go there."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
+        if hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def _has_folder() -> bool:
+    try:
+        return bool(os.getcwd())
+    except OSError:
+        return False

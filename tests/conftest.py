@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import fcntl
 import os
 import re
 import subprocess
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from dlrm_tvm.paths import ROOT
 
 
 @pytest.fixture(scope="session")
@@ -25,15 +25,33 @@ def require_fma() -> None:
 
 
 @pytest.fixture(scope="session")
-def demo_library(require_fma: None) -> Iterator[Path]:
-    """The demo model compiled for batches of 100 by compile.py itself, under a name of its own."""
-    name = f"pytest_{os.getpid()}"  # two test runs at once, or a user's library, must not meet
-    command = [sys.executable, str(ROOT / "compile.py"), "--output-name", name]
+def demo_library(require_fma: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model compiled for batches of 100 by compile.py itself, once for all of xdist's processes."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    library = folder / "demo" / "pytest_demo_b100.so"
+    with (folder / "demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            _compile_demo(library.parent)
+    return library
+
+
+def _compile_demo(folder: Path) -> None:
+    script = "import sys; from pathlib import Path; import compile; compile.PREBUILT = Path(sys.argv[1]); "
+    script += "del sys.argv[:2]; compile.command()"
+    options = ["--output-name", "pytest_demo"]
+    command = [sys.executable, "-c", script, str(folder), str(ROOT / "compile.py"), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if "no C compiler found" in done.stderr:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr
-    library = Path(json.loads(done.stdout.splitlines()[-1])["library"])
-    yield library
-    for suffix in (".so", ".params", ".json"):
-        library.with_suffix(suffix).unlink(missing_ok=True)
+
+
+@pytest.fixture(autouse=True)
+def same_cores_afterwards() -> Iterator[None]:
+    """An executor pins the thread that calls it: what a later test starts must not inherit that."""
+    cores = os.sched_getaffinity(0)
+    yield
+    os.sched_setaffinity(0, cores)

@@ -1,39 +1,52 @@
-"""Activations between two layers: written by one in vectors of 16 float32, read by the next as words of its form.
+"""Activations between two layers: one writes vectors of 16 float32, the next reads words of its form.
 
-    at once     fp32, bf16, int8 in given steps: write = pack and store
-    by row      int8 in steps of each row's own: write = stage as float32;
-                settle = for each row: steps = largest magnitude / 127 or 255, pack and store
+    at once     fp32, bf16, int8 with static scales: write = pack and store
+    by row      int8 with dynamic scales: write = stage as float32;
+                settle = for each row: scale = largest magnitude / 127 or 255, pack and store
 
-A row's steps are known only when all of its outputs are, so a row of its own steps is written twice. Outliers then
-coarsen the steps of their own row alone, and nothing need be known of the inputs beforehand.
+A row's dynamic scale is known only when all of its outputs are, so such a row is written twice. In return no data is
+needed beforehand, and outliers coarsen only their own row.
+
+Activations are stored as tiles, so that one layer's output is the next one's input without packing in between:
+
+    [tile][block][row][lane]     tile: `mr` items, block: 16 words, row: item of the tile, lane: word in the block
+
+A word holds 1 fp32, 2 bf16 or 4 int8 columns; fp32 in parts takes three blocks for 32 columns (words.py). A dense
+kernel that walks k reads `mr` words 64 bytes apart, all of a cache line before the next, and writes whole vectors. Rows
+are never 4 KB apart: they would compete for the same cache sets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
-from .forms import Form
-from .tiles import Tiles
-from .vectors import LANES, broadcast, load, padded, store, zeros
+from .vectors import LANES, bits_of, broadcast, load, padded, store, zeros
+from .words import Form
 
-_CHAINS = 4  # of row_steps
+_CHAINS = 4  # of row_scales
 Segment = tuple[int, Callable]  # (number of vectors, v -> vector of 16 float32)
 
 
 class Activations:
-    """What one layer gives and the next one takes.
+    """The outputs of one layer, as the next one takes them.
 
-    tiles: where the words lie; staging: where a row of its own steps lies before, None for other forms;
-    scales: [items] float32, the steps of each row, None for other forms.
+    tiles: of the words; staging: of float32 values, mostly because they have no dynamic scale yet; None without one;
+    scales: [items] float32, those dynamic scales, None without.
     """
 
     def __init__(self, form: Form, tiles: Tiles, staging: Tiles | None, scales) -> None:
         self.form, self.tiles, self._staging, self._scales = form, tiles, staging, scales
 
+    def staged(self, staging: Tiles) -> Activations:
+        """The same words, but of values in `staging`, of which `settle` makes them."""
+        return Activations(self.form, self.tiles, staging, self._scales)
+
     def source(self, tile, row, block, lane):
-        """A word as a dense layer takes it."""
+        """A word for a dense layer."""
         return self.tiles.buffer[self.tiles.index(tile, row, block, lane)]
 
     def row_scale(self, tile, row):
@@ -54,8 +67,20 @@ class Activations:
 
         return write
 
+    def read(self, tile, row, block, count: int) -> list:
+        """What was written: `count` vectors of 16 float32 from column 16 * block on, where a unit begins; of a form
+        that is direct where nothing is staged."""
+        if self._staging is not None:
+            staging = self._staging
+            return [load(staging.buffer, staging.index(tile, row, block + v)) for v in range(count)]
+        form, vectors = self.form, []
+        for v in range(0, count, form.unit):
+            at = T.bind(self.tiles.unit_index(tile, row, (block + v) // form.unit, form.unit_words))
+            vectors += form.unpack(load(self.tiles.buffer, at, form.unit_words))
+        return vectors[:count]
+
     def settle(self, tiles, columns: int) -> None:
-        """What is left to do when all outputs of `tiles` tiles are written, `columns` of them per row."""
+        """Pack staged rows, once all outputs of `tiles` tiles are written; `columns`: per row."""
         if self._staging is None:
             return
         staging = self._staging
@@ -64,11 +89,11 @@ class Activations:
             self.write_row(tile, row, [(vectors, lambda v: load(staging.buffer, staging.index(tile, row, v)))])
 
     def write_row(self, tile, row, segments: Sequence[Segment]) -> None:
-        """A whole row at once: segments one after the other, each from a unit of its own."""
-        steps = None
+        """A whole row at once: segments one after the other, each beginning a new unit."""
+        scales = None
         if self.form.by_row:
-            largest, inverse = row_steps(segments, self.form.largest)
-            steps = T.bind(broadcast(inverse))
+            largest, inverse = row_scales(segments, self.form.largest)
+            scales = T.bind(broadcast(inverse))
             scale = largest * T.float32(1 / self.form.largest)
             T.buffer_store(self._scales, scale, [tile * self.tiles.mr + row])
         first = 0
@@ -77,26 +102,40 @@ class Activations:
             def write(unit, vectors: list, first=first) -> None:
                 self._store_unit(tile, row, first + unit, vectors)
 
-            pack_units(self.form.unit, count, value, steps, write)
+            pack_units(self.form.unit, count, value, scales, write)
             first += -(-count // self.form.unit)
 
+    def write_vector(self, tile, row, number, count: int, value: Callable) -> None:
+        """One of a row's vectors of `count` vectors of 16 each, which all begin a new unit; value(v): 16 float32."""
+        units = -(-count // self.form.unit)
+        write = lambda unit, vectors: self._store_unit(tile, row, number * units + unit, vectors)  # noqa: E731
+        pack_units(self.form.unit, count, value, None, write)
+
     def _store_unit(self, tile, row, unit, vectors: list) -> None:
-        at = self.tiles.unit_index(tile, row, unit, self.form.unit_words)
-        store(self.tiles.buffer, at, self.form.pack(vectors), self.form.unit_words)
+        form = self.form
+        at = T.bind(self.tiles.unit_index(tile, row, unit * form.parts, form.unit_words))
+        for part, words in enumerate(form.pack_parts(vectors)):
+            store(self.tiles.buffer, at + part * self.tiles.mr * LANES, words, form.unit_words)
 
 
-class Rooms:
-    """Memory for what passes between the layers of one part of the network: two buffers that take turns."""
+class PingPongBuffers:
+    """Two buffers in turn for the activations between the layers of one MLP."""
 
     def __init__(self, tiles: int, mr: int, passing: Sequence[tuple[Form, int]]) -> None:
-        """passing: (form, columns) of each of them, in order."""
+        """passing: (form, columns) of each, in order."""
         self._mr, self._staging, self._scales = mr, None, [None, None]
         words = max((padded(form.words(columns)) for form, columns in passing), default=0)
         staged = max((padded(columns) for form, columns in passing if form.by_row), default=0)
-        self._words = [_floats(tiles * mr * words) for _ in range(2)] if words else []
+        self._size = tiles * mr * words
+        self._words = [_floats(self._size) for _ in range(2)] if words else []
         if staged:
             self._staging = _floats(tiles * mr * staged)
             self._scales = [_floats(tiles * mr) for _ in range(2)]
+
+    def each_whole(self, do: Callable) -> None:
+        """do(buffer, size) for both buffers."""
+        for buffer in self._words:
+            do(buffer, self._size)
 
     def activations(self, number: int, form: Form, columns: int) -> Activations:
         tiles = Tiles(self._words[number % 2], 0, form.words(columns), self._mr)
@@ -109,35 +148,37 @@ def _floats(count: int):
     return T.alloc_buffer((count,), "float32", scope="global")
 
 
-def row_steps(segments: Sequence[Segment], most: int) -> tuple:
-    """(largest magnitude of a row, most / it or 0 for a row of zeros) as scalars."""
-    # Several accumulators, so that one maximum need not wait for the last.
-    acc = [T.alloc_buffer((LANES,), "float32", scope="global") for _ in range(_CHAINS)]
+def row_scales(segments: Sequence[Segment], most: int) -> tuple:
+    """(largest magnitude of a row, most / largest or 0 for a row of zeros) as scalars; NaN is the largest of all."""
+    # Several accumulators, so that one maximum need not wait for the last. Of bits: floats without a sign are in the
+    # order of their bits, and x86's max of floats loses a NaN in one operand.
+    acc = [T.alloc_buffer((LANES,), "int32", scope="global") for _ in range(_CHAINS)]
     for each in acc:
-        store(each, 0, zeros())
+        store(each, 0, bits_of(zeros()))
 
-    def take(each, vector) -> None:
-        store(each, 0, T.max(load(each, 0), T.abs(vector)))
+    def take(each, bits) -> None:
+        store(each, 0, T.max(load(each, 0), bits))
 
     for count, value in segments:
         if count // _CHAINS:
             with T.serial(count // _CHAINS) as group:
                 for number, each in enumerate(acc):
-                    take(each, value(group * _CHAINS + number))
+                    take(each, bits_of(T.abs(value(group * _CHAINS + number))))
         for v in range(count // _CHAINS * _CHAINS, count):
-            take(acc[0], value(v))
+            take(acc[0], bits_of(T.abs(value(v))))
     for each in acc[1:]:
         take(acc[0], load(each, 0))
     acc = acc[0]
-    largest = T.bind(T.call_llvm_pure_intrin("float32", "llvm.vector.reduce.fmax.v16f32", load(acc, 0)))
+    largest = T.call_llvm_pure_intrin("int32", "llvm.vector.reduce.smax.v16i32", load(acc, 0))
+    largest = T.bind(T.reinterpret("float32", largest))
     return largest, T.bind(T.Select(largest > T.float32(0), T.float32(most) / largest, T.float32(0)))
 
 
-def pack_units(unit: int, count: int, value: Callable, steps, write: Callable) -> None:
-    """write(number, vectors) for each unit of `count` vectors times `steps`; a last one is filled with zeros."""
+def pack_units(unit: int, count: int, value: Callable, scales, write: Callable) -> None:
+    """write(number, vectors) for each unit of `count` vectors times `scales`; the last is filled up with zeros."""
 
     def scaled(v):
-        return value(v) if steps is None else value(v) * steps
+        return value(v) if scales is None else value(v) * scales
 
     if count // unit:
         with T.serial(count // unit) as number:
@@ -145,3 +186,29 @@ def pack_units(unit: int, count: int, value: Callable, steps, write: Callable) -
     if count % unit:
         whole = count // unit * unit
         write(count // unit, [*(T.bind(scaled(v)) for v in range(whole, count)), *[zeros()] * (unit - count % unit)])
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Places of one layer's activations: from word `base` of `buffer`, `words` per item, `mr` items per tile."""
+
+    buffer: Any
+    base: int
+    words: int
+    mr: int
+
+    @property
+    def tile_size(self) -> int:
+        """Words of one tile."""
+        return self.mr * padded(self.words)
+
+    def index(self, tile, row, block, lane=0):
+        """Index of word 16*block + lane of item `row` of `tile`; each may be an expression."""
+        return self.base + tile * self.tile_size + (block * self.mr + row) * LANES + lane
+
+    def unit_index(self, tile, row, unit, unit_words: int):
+        """Index of a unit's first word; a block holds a whole number of units."""
+        if unit_words == LANES:
+            return self.index(tile, row, unit)
+        per_block = LANES // unit_words
+        return self.index(tile, row, unit // per_block, unit % per_block * unit_words)

@@ -2,16 +2,16 @@
 
 Plain definition, for item i and output n:   y[i, n] = act(b[n] + sum_k x[i, k] * W[n, k])
 
-Blocked form: `mr` items x `nr` outputs are accumulated in registers over the whole of K, so every partial sum is
-written once. Registers: mr * nr/16 accumulators + nr/16 weights + 1 broadcast of the 32 that AVX-512 has; 5 x 64
-takes 20 + 4 + 1 and loads 9 times for 20 multiply-adds, 10 x 32 takes 20 + 2 + 1 and loads 12 times. Weights lie as
-[N/nr][K][nr] words: one stream from front to back per tile, or per block of tiles where those share it while it is in
-cache.
+Blocked form: `mr` items x `nr` outputs are accumulated in registers over all of K, so every sum is written once.
+Registers: mr * nr/16 accumulators + nr/16 weights + 1 broadcast, of AVX-512's 32. 5 x 64 takes 20 + 4 + 1 and loads 9
+times per 20 multiply-adds; 10 x 32 takes 20 + 2 + 1 and loads 12 times. Weights are stored as [N/nr][K][nr] words, one
+stream from front to back per tile, or per block of tiles that share it while it is in cache. A panel is one of [K][nr].
+The first tile that reads it waits for the last-level cache, unless the tiles before have prefetched it, a share each.
 
     for n in N/nr:  for tile in tiles:  for k in K:  acc[mr][nr] += x[tile, :, k] * W[n, k, :]
 
-k counts words, of 1, 2 or 4 columns (forms.py). int8 sums are integers, so that they begin with what zero points add
-too much, -128 * sum_k W[n, k], and end as   y = act(sum * scale[n] * the row's own scale, if it has one + b[n]).
+k counts words of 1, 2 or 4 columns (words.py). int8 sums are integers. They begin with the compensation of the zero
+point, -128 * sum_k W[n, k], and end as   y = act(sum * scale[n] * row's scale, if dynamic + b[n]).
 
 Kernel names: dense_<precision>_<activation>.
 """
@@ -23,22 +23,24 @@ from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
-from .forms import FP32, Form
-from .vectors import LANES, bits_of, broadcast, floats, fma, load, maximum, padded, store, zeros
-
-REGISTERS = 32  # of 16 float32 in AVX-512
-REGISTERS_AVX2 = 8  # its 16 of 8 float32, taken in pairs
+from .vectors import LANES, bits_of, broadcast, floats, fma, load, padded, prefetch, relu, store, zeros
+from .words import FP32, Form
 
 
 @dataclass(frozen=True)
 class DenseSchedule:
-    """nr: outputs a register tile holds, a multiple of 16; unroll: k steps a loop body holds, a divisor of 16."""
+    """nr: outputs per register tile, a multiple of 16; unroll: k steps per loop body, a divisor of 16;
+    ahead: whether the next panel of weights is prefetched. On tiles alone: k_outermost: whether each k block goes
+    through all panels before the next one begins (tile_dense.py).
+    """
 
     nr: int
     unroll: int
+    ahead: bool = False
+    k_outermost: bool = False
 
     def registers(self, mr: int) -> int:
-        """How many vector registers a tile of mr items takes; more than the CPU has would spill."""
+        """Vector registers that a tile of mr items takes; more than the CPU has would spill."""
         return (mr + 1) * (self.nr // LANES) + 1
 
 
@@ -47,8 +49,8 @@ class PackedDense:
     """A layer as its kernel sees it: `inputs` words of tiles in, `outputs` columns out, its arrays in one buffer.
 
     weight_at: first element of [N/nr][inputs][nr] (the last column of tiles may be narrower);
-    bias_at: first of padded(outputs) biases; scale_at, surplus_at: likewise, of int8, the scales of sums (float32) and
-    what sums begin with (int32). takes: the form of its inputs; gain: what outputs are multiplied by at the end.
+    bias_at: first of padded(outputs) biases; scale_at, compensation_at: for int8, likewise, the scales of sums
+    (float32) and their first values (int32). takes: the form of its inputs; gain: factor of its outputs.
     """
 
     inputs: int
@@ -59,24 +61,24 @@ class PackedDense:
     schedule: DenseSchedule
     takes: Form = FP32
     scale_at: int = 0
-    surplus_at: int = 0
+    compensation_at: int = 0
     gain: float = 1.0
 
     @property
     def column_tiles(self) -> list[tuple[int, int, int]]:
-        """(first output, how many register tiles, outputs per tile): the full ones, then what is left."""
+        """(first output, number of register tiles, outputs per tile): the full tiles, then the rest."""
         nr, width = self.schedule.nr, padded(self.outputs)
         full = [(0, width // nr, nr)] if width >= nr else []
         return full + ([(width // nr * nr, 1, width % nr)] if width % nr else [])
 
     def first_sum(self, weights, output):
-        """What 16 sums begin with: the biases, for int8 the surplus."""
+        """The first values of 16 sums: the biases, for int8 the compensation."""
         if self.takes.precision == "int8":
-            return bits_of(load(weights, self.surplus_at + output))
+            return bits_of(load(weights, self.compensation_at + output))
         return load(weights, self.bias_at + output)
 
     def finish(self, weights, output, count: int) -> Callable:
-        """A function (v, its sums, the row's scale or None) -> 16 outputs, for `count` vectors from `output` on."""
+        """A function (v, sums, row's scale or None) -> 16 outputs, for `count` vectors from `output` on."""
         if self.takes.precision != "int8":
             return lambda v, sums, _: self._activated(sums)
         scales = [T.bind(load(weights, self.scale_at + output + v * LANES)) for v in range(count)]
@@ -88,6 +90,14 @@ class PackedDense:
 
         return value
 
+    def finish_sums(self, weights, output, sums, row_scale):
+        """16 outputs from `output` on out of sums that began with zero, of signed bytes as they are."""
+        bias = load(weights, self.bias_at + output)
+        if self.takes.precision != "int8":
+            return self._activated(sums + bias)
+        scale = load(weights, self.scale_at + output)
+        return self._activated(fma(floats(sums), scale if row_scale is None else scale * row_scale, bias))
+
     def _activated(self, value):
         value = activate(value, self.activation)
         return value if self.gain == 1 else value * broadcast(T.float32(self.gain))
@@ -95,21 +105,29 @@ class PackedDense:
 
 @dataclass(frozen=True)
 class Hook:
-    """Statements put into the k loop every `every` blocks of 16 k; emit(place) counts those places over one tile."""
+    """Statements for the k loop, one place every `every` blocks of 16 k; emit(place) counts the places of one tile."""
 
     emit: Callable
     every: int
 
 
 def no_row_scale(tile, row) -> None:
-    """For layers whose rows have no scale of their own."""
+    """For layers without dynamic scales."""
     return
 
 
 def dense_layer(
-    layer: PackedDense, weights, mr: int, source: Callable, write: Callable, tiles, hook=None, row_scale=no_row_scale
+    layer: PackedDense,
+    weights,
+    mr: int,
+    source: Callable,
+    write: Callable,
+    tiles,
+    hook=None,
+    row_scale=no_row_scale,
+    shared_by=1,
 ) -> None:
-    """All outputs of `tiles` tiles of `mr` items.
+    """All outputs of `tiles` tiles of `mr` items, `shared_by` as a rule.
 
     source(tile, row, block, lane): a word of x as a scalar expression; row_scale(tile, row): its row's scale;
     write(tile, row, block, values): takes the vectors of 16 outputs from column 16 * block on.
@@ -118,26 +136,26 @@ def dense_layer(
     for first, count, nr in layer.column_tiles:
         with T.serial(count) as n, T.serial(tiles) as tile:
             shifted = _shifted(hook, layer, places, n)
-            _register_tile(layer, weights, mr, source, write, tile, first, n, nr, shifted, row_scale)
+            _register_tile(layer, weights, mr, source, write, tile, first, n, nr, shifted, row_scale, shared_by)
         if hook is not None:
             places += count * hook_places(layer, hook.every)
 
 
 def _shifted(hook: Hook | None, layer: PackedDense, places: int, n) -> Hook | None:
-    """The hook, its places counted on from those before register column n."""
+    """The hook, its places counted on from the register columns before n."""
     if hook is None:
         return None
     return Hook(lambda place: hook.emit(places + n * hook_places(layer, hook.every) + place), hook.every)
 
 
 def hook_places(layer: PackedDense, hook_every: int) -> int:
-    """How many times the hook stands in the k loop of one register tile."""
+    """How often the hook runs in the k loop of one register tile."""
     return layer.inputs // LANES // hook_every
 
 
-def _register_tile(layer, weights, mr, source, write, tile, first, n, nr, hook, row_scale) -> None:
+def _register_tile(layer, weights, mr, source, write, tile, first, n, nr, hook, row_scale, shared_by) -> None:
     vectors, unroll = nr // LANES, layer.schedule.unroll
-    # One buffer per row, of scope "global": TVM puts small ones on the stack and LLVM those into registers.
+    # One buffer per row, of scope "global": TVM puts small ones on the stack, and LLVM into registers.
     acc = [T.alloc_buffer((nr,), layer.takes.sum_dtype, scope="global") for _ in range(mr)]
     column = n * nr  # within this run of column tiles
     weight_at = layer.weight_at + (first + column) * layer.inputs
@@ -151,6 +169,8 @@ def _register_tile(layer, weights, mr, source, write, tile, first, n, nr, hook, 
                 store(acc[row], v * LANES, layer.takes.dot(load(acc[row], v * LANES), x, w[v]))
 
     def blocks(first_block) -> None:
+        if layer.schedule.ahead:
+            prefetch_share(weights, weight_at + (layer.inputs + first_block * LANES) * nr, nr, tile, shared_by)
         with T.serial(LANES // unroll) as lane:
             for u in range(unroll):
                 step(first_block, lane * unroll + u)
@@ -179,10 +199,27 @@ def _register_tile(layer, weights, mr, source, write, tile, first, n, nr, hook, 
         write(tile, row, (first + column) // LANES, values)
 
 
+def prefetch_share(weights, begin, lines: int, tile, shared_by) -> None:
+    """One tile's share of `lines` cache lines from element `begin` on, of the next panel; behind a layer's last panel
+    lies the next layer, as a rule. Into L2: with what the tile itself reads, L1 has no room for it."""
+
+    def line(share, number) -> None:
+        prefetch(weights, begin + T.min(tile * share + number, lines - 1) * LANES, 2)
+
+    if isinstance(shared_by, int):
+        share = -(-lines // shared_by)
+        for number in range(share):
+            line(share, number)
+    else:
+        share = T.bind(T.ceildiv(lines, shared_by))
+        with T.serial(share) as number:
+            line(share, number)
+
+
 def activate(value, activation: str):
     """activation of a vector of 16; sigmoid calls the C library's expf lane by lane."""
     if activation == "relu":
-        return maximum(value, zeros())
+        return relu(value)
     if activation == "sigmoid":
         one = broadcast(T.float32(1))
         return one / (one + T.exp(zeros() - value))

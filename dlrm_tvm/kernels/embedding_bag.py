@@ -2,20 +2,21 @@
 
 Plain definition, for item i of table t, over the indices r with offsets[t, i] <= r < offsets[t, i + 1]:
 
-    e_t[i, :] = sum_r tables[starts[t] + indices[r] * dim : + dim]   and for mean divided by how many r there are;
+    e_t[i, :] = sum_r tables[starts[t] + indices[r] * dim : + dim]   for mean divided by the number of r;
                 zeros for none
 
-Blocked form: up to 8 vectors of values are accumulated in registers over the whole bag, so that nothing but rows is
-read; wider rows take one more pass over the bag per 8 vectors. Registers: 8 accumulators of AVX-512's 32; AVX2's 16,
-in pairs, hold them too, rows being added straight from memory.
+Blocked form: up to 8 vectors of values are accumulated in registers over the whole bag, so that only rows are read;
+wider rows take one more pass over the bag per 8 vectors. Registers: 8 accumulators of AVX-512's 32; AVX2's 16, in
+pairs, hold them too, as rows are added straight from memory.
 
     for table:  for item:  for r in bag:  acc[8] += tables[row(r)];   pooled[item, table] = acc
 
-Random rows are what costs: a row of 512 bytes comes from memory through a page walk of its own. So rows are asked for
-some indices ahead, on over the ends of bags and, at the end of the bags of one table, over to the next table; and many
-items are pooled together, table by table, so that the pages of one table stay known to the TLB for long.
+Random rows are the cost: a row of 512 bytes comes from memory after a page walk of its own. So rows are prefetched some
+indices ahead, past the ends of bags and, at the end of one table's bags, from the next table. And many items are pooled
+together, table by table, so that the pages of one table stay in the TLB for long.
 
-Rows of bf16 and int8 are added up as float32, value 0 of each word in one vector, value 1 in the next (forms.py).
+bf16 rows are added up as float32, value 0 of each word in one vector, value 1 in the next (words.py); int8 rows as
+whole numbers of 16 bits, 32 at a time.
 
 Kernel names: embedding_bag_fp32, and embedding_bag_plain for the plain definition.
 """
@@ -23,24 +24,24 @@ Kernel names: embedding_bag_fp32, and embedding_bag_plain for the plain definiti
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from .forms import FP32, Form
-from .vectors import LANES, broadcast, load, prefetch, store, zeros
+from .bag_sums import Run, Uses, pool_bag
+from .vectors import LANES, store
+from .words import FP32, Form
 
-MOST_VECTORS = 8  # accumulators
-POOLED_BYTES = 2 << 20  # at most of one group of items: what the next layers read comes from L2 or L3, once
+POOLED_BYTES = 2 << 20  # of one group of items, at most: the next layers read them once, from L2 or L3
 _NONE, _ONE = T.int64(0), T.int64(1)
 
 
 @dataclass(frozen=True)
-class BagFetch:
-    """How rows are fetched ahead. distance: indices between asking for a row and adding it, 0 for no fetching;
-    stride: every stride-th cache line of a row is asked for, the hardware brings the others;
-    locality: as llvm.prefetch has it, 3 is L1, 2 is L2.
+class BagPrefetch:
+    """distance: indices between a row's prefetch and its addition, 0 for no prefetching; stride: every stride-th cache
+    line of a row is prefetched, the hardware brings the others; locality: of llvm.prefetch, 3 is L1, 2 is L2.
     """
 
     distance: int
@@ -49,20 +50,22 @@ class BagFetch:
 
 
 # tests/benchmarks/EXPERIMENTS.md, "Bags".
-BAG_FETCH = BagFetch(distance=32, stride=8, locality=2)
+BAG_PREFETCH = BagPrefetch(distance=32, stride=8, locality=2)
+# CPUs with AMX bring no neighbouring lines, and have room for more rows on their way.
+BAG_PREFETCH_AMX = BagPrefetch(distance=128, stride=1, locality=2)
 
 
 def tiles_at_once(tiles: int, tile_bytes: int) -> int:
-    """How many tiles are pooled together; groups of nearly one size."""
+    """Tiles that are pooled together, in groups of nearly equal size."""
     most = max(1, POOLED_BYTES // tile_bytes)
     return -(-tiles // -(-tiles // most))
 
 
 @dataclass(frozen=True)
 class Bags:
-    """What the kernels read. indices: [total] int64; offsets: [num_tables, batch + 1] int64, where each bag begins in
-    indices and, last, where the table's last one ends; tables, table_info: as in gather.py; dim: elements of a row,
-    which are words of `form`; means: per table whether a bag is averaged.
+    """The kernels' inputs. indices: [total] int64; offsets: [num_tables, batch + 1] int64, the beginning of each bag in
+    indices, and the end of the table's last bag; tables, table_info: as in gather.py; dim: words of `form` per row;
+    means: per table whether bags are averaged.
     """
 
     indices: Any
@@ -84,7 +87,7 @@ class Bags:
         return T.bind(T.min(T.max(self.offsets[table, item], _NONE), self.total))
 
     def bounds(self, table, item):
-        """(begin, end, 1 where the offsets were not such that 0 <= begin <= end <= total, else 0)"""
+        """(begin, end, 0 if the offsets were such that 0 <= begin <= end <= total, else 1)"""
         begin = self.begin(table, item)
         end = T.bind(T.max(self.begin(table, item + 1), begin))
         right = T.bitwise_and(self.offsets[table, item] == begin, self.offsets[table, item + 1] == end)
@@ -95,15 +98,15 @@ class Bags:
         return T.bind(self.table_info[0, table]), T.bind(self.table_info[1, table])
 
     def row(self, number, place: tuple[Any, Any]):
-        """(element offset of the row that indices[number] names, whether its table has it); row 0 where not."""
+        """(element offset of row indices[number], whether its table has it); of row 0 if not."""
         first, num_rows = place
         index = T.bind(self.indices[number])
-        # As unsigned numbers negative ones are larger than any table: one comparison does for both ends.
+        # As unsigned numbers, negative ones are larger than any table: one comparison checks both ends.
         inside = T.bind(T.cast(index, "uint64") < T.cast(num_rows, "uint64"))
         return T.bind(first + T.Select(inside, index, _NONE) * T.int64(self.dim)), inside
 
     def scale(self, table, count):
-        """What the sum of `count` rows is multiplied by; None where no table averages."""
+        """The factor of the sum of `count` rows; None if no table averages."""
         if not any(self.means):
             return None
         mean = T.float32(1) / T.cast(T.max(count, _ONE), "float32")
@@ -112,7 +115,7 @@ class Bags:
 
 @dataclass(frozen=True)
 class BagShape:
-    """What a function of bags is made for; dim: elements of a row as it is stored; means: as in Bags."""
+    """The shapes of a function of bags; dim: words of a stored row; means: as in Bags."""
 
     batch: int
     dim: int
@@ -172,10 +175,10 @@ def embedding_bag_plain(shape: BagShape, dim: int):
     return builder.get()
 
 
-def embedding_bag(shape: BagShape, items: int, fetch: BagFetch):
-    """The kernel of the network alone, as a TIR function named embedding_bag_fp32: what lookups cost by themselves.
+def embedding_bag(shape: BagShape, items: int, fetch: BagPrefetch):
+    """The network's pooling alone, as a TIR function named embedding_bag_fp32: the cost of lookups by themselves.
 
-    Arguments as embedding_bag_plain has them, but pooled [batch * T * shape.dim]. items: so many are pooled together.
+    Arguments as in embedding_bag_plain, but pooled [batch * T * shape.dim]. items: pooled together.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("embedding_bag_fp32")
@@ -201,22 +204,23 @@ def embedding_bag(shape: BagShape, items: int, fetch: BagFetch):
 
 
 def _groups(batch: int, items: int) -> list[tuple[int, int, int]]:
-    """(first item, items per group, how many groups): the whole ones, then what is left."""
+    """(first item, items per group, number of groups): the whole groups, then the rest."""
     whole = batch // items
     return [part for part in ((0, items, whole), (whole * items, batch - whole * items, 1)) if part[1] and part[2]]
 
 
-def pool_items(bags: Bags, fetch: BagFetch, first_item, items, write, count) -> None:
-    """All tables' bags of the items first_item .. + items - 1; those past the batch are the last item's again.
+def pool_items(bags: Bags, fetch: BagPrefetch, first_item, items, write, count, copy=None, copies=None) -> None:
+    """All tables' bags of items first_item .. first_item + items - 1; past the batch the last item's again.
 
-    write(item, table, block, planes): takes 16 words of a pooled vector as planes of float32; item counts from
-    first_item; a vector's blocks come in order.
-    count(item, number): adds how many of a bag's indices are outside their table, and 1 where its offsets decrease or
-    lie outside the indices; no such index or offset is followed.
+    write(item, table, block, planes): takes 16 words of a pooled vector as planes of float32, of int8 16 bytes one
+    after another in each; item counts from first_item; a vector's blocks come in order.
+    count(item, number): adds the number of a bag's indices outside their table, and 1 if its offsets decrease or are
+    outside the indices; no such index or offset is followed.
+    copy(item, table, block, words), where copies(table): instead of write, for a bag of one row.
     """
     with T.serial(bags.num_tables) as table:
         next_table = T.bind(T.min(table + 1, bags.num_tables - 1))
-        run = _Run(
+        run = Run(
             place=bags.place(table),
             end=bags.begin(table, T.min(first_item + items, bags.batch)),
             next_place=bags.place(next_table),
@@ -224,67 +228,11 @@ def pool_items(bags: Bags, fetch: BagFetch, first_item, items, write, count) -> 
         )
         with T.serial(items) as row:
             item = T.bind(T.min(first_item + row, bags.batch - 1))
-            _pool_bag(
-                bags, fetch, table, item, run,
-                lambda block, planes: write(row, table, block, planes), lambda number: count(row, number),
-            )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One table's bags of a group of items: where the table lies, where in the indices its last bag ends, and where
-    reading goes on then.
-    """
-
-    place: tuple[Any, Any]
-    end: Any
-    next_place: tuple[Any, Any]
-    next_begin: Any
-
-
-def _pool_bag(bags: Bags, fetch: BagFetch, table, item, run: _Run, write, count) -> None:
-    begin, end, misplaced = bags.bounds(table, item)
-    # Of scope "global" TVM puts small buffers on the stack and LLVM into registers. "local" ones come from the heap,
-    # where LLVM, for which a prefetch reads memory, stores them before each: measured, up to twice the time.
-    # From here on the row to be asked for belongs to the next table.
-    turn = T.bind(T.max(T.min(run.end - T.int64(fetch.distance), end), begin))
-    outside = T.alloc_buffer((1,), "int64", scope="global")
-    T.buffer_store(outside, misplaced, [0])
-    blocks, values = bags.dim // LANES, bags.form.values
-    for first in range(0, blocks, MOST_VECTORS // values):
-        span = range(first, min(first + MOST_VECTORS // values, blocks))
-        acc = T.alloc_buffer((len(span) * values * LANES,), "float32", scope="global")
-        for v in range(len(span) * values):
-            store(acc, v * LANES, zeros())
-
-        def add(number, acc=acc, span=span) -> None:
-            at, inside = bags.row(number, run.place)
-            if span.start == 0:
-                T.buffer_store(outside, outside[0] + T.Select(inside, _NONE, _ONE), [0])
-            for v, block in enumerate(span):
-                for plane, value in enumerate(bags.form.planes(load(bags.tables, at + block * LANES))):
-                    place = (v * values + plane) * LANES
-                    store(acc, place, load(acc, place) + value)
-
-        def ask(number, place, span=span) -> None:
-            if fetch.distance:
-                at, _ = bags.row(number, place)
-                for block in span[:: fetch.stride]:
-                    prefetch(bags.tables, at + block * LANES, fetch.locality)
-
-        with T.serial(turn - begin) as step:
-            ask(T.bind(begin + step + T.int64(fetch.distance)), run.place)
-            add(T.bind(begin + step))
-        with T.serial(end - turn) as step:
-            wanted = turn + step + T.int64(fetch.distance) - run.end + run.next_begin
-            ask(T.bind(T.min(T.max(wanted, _NONE), bags.total - _ONE)), run.next_place)
-            add(T.bind(turn + step))
-        scale = bags.scale(table, end - begin)
-        scale = None if scale is None else T.bind(broadcast(scale))
-        for v, block in enumerate(span):
-            planes = [load(acc, (v * values + plane) * LANES) for plane in range(values)]
-            write(block, [plane if scale is None else plane * scale for plane in planes])
-    count(outside[0])
+            use = Uses(
+                *(None if use is None else partial(use, row, table) for use in (write, copy)), partial(count, row)
+            )
+            is_copied = None if copies is None else copies(table)
+            pool_bag(bags, fetch, table, item, run, use, is_copied)
 
 
 def _bit(flags: tuple[bool, ...], at):

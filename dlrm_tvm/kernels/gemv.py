@@ -1,18 +1,18 @@
-"""Fully connected layer of a single item, skipping the inputs that are exactly zero.
+"""Fully connected layer of a single item, which skips inputs that are exactly zero.
 
 Plain definition:   y[n] = act(b[n] + sum over k with x[k] != 0 of x[k] * W[n, k])
 
-With one item every weight is used once, so the layer is as fast as weights come out of the last-level cache; a row
-of weights whose input is 0 (half of them after a ReLU on random weights, most in many trained networks) need not
-come at all. 0 * w is 0 for every finite w, and compile.py refuses other weights, so the result is the same.
+With one item every weight is used once, so bandwidth from the last-level cache is the limit. Rows of weights whose
+input is 0 need not be read: half of them after a ReLU on random weights, most in many trained networks. 0 * w is 0 for
+every finite w, and compile.py refuses other weights, so the result is the same.
 
     live = [k for k in K if x[k] != 0]            # branch-free: always store, advance by x[k] != 0
     for n in N/nr:  for k in live:  acc[nr] += x[k] * W[n, k, :]
 
-k counts words, of 1, 2 or 4 columns (forms.py): one is skipped when all of its columns are zero.
+k counts words of 1, 2 or 4 columns (words.py); a word is skipped if all of its columns are zero.
 
-Registers: nr/16 accumulators + 1 broadcast; weights come straight from memory. Weights lie as in dense.py.
-Fetching rows some live inputs ahead was measured and cost 7 %: out-of-order execution already looks that far.
+Registers: nr/16 accumulators + 1 broadcast; weights come straight from memory, stored as in dense.py.
+Prefetching rows some live inputs ahead was measured and cost 7 %: out-of-order execution already looks that far.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from collections.abc import Callable
 from tvm.tirx.script.builder import ir as T
 
 from .dense import PackedDense
-from .forms import Form
 from .vectors import LANES, broadcast, load, store
+from .words import Form
 
 
 def live_inputs(count: int, source: Callable, live, form: Form) -> object:
-    """Write the k of the words that are not zero to live[0..]; returns their number.
+    """Write the k of words that are not zero to live[0..], and return their number.
 
     source(k): word k of x as an expression; live: int32 buffer of count + 1 elements.
     """
@@ -40,7 +40,7 @@ def live_inputs(count: int, source: Callable, live, form: Form) -> object:
 
 
 def gemv_layer(layer: PackedDense, weights, source: Callable, write: Callable, live, row_scale=None) -> None:
-    """All outputs of one item. source(k): word k of x; row_scale: its scale, None where it has none;
+    """All outputs of one item. source(k): word k of x; row_scale: its dynamic scale, None for none;
     write(block, values): takes the vectors of 16 outputs from column 16 * block on.
     """
     number = live_inputs(layer.inputs, source, live, layer.takes)

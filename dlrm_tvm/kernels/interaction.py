@@ -1,173 +1,295 @@
-"""Dot interaction: all dots z_i . z_j, j < i, of one item's vectors z = [x, e1, .., eT], straight from the tables.
+"""The interaction: x and an item's vectors -> the first top layer's input. One plan for each kind of interaction.
 
-Plain definition, for pair p = (i, j):   dots[p] = sum_d z[i, d] * z[j, d]
+    Dot       row   = x in the form of the tables                  int8: divided by its own scale, or a static one
+              dots  = of row and the item's vectors, float32       pair_dots.py, Int8Dots
+              input = [x, dots] in the form of the first top layer
+    Concat    input = the words of x, then the words of the item's vectors                          concat.py
+    Cross     input = x_L of cross layers on all vectors joined                                     cross.py
 
-Blocked form: 16 pairs at a time in 16 accumulators over all of D (4 x 4 pairs need 8 loads per 16 multiply-adds),
-then a tree that turns 16 vectors into the vector of their 16 sums: 30 shuffles, 15 additions. Registers: 16
-accumulators + 8 rows. The pairs come out in an order of our own, `Grouping.order`; the first top layer's weights are
-packed to match.
+Int8Dots, for a pair (i, j) of one item, z = factor * q with q in -127 .. 127, gives
 
-Knows nothing of where rows come from: `rows` gives, per vector and 16 of its words, an expression. In int8 the first
-of a pair, z_i, has 128 added to each byte on its way (forms.py), so that its dot is too large by 128 * sum_d z[j, d]:
-`Lanes` tells which z_i and z_j each lane's pair is of, for whoever takes that off and scales what is left (dots.py).
+    dot(z_i, z_j) = factor_i * factor_j * (sum_d (q[i, d] + 128) * q[j, d]  -  128 * sum_d q[j, d])
+
+The 128s come from multiplying unsigned by signed bytes (words.py). The second sum is one number per vector of an item,
+computed with the same instruction before its dots: 128 * q is a dot with bytes of 128.
+
+A plan, whose class `plan_of` looks up once, answers:
+
+    columns(model, numerics, forms, tiles)  for each layer of the interaction and the first top layer, whose inputs have
+                                       these forms: per column, the model's input in it (-1: none)
+    rows(model, numerics)              for each layer of the interaction: likewise of its outputs; None for their order
+    pack(model, numerics, packer, layers, tiles)  the plan; its arrays, with its packed `layers`, lie between those of
+                                       the MLPs
+    copies(family)                     whether its emitter copies an item's vectors before it computes with them
+    takes_sums                       whether vectors are bytes with static scales, made of whole sums
+    layers, parts                      its packed layers, and their names among the parts of a call
+    emitter(plan, mlp, lookup, top)    emits one task's interaction and holds its buffers; plan: the network's
+        x_writer(tile)                 how the last bottom layer writes its outputs, for tile `tile` of the block
+        run(tile)                      the interaction of that tile's items
+        finish(tiles, layer, lap)      its layers, for the block's `tiles` tiles together; layer, lap: of the task
+
+tiles: whether dots are made on AMX's tiles, in an order of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
+import numpy as np
 from tvm.tirx.script.builder import ir as T
 
-from .forms import Form
-from .vectors import LANES, load
-
-EDGE = 4  # vectors on each side of a block of pairs: EDGE * EDGE accumulators
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """The pairs of n vectors in groups of 16: `blocks` x (blocks - 1) / 2 full blocks, then the `rest`."""
-
-    blocks: int
-    rest: tuple[tuple[tuple[int, int], ...], ...]
-
-    @property
-    def num_block_groups(self) -> int:
-        return self.blocks * (self.blocks - 1) // 2
-
-    @property
-    def num_groups(self) -> int:
-        return self.num_block_groups + len(self.rest)
-
-    @property
-    def order(self) -> list[tuple[int, int] | None]:
-        """The pair in each output lane; None for the lanes that the last group leaves empty."""
-        order: list[tuple[int, int] | None] = []
-        for block_i in range(1, self.blocks):
-            for block_j in range(block_i):
-                order += _block_pairs(block_i * EDGE, block_j * EDGE)
-        for group in self.rest:
-            order += [*group, *[None] * (LANES - len(group))]
-        return order
-
-
-def group_pairs(pairs: list[tuple[int, int]], num_vectors: int) -> Grouping:
-    """Groups for the lower triangle `pairs`; what full blocks leave goes by columns, so that groups share rows."""
-    blocks = num_vectors // EDGE
-    covered = {pair for i in range(1, blocks) for j in range(i) for pair in _block_pairs(i * EDGE, j * EDGE)}
-    left = sorted((pair for pair in pairs if pair not in covered), key=lambda pair: (pair[1] // EDGE, -pair[0]))
-    rest = tuple(tuple(left[at : at + LANES]) for at in range(0, len(left), LANES))
-    return Grouping(blocks, rest)
-
-
-def _block_pairs(first_i: int, first_j: int) -> list[tuple[int, int]]:
-    return [(first_i + a, first_j + b) for a in range(EDGE) for b in range(EDGE)]
+from ..model.dlrm import Dlrm
+from ..model.interactions import Concat, Cross, Dot
+from ..model.precision import Numerics
+from .activations import Activations, Tiles, pack_units, row_scales
+from .concat import ConcatPlan
+from .cross import CrossPlan
+from .dense import PackedDense
+from .isa import Family
+from .packing import Packer, unit_padded
+from .pair_dots import Grouping, Lanes, dot_interaction, group_pairs, sum_lanes
+from .tile_dots import PairOrder, TileDots
+from .tile_unit import TILE_ROWS, TileUnit
+from .vectors import LANES, broadcast, floats, load, padded, store, zeros
+from .words import Form
 
 
 @dataclass(frozen=True)
-class Lanes:
-    """Which vector stands in each lane on one side of a group's pairs: four from `first` on, each four lanes long
-    (`each`) or taking turns, or those that are `listed`.
+class DotPlan:
+    """grouping: the pairs, 16 at a time. Only for int8 with static scales: x_scale: of x; units_at: in mlp, per lane
+    of the groups 1 / the scale of its dot.
     """
 
-    first: object = None
-    each: bool = False
-    listed: tuple[int, ...] = ()
+    grouping: Grouping | PairOrder
+    x_scale: float | None = None
+    units_at: int | None = None
+    layers: ClassVar[tuple[PackedDense, ...]] = ()
+    takes_sums: ClassVar[bool] = False
+    parts: ClassVar[tuple[str, ...]] = ()
 
-    def of(self, buffer):
-        """16 lanes out of a buffer that holds one number for each vector."""
-        if not self.listed:
-            order = [lane // EDGE if self.each else lane % EDGE for lane in range(LANES)]
-            return T.Shuffle([T.bind(load(buffer, self.first, EDGE))] * EDGE, order)
-        used = sorted({i // LANES for i in self.listed})
-        order = [used.index(i // LANES) * LANES + i % LANES for i in self.listed]
-        return T.Shuffle([T.bind(load(buffer, at * LANES)) for at in used], order)
+    @classmethod
+    def columns(cls, model: Dlrm, numerics: Numerics, forms: list[Form], tiles: bool = False) -> list[np.ndarray]:
+        """x, then the dots in the order of the grouping."""
+        x = np.full(unit_padded(padded(model.dim), forms[-1].precision), -1, np.int64)
+        x[: model.dim] = np.arange(model.dim)
+        return [np.concatenate([x, cls._dot_columns(model, forms[-1].precision, tiles)])]
+
+    @staticmethod
+    def _dot_columns(model: Dlrm, precision: str, tiles: bool) -> np.ndarray:
+        number = {pair: model.dim + at for at, pair in enumerate(model.interaction.pairs(model.num_vectors))}
+        order = _grouping(model, tiles).order
+        dots = np.full(unit_padded(len(order), precision), -1, np.int64)
+        dots[: len(order)] = [-1 if pair is None else number[pair] for pair in order]
+        return dots
+
+    @staticmethod
+    def rows(model: Dlrm, numerics: Numerics) -> list[np.ndarray | None]:
+        return []
+
+    @classmethod
+    def pack(
+        cls, model: Dlrm, numerics: Numerics, packer: Packer, layers: tuple[PackedDense, ...], tiles: bool = False
+    ) -> DotPlan:
+        grouping = _grouping(model, tiles)
+        scales = numerics.layers[model.first_top].scales
+        if scales is None:
+            return cls(grouping, numerics.x_scale)
+        dots = cls._dot_columns(model, "int8", tiles)
+        units = np.where(dots >= 0, 1 / scales[dots], 0).astype(np.float32)
+        return cls(grouping, numerics.x_scale, packer.add(units))
+
+    @staticmethod
+    def copies(family: Family) -> bool:
+        return family.tile_dots
+
+    def emitter(self, plan, mlp, lookup, top: Activations) -> DotEmitter:
+        return (TileDotEmitter if plan.family.tile_dots else DotEmitter)(self, plan, mlp, lookup, top)
 
 
-def dot_interaction(
-    grouping: Grouping, words: int, row: Callable, first_row: Callable, write: Callable, form: Form
-) -> None:
-    """All groups of one item.
+def _grouping(model: Dlrm, tiles: bool) -> Grouping | PairOrder:
+    if tiles:
+        return PairOrder(model.num_vectors, model.interaction.with_self)
+    return group_pairs(model.interaction.pairs(model.num_vectors), model.num_vectors)
 
-    row(i): prepares vector i >= 1 (i may be an expression) and returns chunk -> 16 of its words;
-    first_row(): the same for vector 0, x. write(group, sums, i, j): takes one group's 16 sums and the Lanes of its
-    pairs (i, j). words: of a vector, a multiple of 16.
+
+class DotEmitter:
+    """x is kept as float32, because the dots and the first top layer take different forms of it.
+
+    fp32 takes this path too, though it could write x and dots in place: that was measured and is no faster.
     """
-    chunks = words // LANES
-    if grouping.blocks > 1:
-        with T.serial(grouping.blocks - 1) as upper:
-            block_i = upper + 1
-            group = T.bind(block_i * upper // 2)
-            left = [row(block_i * EDGE + a) for a in range(EDGE)]
-            right = [first_row(), *(row(b) for b in range(1, EDGE))]
-            sides = Lanes(block_i * EDGE, each=True), Lanes(0)
-            write(group, _dots([(x, y) for x in left for y in right], chunks, form), *sides)
-            with T.serial(upper) as other:
-                block_j = other + 1
-                left = [row(block_i * EDGE + a) for a in range(EDGE)]
-                right = [row(block_j * EDGE + b) for b in range(EDGE)]
-                sides = Lanes(block_i * EDGE, each=True), Lanes(block_j * EDGE)
-                write(group + block_j, _dots([(x, y) for x in left for y in right], chunks, form), *sides)
-    for at, pairs in enumerate(grouping.rest):
-        used = {i: first_row() if i == 0 else row(i) for i in sorted({i for pair in pairs for i in pair})}
-        sums = _dots([(used[i], used[j]) for i, j in pairs], chunks, form)
-        filled = [*pairs, *[pairs[0]] * (LANES - len(pairs))]
-        sides = (Lanes(listed=tuple(pair[side] for pair in filled)) for side in range(2))
-        write(grouping.num_block_groups + at, sums, *sides)
+
+    def __init__(self, dots: DotPlan, plan, mlp, lookup, top: Activations) -> None:
+        self._dot_plan, self._plan, self._mlp, self._lookup, self._top = dots, plan, mlp, lookup, top
+        size = plan.bottom_tiles * plan.mr * plan.dim
+        self._x = Tiles(T.alloc_buffer((size,), "float32", scope="global"), 0, plan.dim, plan.mr)
+        self._allocate()
+
+    def _allocate(self) -> None:
+        dots, plan = self._dot_plan, self._plan
+        self._row = T.alloc_buffer((plan.row_words,), "float32", scope="global")
+        for at in range(0, plan.row_words, LANES):  # words beyond x stay zero
+            store(self._row, at, zeros())
+        self._dots = T.alloc_buffer((dots.grouping.num_groups * LANES,), "float32", scope="global")
+        self._int8 = Int8Dots(plan.num_tables + 1) if plan.table_form.precision == "int8" else None
+
+    def configure(self) -> None:
+        """Nothing: no tile registers are used."""
+
+    def x_writer(self, tile) -> Callable:
+        def write(tile, row, block, values: list) -> None:
+            for v, value in enumerate(values):
+                store(self._x.buffer, self._x.index(self._x_of(tile), row, block + v), value)
+
+        return write
+
+    def _x_of(self, tile):
+        """Where the x of a tile lie: those of the whole block are kept where it goes through the bottom MLP as one."""
+        return tile if self._plan.is_tiled else 0
+
+    def run(self, tile) -> None:
+        self._x_tile = self._x_of(tile)
+        with T.serial(self._plan.mr) as item:
+            self._take_dots(item)
+            self._top.write_row(tile, item, [self._x_for_top(item), self._dot_segment()])
+
+    def finish(self, tiles, layer: Callable, lap: Callable) -> None:
+        """Nothing: dots have no layers."""
+
+    def _x_for_top(self, item) -> tuple[int, Callable]:
+        """x divided by its static scale if the first top layer is int8, else its values."""
+        count, value = self._x_segment(item)
+        scale = self._dot_plan.x_scale
+        if scale is None or self._top.form.precision == "int8":
+            return count, value
+        return count, lambda v: value(v) * broadcast(T.float32(scale))
+
+    def _x_segment(self, item) -> tuple[int, Callable]:
+        return self._plan.dim // LANES, lambda v: load(self._x.buffer, self._x.index(self._x_tile, item, v))
+
+    def _dot_segment(self) -> tuple[int, Callable]:
+        units_at = self._dot_plan.units_at
+
+        def value(v):
+            dots = load(self._dots, v * LANES)
+            return dots if units_at is None else dots * load(self._mlp, units_at + v * LANES)
+
+        return self._dot_plan.grouping.num_groups, value
+
+    def _x_scales(self, item, factors, at=0):
+        """What x is multiplied by before rounding to bytes, None for nothing; the factors of the item's vectors are
+        stored from factors[at] on, None for forms that have none."""
+        if factors is None:
+            return None
+        self._lookup.factors(item, factors, at)
+        if self._dot_plan.x_scale is not None:
+            T.buffer_store(factors, T.float32(self._dot_plan.x_scale), [at])
+            return None
+        largest, inverse = row_scales([self._x_segment(item)], 127)
+        T.buffer_store(factors, largest * T.float32(1 / 127), [at])
+        return T.bind(broadcast(inverse))
+
+    def _pack_x(self, item, scales, place: Callable) -> None:
+        """x in the form of the tables; place(unit): (buffer, index) of a unit's words."""
+        form = self._plan.table_form
+        count, value = self._x_segment(item)
+
+        def write_unit(unit, vectors: list) -> None:
+            buffer, at = place(unit)
+            store(buffer, at, form.pack(vectors, as_row=True), form.unit_words)
+
+        pack_units(form.unit, count, value, scales, write_unit)
+
+    def _take_dots(self, item) -> None:
+        plan, form, grouping = self._plan, self._plan.table_form, self._dot_plan.grouping
+        scales = self._x_scales(item, None if self._int8 is None else self._int8.factors)
+        self._pack_x(item, scales, lambda unit: (self._row, unit * form.unit_words))
+
+        def row(i):
+            buffer, at = self._lookup.vector(item, i - 1)
+            return lambda chunk: load(buffer, at + chunk * LANES)
+
+        def first_row():
+            return lambda chunk: load(self._row, chunk * LANES)
+
+        def write(group, sums, i, j) -> None:
+            store(self._dots, group * LANES, sums if self._int8 is None else self._int8.dots(sums, i, j))
+            self._lookup.beside_group(item, group, grouping.num_groups)
+
+        if self._int8 is not None:
+            self._int8.start(plan.row_words, row, first_row, form)
+        dot_interaction(grouping, plan.row_words, row, first_row, write, form)
 
 
-def _dots(pairs: list, chunks: int, form: Form):
-    """The dots of up to 16 pairs of vectors as one vector, lane q for pair q.
+class TileDotEmitter(DotEmitter):
+    """The dots on tiles: an item's are collected and written beside the next one's products."""
 
-    The lanes past them hold 0; for int8, whose sums are no dots yet, the first pair's sum again.
+    def _allocate(self) -> None:
+        plan = self._plan
+        kind = "signed" if plan.table_form.precision == "int8" else "bf16"
+        self._unit = TileUnit(TILE_ROWS, emulated=plan.family.emulated)
+        self._tiles = TileDots(self._dot_plan.grouping, plan.row_words, kind, self._unit)
+        self._dots = T.alloc_buffer((self._dot_plan.grouping.num_groups * LANES,), "float32", scope="global")
 
-    Everything is a bound value, nothing a buffer: accumulators in a buffer were stored to the stack again and again.
+    def configure(self) -> None:
+        self._unit.configure()
+
+    def run(self, tile) -> None:
+        tiles, form, last = self._tiles, self._plan.table_form, self._plan.mr - 1
+        self._x_tile = self._x_of(tile)
+        with T.serial(self._plan.mr) as item:
+            which = T.bind(item % 2)
+            scales = self._x_scales(item, tiles.factors, T.bind(tiles.factors_at(which)))
+            self._pack_x(item, scales, lambda unit: tiles.row_at(form.unit_words, unit))
+            tiles.take(lambda vector: self._words(item, vector - 1))
+            tiles.transpose()
+            # Before the first item's products there are none to collect: what is written is written again, rightly.
+            self._write(tile, T.bind(T.max(item - 1, 0)), 1 - which)
+            tiles.multiply(which)
+        self._write(tile, last, last % 2)
+
+    def _words(self, item, table) -> Callable:
+        buffer, at = self._lookup.vector(item, table)
+        self._lookup.beside_copy(item, table)
+        return lambda chunk: load(buffer, at + chunk * LANES)
+
+    def _write(self, tile, item, which) -> None:
+        self._tiles.collect(which, lambda group, dots: store(self._dots, group * LANES, dots))
+        self._top.write_row(tile, item, [self._x_for_top(item), self._dot_segment()])
+
+
+class Int8Dots:
+    """Emits the compensation and the factors of one item's vectors, then turns its sums into dots.
+
+    vectors: their number, x included.
     """
-    sums: list = [form.no_sum()] * len(pairs)
-    for chunk in range(chunks):
-        loaded = {id(v): T.bind(v(chunk)) for v in {id(v): v for pair in pairs for v in pair}.values()}
-        lefts = {id(x): T.bind(form.left(loaded[id(x)])) for x in {id(x): x for x, _ in pairs}.values()}
-        for q, (x, y) in enumerate((lefts[id(x)], loaded[id(y)]) for x, y in pairs):
-            sums[q] = T.bind(form.dot(sums[q], x, y))
-    spare = [sums[0]] * (LANES - len(sums)) if form.precision == "int8" else []
-    return sum_lanes(sums + spare, form)
+
+    def __init__(self, vectors: int) -> None:
+        self._vectors = vectors
+        self._compensation = T.alloc_buffer((padded(vectors),), "int32", scope="global")
+        self.factors = T.alloc_buffer((padded(vectors),), "float32", scope="global")
+
+    def start(self, words: int, row: Callable, first_row: Callable, form: Form) -> None:
+        """The compensation of an item's vectors; arguments as in dot_interaction."""
+        bytes_of_128 = T.bind(form.left(zeros()))
+        for first in range(0, self._vectors, LANES):
+            sums = []
+            for i in range(first, min(first + LANES, self._vectors)):
+                vector, total = first_row() if i == 0 else row(i), form.no_sum()
+                for chunk in range(words // LANES):
+                    total = T.bind(form.dot(total, bytes_of_128, vector(chunk)))
+                sums.append(total)
+            store(self._compensation, first, sum_lanes(sums, form))
+
+    def dots(self, sums, i: Lanes, j: Lanes):
+        """16 dots, float32."""
+        factors = T.bind(i.of(self.factors) * j.of(self.factors))
+        return floats(sums - j.of(self._compensation)) * factors
 
 
-# One level of the tree: lanes of (a, b), 0..15 of a and 16..31 of b, whose two picks are added.
-_LEVELS = (
-    ([*range(8), *range(24, 32)], [*range(8, 16), *range(16, 24)]),
-    (
-        [0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27],
-        [4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31],
-    ),
-    ([b + o for b in (0, 4, 8, 12) for o in (0, 1, 18, 19)], [b + o for b in (0, 4, 8, 12) for o in (2, 3, 16, 17)]),
-    ([b + o for b in (0, 4, 8, 12) for o in (0, 2, 16, 18)], [b + o for b in (0, 4, 8, 12) for o in (1, 3, 17, 19)]),
-)
+_PLANS = {Dot: DotPlan, Concat: ConcatPlan, Cross: CrossPlan}
 
 
-def sum_lanes(vectors: list, form: Form):
-    """Up to 16 vectors -> one; its lane q holds the sum over the lanes of vectors[q], 0 past them."""
-    lanes: list = [None] * LANES
-    for q, slot in zip(range(LANES), _slots()):
-        lanes[slot] = vectors[q] if q < len(vectors) else form.no_sum()
-    return _tree(lanes)
-
-
-def _tree(vectors: list):
-    """16 vectors -> one; its lane l holds the sum over the lanes of vectors[_slots()[l]]."""
-    for first, second in _LEVELS:
-        vectors = [
-            T.bind(T.Shuffle([a, b], first) + T.Shuffle([a, b], second)) for a, b in zip(vectors[::2], vectors[1::2])
-        ]
-    return vectors[0]
-
-
-def _slots() -> list[int]:
-    """Which of the 16 vectors arrives in lane l, found by running the tree on names."""
-    vectors = [[{slot}] * LANES for slot in range(LANES)]
-    for first, second in _LEVELS:
-        vectors = [
-            [(a + b)[x] | (a + b)[y] for x, y in zip(first, second)] for a, b in zip(vectors[::2], vectors[1::2])
-        ]
-    return [next(iter(slots)) for slots in vectors[0]]
+def plan_of(model: Dlrm) -> type[DotPlan] | type[ConcatPlan] | type[CrossPlan]:
+    return _PLANS[type(model.interaction)]

@@ -1,25 +1,27 @@
-"""What the network's functions are emitted from, as data: shapes, schedules, and where weights lie."""
+"""All that the network's functions are emitted from, as data: shapes, schedules, and places of weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .concat import ConcatPlan
+from .cross import CrossPlan
 from .dense import PackedDense
-from .embedding_bag import BAG_FETCH, BagFetch
-from .forms import Form
-from .gather import RowFetch
-from .interaction import Grouping
+from .embedding_bag import BAG_PREFETCH, BagPrefetch
+from .gather import Prefetch
+from .interaction import DotPlan
+from .isa import AVX512, Family
+from .words import Form
 
 
 @dataclass(frozen=True)
 class NetworkPlan:
-    """All that the function is made from. Elements are words of 32 bits in float32 buffers (forms.py); dim, in columns,
-    is a multiple of 16. table_form: of rows and of x beside them; row_words: of a row, a multiple of 16.
-    Of int8: factors_at, in mlp: what to multiply each vector with, from the second number on; x_factor: what x is in
-    steps of, None where each item's x has its own; units_at: one number per dot to bring it into steps, None likewise.
+    """Elements are words of 32 bits in float32 buffers (words.py). dim: in columns, a multiple of 16; table_form: of
+    rows, and of x beside them; row_words: of a row, a multiple of 16; factors_at: for int8, in mlp: the scale of each
+    table's rows, from the second number on. family: whose instructions the layers run on.
 
-    mr: items per tile; block_tiles: tiles a block has at most; final: the last layer, with one output;
-    skip_zeros: take the kernel for one item (gemv.py); only for a batch of one.
+    mr: items per tile; block_tiles: tiles per block at most; final: the last layer, with one output;
+    skip_zeros: use the kernel for one item (gemv.py); only for a batch of one.
     means: per table whether bags are averaged; clamp: least and greatest prediction, None for none.
     """
 
@@ -30,39 +32,64 @@ class NetworkPlan:
     table_elements: int
     mlp_elements: int
     bottom: tuple[PackedDense, ...]
-    grouping: Grouping | None  # None: interaction "cat"
+    interaction: DotPlan | ConcatPlan | CrossPlan
     top: tuple[PackedDense, ...]
     final: PackedDense
     mr: int
     block_tiles: int
-    fetch: RowFetch
+    prefetch: Prefetch
     skip_zeros: bool
     means: tuple[bool, ...]
     table_form: Form
     row_words: int
     factors_at: int = 0
-    x_factor: float | None = None
-    units_at: int | None = None
     clamp: tuple[float, float] | None = None
-    bag_fetch: BagFetch = BAG_FETCH
+    bag_prefetch: BagPrefetch = BAG_PREFETCH
+    family: Family = AVX512
 
     @property
     def tiles(self) -> int:
         return -(-self.batch // self.mr)
 
     @property
+    def is_tiled(self) -> bool:
+        """Whether it runs on AMX's tiles."""
+        return self.family.tiles
+
+    @property
+    def fetches_beside(self) -> bool:
+        """Whether an item's rows are prefetched beside the copies of the item before."""
+        return self.is_tiled and self.interaction.copies(self.family)
+
+    @property
+    def most_tiles(self) -> int:
+        """Tiles of a block, at most; pairs of them on AMX, which computes two at once."""
+        most = min(self.block_tiles, self.tiles)
+        return most + most % 2 if self.is_tiled else most
+
+    @property
+    def bottom_tiles(self) -> int:
+        """Tiles that go through the bottom MLP together: one, so that it hides its rows' latency; on AMX the block."""
+        return self.most_tiles if self.is_tiled else 1
+
+    @property
     def parts(self) -> tuple[str, ...]:
-        """The parts of a call that the profiled network times, in the order in which they run."""
+        """Parts of a call that the profiled network times, in the order in which they run."""
         bottom = (f"bottom {layer}" for layer in range(1, len(self.bottom) + 1))
         top = (f"top {layer}" for layer in range(1, len(self.top) + 2))
-        return ("gather", *bottom, "interaction", *top)
+        return ("gather", *bottom, "interaction", *self.interaction.parts, *top)
+
+    @property
+    def layers(self) -> tuple[PackedDense, ...]:
+        """Of all layers that dense kernels compute, in the order in which they run."""
+        return (*self.bottom, *self.interaction.layers, *self.top)
 
     @property
     def top_form(self) -> Form:
-        """Of what the interaction gives to the first top layer."""
+        """Of the first top layer's input."""
         return (*self.top, self.final)[0].takes
 
     @property
     def top_words(self) -> int:
-        """Of one item's input of the first top layer."""
+        """Of the first top layer's input, per item."""
         return (*self.top, self.final)[0].inputs

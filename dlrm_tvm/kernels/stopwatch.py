@@ -1,12 +1,12 @@
-"""Where the time of a call goes: the CPU's time stamp counter, read between the parts of a thread's work.
+"""Time per part of a call: the CPU's time stamp counter, read between the parts of a thread's work.
 
     start:      last = now                        ticks = [0] * parts
     lap(part):  ticks[part] += now - last;        last = now
 
 Every tick between start and the last lap belongs to exactly one part, so the parts add up to the thread's time. `now`
-is rdtsc (llvm.readcyclecounter), which counts at a constant rate whatever the core's frequency is. It waits for
-nothing: instructions around it are in flight, so a border is off by what a core has in flight, some 100 cycles, which
-what one lap gains and the next one loses. A part must take many times that.
+is rdtsc (llvm.readcyclecounter), which counts at a constant rate whatever the core's frequency. It does not wait for
+instructions in flight, so a border is off by some 100 cycles, which one lap gains and the next loses. A part must take
+many times that.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from tvm.tirx.script.builder import ir as T
 
 
 class Stopwatch:
-    """Emits one thread's stamps. ticks: int64 [tasks, len(parts) + 1], of which it writes row `task`: the ticks of each
-    part, then the counter at the start, by which its rate can be told.
+    """Emits one thread's stamps. ticks: int64 [tasks, len(parts) + 1]; row `task` gets the ticks of each part, then the
+    counter at the start, which tells its rate.
     """
 
     def __init__(self, parts: Sequence[str], ticks, task) -> None:
         self._parts, self._ticks, self._task = parts, ticks, task
-        # One more than the parts: the last stamp. Not the row itself, whose cache line other threads write to.
+        # One more than the parts, for the last stamp. The row itself shares cache lines with other threads' rows.
         self._sums = T.alloc_buffer((len(parts) + 1,), "int64", scope="local")
 
     def start(self) -> None:
@@ -44,5 +44,5 @@ class Stopwatch:
 
 
 def _now():
-    """Not a pure intrinsic: two reads are two numbers."""
+    """Not a pure intrinsic: two reads give two numbers."""
     return T.call_llvm_intrin("int64", "llvm.readcyclecounter")

@@ -1,7 +1,7 @@
-"""The few vector expressions that every kernel is written in: 16 float32 lanes, one AVX-512 register.
+"""The few vector expressions that all kernels use: 16 float32 lanes, one AVX-512 register.
 
-Everything here is an expression or a statement of TVM's IRBuilder; nothing knows what a DLRM is. Scalar meaning of
-each, for l in range(16):  load(b, i)[l] = b[i+l];  fma(x, y, z)[l] = x[l]*y[l] + z[l], rounded once.
+Expressions and statements of TVM's IRBuilder, which know nothing of DLRMs. Scalar meaning, for l in range(16):
+load(b, i)[l] = b[i+l];  fma(x, y, z)[l] = x[l]*y[l] + z[l], rounded once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ LANES = 16
 
 
 def padded(width: int) -> int:
-    """width rounded up to whole vectors: what it takes in a tile or a packed matrix."""
+    """width rounded up to whole vectors, as in tiles and packed matrices."""
     return -(-width // LANES) * LANES
 
 
@@ -29,7 +29,7 @@ def broadcast(scalar):
 
 
 def fma(x, y, z):
-    """x*y + z as one instruction. The intrinsic, not `x*y + z`: whether LLVM fuses that is up to its flags."""
+    """x*y + z as one instruction. `x*y + z` would be fused only under some of LLVM's flags."""
     return T.call_llvm_pure_intrin("float32x16", "llvm.fma.v16f32", x, y, z)
 
 
@@ -52,10 +52,14 @@ def bits_of(words):
     return T.reinterpret(f"int32x{LANES}", words)
 
 
-def maximum(x, y):
-    return T.max(x, y)
+def relu(x):
+    """Of a vector or a scalar: 0 where x < 0, else x, so that NaN stays NaN. One instruction: x86's max gives its
+    second operand where one is NaN, and T.max(x, 0) would have 0 there."""
+    x = T.bind(x)
+    zero = T.float32(0) if x.ty.dtype == "float32" else zeros()
+    return T.Select(x < zero, zero, x)
 
 
 def prefetch(buffer, index, locality: int) -> None:
-    """Ask for the cache line of buffer[index]; locality 3 is prefetcht0 (L1), 2 is t1 (L2), 1 is t2, 0 is nta."""
+    """Prefetch the cache line of buffer[index]; locality 3 is prefetcht0 (L1), 2 is t1 (L2), 1 is t2, 0 is nta."""
     T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", T.address_of(buffer[index]), 0, locality, 1))

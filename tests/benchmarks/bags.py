@@ -23,9 +23,9 @@ from time import perf_counter
 
 import numpy as np
 
-from dlrm_tvm.environment import describe_environment
 from dlrm_tvm.errors import UserError, run_script
-from dlrm_tvm.topology import read_topology
+from dlrm_tvm.machine.environment import describe_environment
+from dlrm_tvm.machine.topology import read_topology
 
 TOLERANCE = 1e-5
 SETS = 12  # of indices, in turn
@@ -138,16 +138,16 @@ def open_ours(lookups: Lookups) -> list[Engine]:
     import tvm
     import tvm_ffi
 
-    from dlrm_tvm.kernels.embedding_bag import BAG_FETCH, BagShape, embedding_bag, tiles_at_once
-    from dlrm_tvm.schedules import default_network
-    from dlrm_tvm.target import cpu_target
+    from dlrm_tvm.kernels.embedding_bag import BAG_PREFETCH, BagShape, embedding_bag, tiles_at_once
+    from dlrm_tvm.schedules.rules import default_network
+    from dlrm_tvm.schedules.target import cpu_target
 
     cpu = cpu_target(None)
     tables, rows, dim = lookups.tables.shape
-    mr = default_network(lookups.batch, cpu.registers).mr
+    mr = default_network(lookups.batch, cpu.family("fp32").registers).mr
     items = mr * tiles_at_once(-(-lookups.batch // mr), mr * tables * dim * 4)
     shape = BagShape(lookups.batch, dim, lookups.tables.size, (False,) * tables)
-    module = tvm.IRModule({"embedding_bag_fp32": embedding_bag(shape, items, BAG_FETCH)})
+    module = tvm.IRModule({"embedding_bag_fp32": embedding_bag(shape, items, BAG_PREFETCH)})
     function = tvm.compile(module, target=cpu.tvm_target)["embedding_bag_fp32"]
     arrays = {name: in_huge_pages(*size) for name, size in {
         "offsets": ((tables, lookups.batch + 1), np.int64), "info": ((2, tables), np.int64),

@@ -28,24 +28,27 @@ import numpy as np
 import tvm
 import tvm_ffi
 
-from dlrm_tvm import building, lower, target
-from dlrm_tvm.address_range import writable_view
-from dlrm_tvm.artifact import Artifact, open_artifact
-from dlrm_tvm.demo import demo_dlrm
-from dlrm_tvm.environment import describe_environment
+from dlrm_tvm.compiler.job import Job
+from dlrm_tvm.compiler.options import CompileSettings
+from dlrm_tvm.compiler.pipeline import compile_model
+from dlrm_tvm.compiler.plan import layer_shapes
+from dlrm_tvm.data.demo import demo_dlrm
+from dlrm_tvm.data.workload import items_to_rotate, random_items
 from dlrm_tvm.errors import UserError, run_script
-from dlrm_tvm.executor import Executor
-from dlrm_tvm.kernels.embedding_bag import BAG_FETCH, BagShape, embedding_bag
-from dlrm_tvm.kernels.gather import RowFetch
-from dlrm_tvm.memory import available_bytes
-from dlrm_tvm.model import Dlrm
-from dlrm_tvm.numa import NumaPlan
-from dlrm_tvm.plan import LayerShape
-from dlrm_tvm.schedules import default_dense, default_network
-from dlrm_tvm.table_memory import table_memory
-from dlrm_tvm.topology import read_topology
-from dlrm_tvm.weight_copies import WeightCopies
-from dlrm_tvm.workload import items_to_rotate, random_items
+from dlrm_tvm.kernels.embedding_bag import BAG_PREFETCH, BagShape, embedding_bag
+from dlrm_tvm.kernels.gather import Prefetch
+from dlrm_tvm.machine.address_range import writable_view
+from dlrm_tvm.machine.environment import describe_environment
+from dlrm_tvm.machine.memory import available_bytes
+from dlrm_tvm.machine.numa import NumaPlan
+from dlrm_tvm.machine.topology import read_topology
+from dlrm_tvm.model.dlrm import Dlrm
+from dlrm_tvm.runtime.artifact import Artifact, open_artifact
+from dlrm_tvm.runtime.executor import Executor
+from dlrm_tvm.runtime.residency import table_memory
+from dlrm_tvm.runtime.weight_copies import WeightCopies
+from dlrm_tvm.schedules import target
+from dlrm_tvm.schedules.rules import LayerShape, Schedules, default_dense, default_network
 
 BATCH = 100
 SMALL_ROWS = 10_000
@@ -76,7 +79,7 @@ def parse_args() -> argparse.Namespace:
     args.pages = args.pages.split(",")
     if not set(args.pages) <= set(PAGES):
         raise UserError(f"--pages {','.join(args.pages)}: of {', '.join(PAGES)} were wanted.")
-    args.fetch = [RowFetch(*map(int, each.split(":"))) for each in args.fetch.split(",")]
+    args.fetch = [Prefetch(*map(int, each.split(":"))) for each in args.fetch.split(",")]
     return args
 
 
@@ -121,16 +124,17 @@ def this_core() -> list[int]:
     return [max(os.sched_getaffinity(0))]
 
 
-def compiled(model: Dlrm, fetch: RowFetch, folder: Path, name: str) -> Path:
+def compiled(model: Dlrm, fetch: Prefetch, folder: Path, name: str) -> Path:
     """The library of the rules' schedules with this fetching, checked as compile.py checks it."""
-    cpu = target.cpu_target(None)
-    network = replace(default_network(BATCH, cpu.registers), fetch=fetch)
+    registers = target.cpu_target(None).family("fp32").registers
+    network = replace(default_network(BATCH, registers), prefetch=fetch)
 
     def dense(layer: LayerShape):
-        return default_dense(network.mr, layer.outputs, cpu.registers)
+        return default_dense(network.mr, layer.outputs, registers)
 
-    lowered = lower.lower_tuned(model, BATCH, network, dense, cpu, lower.Dump(None))
-    return building.build_library(model, lowered, None, cpu, batch=BATCH, name=name, directory=folder)[0]
+    schedules = Schedules.given(network, dense, layer_shapes(model))
+    settings = CompileSettings(batch_size=BATCH, output_name=name, directory=folder)
+    return compile_model(Job(settings, quiet=True, model=model, schedules=schedules)).library
 
 
 def on_pages(stack: ExitStack, library: Path, pages: str) -> Artifact:
@@ -169,7 +173,7 @@ def lookup_variant(name: str, artifact: Artifact) -> Variant:
     """Bags of one random row pooled, and nothing else: what a row costs when nothing hides it but its prefetch."""
     card, cpu = artifact.manifest.model, target.cpu_target(None)
     shape = BagShape(BATCH, card.dim, artifact.parameters[0].size, (False,) * card.num_tables)
-    module = tvm.IRModule({"embedding_bag_fp32": embedding_bag(shape, LOOKUP_ITEMS, BAG_FETCH)})
+    module = tvm.IRModule({"embedding_bag_fp32": embedding_bag(shape, LOOKUP_ITEMS, BAG_PREFETCH)})
     function = tvm.compile(module, target=cpu.tvm_target)["embedding_bag_fp32"]
     tables, info = (tvm_ffi.from_dlpack(writable_view(array)) for array in artifact.parameters[:2])
     starts = np.arange(card.num_tables)[:, None] * BATCH + np.arange(BATCH + 1)

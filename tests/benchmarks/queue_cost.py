@@ -17,14 +17,14 @@ os.environ["TVM_USE_RUNTIME_LIB"] = "1"
 
 import numpy as np
 
-from dlrm_tvm.artifact import open_artifact
-from dlrm_tvm.executor import Executor
-from dlrm_tvm.query_samples import SampleLibrary, plan_samples
-from dlrm_tvm.queue_service import serve_queue
-from dlrm_tvm.shared_arrays import SharedArrays
-from dlrm_tvm.timed_loops import StopClock, closed_loop
-from dlrm_tvm.work_queue import WorkQueue
-from dlrm_tvm.workload import random_items
+from dlrm_tvm.data.query_samples import SampleLibrary, plan_samples
+from dlrm_tvm.data.workload import random_items
+from dlrm_tvm.instances.loops import StopClock, closed_loop
+from dlrm_tvm.instances.queue_service import serve_queue
+from dlrm_tvm.instances.work_queue import WorkQueue
+from dlrm_tvm.machine.shared_memory import SharedArrays
+from dlrm_tvm.runtime.artifact import open_artifact
+from dlrm_tvm.runtime.executor import Executor
 
 SLICE_S, SAMPLES, CLOSED_ITEMS, TAKE_S = 1.5, 20_000, 10_000, 0.05
 
@@ -48,7 +48,8 @@ def main() -> None:
     library.load(card, 1)
     dense, indices = random_items(card, CLOSED_ITEMS - CLOSED_ITEMS % batch, instance=0)
     batches = [engine.prepare(dense[at : at + batch], indices[at : at + batch]) for at in range(0, len(dense), batch)]
-    queue = Stopping(WorkQueue.create().descriptor)
+    created = WorkQueue.create()
+    queue = Stopping(created.descriptor, created.bell)
     queue.configure(batch_size=batch, wait_ns=0)
     ratios, at = [], 0
     for _ in range(rounds):

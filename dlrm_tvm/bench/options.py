@@ -1,0 +1,205 @@
+"""Flags of multi_instance.py for one run, their checks, and the settings made of them.
+
+Flags for LoadGen and for sweeps: loadgen/options.py, sweep/options.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..engines.interface import ENGINES, OURS, check_precision
+from ..errors import UserError
+from ..instances.arrivals import KINDS
+from ..instances.progress import LEAST_STABLE_S
+from ..machine.numa import POLICIES
+from ..model.precision import PRECISIONS
+from ..paths import DEFAULT_LIBRARY
+from .session import RunSettings
+
+_DURATION_S, _WARMUP_S = 10.0, 2.0
+_MAX_SECONDS = 86_400
+MOST_QPS = 1_000_000
+_MOST_REQUESTS = 50_000_000
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Library, cores, inputs and durations; arrivals, a profile, another engine."""
+    _add_setting_options(parser)
+    _add_arrival_options(parser)
+    _add_profile_options(parser)
+    _add_engine_options(parser)
+
+
+def _add_setting_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, default=DEFAULT_LIBRARY, metavar="SO", help="default: %(default)s")
+    parser.add_argument("--num-instances", type=count, metavar="N", help="default: as many as there are cores for")
+    parser.add_argument("--num-threads", type=count, default=1, metavar="T", help="of each instance; default 1")
+    parser.add_argument(
+        "--duration", type=float, metavar="S", help="timed window; default 10 s, 2 s in a sweep, 60 s under LoadGen"
+    )
+    parser.add_argument("--warmup", type=float, metavar="S", help="before it; default 2 s, in a sweep 0.5 s")
+    parser.add_argument("--cores", metavar="LIST", help="use these, in this order, such as 0-3,8,10-11")
+    parser.add_argument("--hyper-threading", action="store_true", help="use all hardware threads of a core, not one")
+    parser.add_argument("--ref-data", type=Path, metavar="FILE", help="take inputs from it; default: random rows")
+    parser.add_argument(
+        "--max-ind-range",
+        type=count,
+        metavar="N",
+        help="take its indices modulo N, as facebookresearch/dlrm's --max-ind-range does in training",
+    )
+    parser.add_argument(
+        "--indices-per-bag",
+        type=count,
+        metavar="P",
+        help="random bags of P rows; default: as the model's graph fixes them, else 1: no bags",
+    )
+    parser.add_argument("--preload", action="store_true", help="read the tables into memory first, in parallel")
+    parser.add_argument(
+        "--huge-pages",
+        action="store_true",
+        help="copy the tables into shared memory of huge pages, if the kernel has any",
+    )
+    parser.add_argument(
+        "--numa", choices=POLICIES, help="where tables lie on several nodes; default: the best that fits"
+    )
+    parser.add_argument(
+        "--baseline",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="compare with the outputs of earlier runs; the noise between runs is known from two or more",
+    )
+
+
+def _add_arrival_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("arrivals")
+    group.add_argument("--arrivals", choices=KINDS, default="closed", help="when batches are requested; default closed")
+    group.add_argument("--rate", type=float, metavar="R", help="of fixed and poisson: batches per second in all")
+    group.add_argument("--until-stable", action="store_true", help="end early when throughput is stable within 1 %%")
+
+
+def _add_profile_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("where the time goes")
+    group.add_argument(
+        "--profile",
+        action="store_true",
+        help="time of each layer beside its limit; for libraries of compile.py --profile",
+    )
+
+
+def _add_engine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("another engine in the library's place")
+    group.add_argument(
+        "--engine", choices=(OURS, *ENGINES), default=OURS, help="which one is measured; default: %(default)s"
+    )
+    group.add_argument(
+        "--onnx-model",
+        type=Path,
+        metavar="PATH",
+        help="the file it runs; default: that of the library",
+    )
+    group.add_argument("--engine-precision", choices=PRECISIONS, help="its precision; default: the library's")
+
+
+def check_run_options(args: argparse.Namespace) -> None:
+    """Raises UserError for values out of range and for flags that do not go together."""
+    _check_setting_options(args)
+    _check_arrival_options(args)
+
+
+def _check_setting_options(args: argparse.Namespace) -> None:
+    for option, seconds in (("--duration", args.duration), ("--warmup", args.warmup)):
+        if seconds is not None:
+            check_seconds(option, seconds)
+    if args.duration == 0:
+        raise UserError("--duration 0: more than 0 seconds were wanted.")
+    if args.ref_data is not None and not args.ref_data.exists():
+        raise UserError(f"{args.ref_data}: no such file. Give data with --ref-data FILE.")
+    if args.indices_per_bag and args.ref_data:
+        raise UserError(f"--indices-per-bag makes random bags, {args.ref_data} has its own: give one of the two.")
+    if args.max_ind_range and not args.ref_data:
+        raise UserError("--max-ind-range is for the indices of a file. Give --ref-data FILE too, or leave it out.")
+    if args.engine == OURS and args.onnx_model and args.sweep is None:
+        raise UserError(f"--onnx-model is what another engine runs. Give --engine {' or '.join(ENGINES)} too.")
+    if args.engine == OURS and args.engine_precision:
+        raise UserError(
+            "--engine-precision is what another engine runs at; a library's is that of compile.py --precision. "
+            f"Give --engine {' or '.join(ENGINES)} too."
+        )
+    if args.engine != OURS:
+        check_ours_only(args, args.engine)
+        if args.engine_precision:
+            check_precision(args.engine, args.engine_precision)
+
+
+def check_ours_only(run: argparse.Namespace | RunSettings, engine: str) -> None:
+    """Raises UserError for what another engine cannot do."""
+    for option in ("profile", "preload", "huge_pages", "numa"):
+        if getattr(run, option):
+            flag = "--" + option.replace("_", "-")
+            raise UserError(f"{flag} is for our own library, not for --engine {engine}: give one of the two.")
+
+
+def _check_arrival_options(args: argparse.Namespace) -> None:
+    is_open = args.arrivals != "closed"
+    if is_open and args.profile:
+        raise UserError(f"--profile times calls back to back, not --arrivals {args.arrivals}: give one of the two.")
+    if args.until_stable and args.duration is not None and args.duration < LEAST_STABLE_S:
+        raise UserError(
+            f"--until-stable --duration {args.duration:g}: three windows of a second must be alike. Give "
+            f"{LEAST_STABLE_S:g} s or more."
+        )
+    if is_open and args.rate is None:
+        raise UserError(f"--arrivals {args.arrivals} needs a rate. Give --rate R, in batches per second.")
+    if not is_open and args.rate is not None:
+        raise UserError("--rate goes with --arrivals fixed or --arrivals poisson; a closed loop has none.")
+    if is_open and not 0 < args.rate <= MOST_QPS:
+        raise UserError(f"--rate {args.rate:g}: more than 0 and at most {MOST_QPS:,} were wanted.")
+    if is_open and args.rate * (args.duration or 0) > _MOST_REQUESTS:
+        raise UserError(
+            f"--rate {args.rate:g} for {args.duration:g} s are more than {_MOST_REQUESTS:,} batches, whose times are "
+            "kept in memory. Give a lower rate or a shorter --duration."
+        )
+
+
+def run_settings(args: argparse.Namespace) -> RunSettings:
+    return RunSettings(
+        model=args.model,
+        instances=args.num_instances,
+        threads=args.num_threads,
+        cores=args.cores,
+        hyper_threading=args.hyper_threading,
+        ref_data=args.ref_data,
+        max_ind_range=args.max_ind_range,
+        indices_per_bag=args.indices_per_bag,
+        preload=args.preload,
+        huge_pages=args.huge_pages,
+        numa=args.numa,
+        profile=args.profile,
+        engine=args.engine,
+        onnx_model=args.onnx_model,
+        engine_precision=args.engine_precision,
+    )
+
+
+def duration_s(args: argparse.Namespace) -> float:
+    """Of the timed window of one run."""
+    return _DURATION_S if args.duration is None else args.duration
+
+
+def warmup_s(args: argparse.Namespace) -> float:
+    return _WARMUP_S if args.warmup is None else args.warmup
+
+
+def count(text: str) -> int:
+    """An argparse type: an integer from 1 up."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def check_seconds(option: str, value: float) -> None:
+    if not 0 <= value <= _MAX_SECONDS:  # a NaN is neither
+        raise UserError(f"{option} {value:g}: 0 to {_MAX_SECONDS} seconds (a day) were wanted.")

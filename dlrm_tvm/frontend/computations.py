@@ -1,0 +1,308 @@
+"""The computations of a DLRM, on symbols: layers, lookups, sums and means of bags, dots, a clamp.
+
+Each function has its ONNX operator's signature: inputs positional, attributes keywords (both forms where a parameter
+was an attribute in older operator sets). ValueError or TypeError: no DLRM computes that. NeedsValues: an input that
+was given as symbols must be given as values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from .expressions import Expressions, Symbols
+from .lookup_operators import ROWS, on_lookups
+from .lookups import KINDS, Lookups
+from .operators import MOVES, is_float
+
+_LINEAR = {"linear", "add"}  # kinds of formulas: a layer without activation, with a bias or without
+
+
+@dataclass(frozen=True, eq=False)
+class LateCast:
+    """A constant table too large to be cast as a whole: its rows are, when they are looked up."""
+
+    table: np.ndarray
+    to: int
+
+
+# The value of a name in a graph; a list is a sequence.
+Value = np.ndarray | Symbols | LateCast | list | None
+
+
+class NeedsValues(Exception):  # noqa: N818 - a request, not an error
+    """A node needs the values of an input that was given as symbols: a Loop over bags needs those of the offsets."""
+
+    def __init__(self, input_name: str, node: onnx.NodeProto) -> None:
+        super().__init__(input_name)
+        self.input_name = input_name
+        self.node = node
+
+
+class Computations:
+    """The keys of index symbols are ("index", input name, ...): see `NeedsValues`."""
+
+    def __init__(self, expressions: Expressions) -> None:
+        self.expressions = expressions
+        self.lookups = Lookups(expressions)
+        self.by_operator: dict[str, Callable[..., Symbols]] = {
+            "Add": self.add,
+            "Cast": self._cast,
+            "CastLike": self._cast_like,
+            "Clip": self._clip,
+            "Div": self._divide,
+            "Gather": self.lookup,
+            "GatherElements": self._lookup_elements,
+            "Gemm": self.gemm,
+            "MatMul": self.matmul,
+            "Max": lambda *values: self._limit("Max", values),
+            "Min": lambda *values: self._limit("Min", values),
+            "Mul": self.scale,
+            "Neg": lambda data: self.times(data, np.float32(-1)),
+            "ReduceMax": self._no_maximum,
+            "ReduceMean": self._reduce_mean,
+            "ReduceSum": self._reduce_sum,
+            "Relu": lambda data: self.function("relu", data),
+            "Sigmoid": lambda data: self.function("sigmoid", data),
+            "Sub": self._subtract,
+        }
+
+    def demand_values(self, value: Value) -> None:
+        """Raise NeedsValues for symbols of an input; symbols computed from them have no values."""
+        if not isinstance(value, Symbols) or value.real:
+            return
+        for number in value.ids.ravel().tolist():
+            key, _ = self.expressions.key(number)
+            if key[0] == "function":
+                key, _ = self.expressions.key(key[2])
+            if key[0] == "index":
+                raise NeedsValues(key[1], self.expressions.maker)
+
+    def join(self, values: list[Value], join: Callable[[list[np.ndarray]], np.ndarray]) -> Value:
+        """One array made of several; where some are symbols, the constants among them become symbols."""
+        kinds = {value.real for value in values if isinstance(value, Symbols)}
+        if not kinds:
+            return join(values)
+        if len(kinds) > 1 or any(_is_real(value) not in kinds for value in values):
+            raise TypeError("joins whole numbers and floats")
+        ids = [value.ids if isinstance(value, Symbols) else self.expressions.constants(value) for value in values]
+        return Symbols(join(ids), kinds.pop())
+
+    def move(self, operator: str, inputs: list[Value], attributes: dict) -> Value | tuple:
+        real = inputs[0].real
+        moved = MOVES[operator](inputs[0].ids, *inputs[1:], **attributes)
+        if isinstance(moved, tuple):
+            return tuple(Symbols(part, real) for part in moved)
+        return Symbols(moved, real)
+
+    # --- tables
+
+    def lookup(self, data: Value, indices: Symbols, *, axis: int = 0, name: str) -> Symbols:
+        """name: the table's."""
+        if isinstance(data, Symbols) or indices.real:
+            raise ValueError("gathers computed values by an input's values")
+        if data.ndim not in (1, 2) or axis != 0 or not data.size:
+            raise ValueError(
+                f"looks up in {name!r} of shape {data.shape}, axis {axis}; an embedding table is [rows, dim], axis 0"
+            )
+        plain = self.lookups.plain_indices(indices.ids)
+        if data.dtype == np.float32 and self.expressions.kinds(plain) <= {"index"}:
+            return Symbols(self.expressions.lookup(data, plain, name), True)
+        ids = self.lookups.gather(data, indices.ids, name)
+        if ids is None:
+            raise ValueError(f"looks up in {name!r} by what depends on several indices")
+        return Symbols(ids, is_float(data.dtype))
+
+    def lookup_cast(self, operator: str, inputs: list[Value], name: str, **attributes: object) -> Symbols:
+        if operator != "Gather" or not isinstance(inputs[1], Symbols):
+            raise ValueError("computes with a table as a whole; rows of it may be looked up")
+        return self.lookups.apply(
+            "Cast", [self.lookup(inputs[0].table, inputs[1], **attributes, name=name)], to=inputs[0].to
+        )
+
+    def _lookup_elements(self, data: Value, indices: Symbols, *, axis: int = 0, name: str) -> Symbols:
+        if isinstance(data, Symbols) or not isinstance(indices, Symbols) or data.ndim != 1 or indices.ids.ndim != 1:
+            raise ValueError("gathers elements of something other than one constant number per row of a table")
+        return self.lookup(data, indices, axis=axis, name=name)
+
+    def scale(self, a: Value, b: Value) -> Symbols:
+        """Looked-up rows times their weights, constants or looked up too; computed values times constants; products of
+        vectors, as of x0 and a cross layer's outputs."""
+        data, factors = (a, b) if isinstance(a, Symbols) and not self._are_factors(a) else (b, a)
+        if isinstance(data, Symbols) and not isinstance(factors, Symbols) and not self.lookups.are_of(data, ROWS):
+            return self.times(data, factors)
+        if isinstance(a, Symbols) and isinstance(b, Symbols) and a.real and b.real and not self._are_factors(factors):
+            return Symbols(self.expressions.elementwise("product", a.ids, b.ids), True)
+        if not isinstance(data, Symbols) or not data.real:
+            raise ValueError("multiplies something other than looked-up rows")
+        if isinstance(factors, Symbols):
+            if factors.ids.size and not self._are_factors(factors):
+                raise ValueError("multiplies two computed values")
+            numbers = factors.ids
+        else:
+            if factors.dtype != np.float32 or not np.isfinite(factors).all():
+                raise ValueError("multiplies by numbers that are not finite float32")
+            numbers = self.expressions.constants(factors)
+        return Symbols(self.expressions.scale(data.ids, numbers), True)
+
+    def times(self, data: Symbols, factors: np.ndarray) -> Symbols:
+        if not data.real or factors.dtype.kind != "f" or not np.isfinite(factors).all():
+            raise ValueError("multiplies by numbers that are not finite float32")
+        return Symbols(self.expressions.times(data.ids, factors.astype(np.float64)), True)
+
+    def _are_factors(self, value: Symbols) -> bool:
+        return self.lookups.are_of(value, {"factor"})
+
+    def _is_combined(self, a: Value, b: Value, kinds: set[str]) -> bool:
+        """Whether both are computed, and one of them is of these kinds alone."""
+        both = all(isinstance(value, Symbols) and value.real for value in (a, b))
+        return both and (self.lookups.are_of(a, kinds) or self.lookups.are_of(b, kinds))
+
+    def _divide(self, data: Value, counts: Value) -> Symbols:
+        if isinstance(counts, Symbols) or not data.real or counts.dtype != np.float32:
+            raise ValueError("divides by something other than a constant float32 number")
+        if not self.lookups.are_of(data, KINDS):
+            with np.errstate(divide="ignore"):
+                return self.times(data, 1 / counts.astype(np.float64))
+        return Symbols(self.expressions.divide(data.ids, counts), True)
+
+    def _reduce_sum(
+        self, data: Symbols, axes: np.ndarray | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+    ) -> Symbols:
+        return self._reduce("sum", data, axes, keepdims)
+
+    def _reduce_mean(
+        self, data: Symbols, axes: np.ndarray | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+    ) -> Symbols:
+        return self._reduce("mean", data, axes, keepdims)
+
+    def _reduce(self, kind: str, data: Symbols, axes: np.ndarray | None, keepdims: int) -> Symbols:
+        if axes is None or len(axes) != 1 or not isinstance(data, Symbols) or not data.real:
+            raise ValueError("sums over something other than one axis of looked-up rows")
+        axis = int(axes[0])
+        sums = self.expressions.pool(kind, np.moveaxis(data.ids, axis, -1))
+        return Symbols(np.expand_dims(sums, axis) if keepdims else sums, True)
+
+    def _no_maximum(self, *inputs: Value, **attributes: object) -> Symbols:
+        raise ValueError("takes the maximum of a bag; sum and mean are read")
+
+    # --- layers
+
+    def gemm(
+        self,
+        a: Value,
+        b: Value,
+        c: Value = None,
+        *,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        transA: int = 0,  # noqa: N803 - ONNX's name
+        transB: int = 0,  # noqa: N803
+    ) -> Symbols:
+        if alpha != 1 or (beta != 1 and c is not None):
+            raise ValueError(f"has alpha = {alpha} and beta = {beta}; a layer of a DLRM has 1 and 1")
+        if transA or not isinstance(a, Symbols) or a.ids.ndim != 2:
+            raise ValueError("is not a layer: its first input is not [batch, values]")
+        product = self._linear(a, b, transposed=bool(transB))
+        return product if c is None else self.add(product, c, shape=product.ids.shape)
+
+    def matmul(self, a: Value, b: Value) -> Symbols:
+        if isinstance(a, Symbols) and isinstance(b, Symbols):
+            if not (a.real and b.real) or min(a.ids.ndim, b.ids.ndim) < 2:
+                raise ValueError("multiplies something other than matrices of computed values")
+            return Symbols(self.expressions.dot(a.ids, np.swapaxes(b.ids, -1, -2)), True)
+        if not isinstance(a, Symbols) or a.ids.ndim < 2:
+            raise ValueError("is not a layer: its first input is not [batch, values]")
+        return self._linear(a, b, transposed=False)
+
+    def _linear(self, data: Symbols, weight: Value, *, transposed: bool) -> Symbols:
+        if isinstance(weight, Symbols):
+            raise ValueError("has a weight that depends on the graph's inputs")
+        if data.real and weight.ndim == 2 and is_float(weight.dtype) and self.lookups.are_all(data):
+            ids = self.lookups.linear(data.ids, weight, transposed)
+            if ids is not None:
+                return Symbols(ids, True)
+        if not data.real or weight.ndim != 2 or weight.dtype != np.float32:
+            raise ValueError(f"has a weight of shape {weight.shape}, {weight.dtype}; a matrix of float32 is wanted")
+        return Symbols(self.expressions.linear(data.ids, weight, transposed), True)
+
+    def add(self, a: Value, b: Value, *, shape: tuple[int, ...] | None = None) -> Symbols:
+        """A constant bias added to computed values, or x_l to a cross layer's product; shape: that of the result,
+        checked where given."""
+        found = on_lookups(self.lookups, "Add", [a, b], {})
+        if found is not None:
+            return found
+        if self._is_combined(a, b, {"product"}):
+            return Symbols(self.expressions.elementwise("plus", a.ids, b.ids), True)
+        data, bias = (a, b) if isinstance(a, Symbols) else (b, a)
+        if isinstance(bias, Symbols):
+            raise ValueError("adds two computed values that are neither of one index nor a cross layer's")
+        if not data.real or bias.dtype != np.float32:
+            raise ValueError("adds something other than a float32 constant")
+        sums = self.expressions.add(data.ids, bias)
+        if shape is not None and sums.shape != shape:
+            raise ValueError(f"adds a bias of shape {bias.shape} to {shape}")
+        return Symbols(sums, True)
+
+    def _subtract(self, a: Value, b: Value) -> Symbols:
+        if isinstance(b, Symbols):
+            b = self.times(b, np.float32(-1))
+        return self.add(a, b if isinstance(b, Symbols) else -b)
+
+    def function(self, kind: str, data: Symbols) -> Symbols:
+        found = on_lookups(self.lookups, kind.capitalize(), [data], {})
+        if found is not None:
+            return found
+        if not data.real:
+            raise ValueError("is applied to whole numbers")
+        return Symbols(self.expressions.apply(kind, data.ids), True)
+
+    # --- a clamp
+
+    def _clip(self, data: Value, min: Value | float = None, max: Value | float = None) -> Symbols:
+        """ONNX's Clip; the bounds, which have ONNX's names, are attributes up to opset 10."""
+        if not isinstance(data, Symbols) or not data.real:
+            raise ValueError("clips something other than computed values")
+        # The upper bound last, as in PyTorch and ONNX: it wins where the bounds cross.
+        for side, bound in (("Max", min), ("Min", max)):
+            data = data if bound is None else self._limit(side, (data, bound))
+        return data
+
+    def _limit(self, side: str, values: tuple[Value | float, ...]) -> Symbols:
+        """Elementwise maximum ("Max") or minimum ("Min") of computed values and single constants."""
+        computed = [value for value in values if isinstance(value, Symbols)]
+        if len(computed) != 1 or not computed[0].real:
+            raise ValueError("compares computed values with each other")
+        ids = computed[0].ids
+        for bound in (np.asarray(value) for value in values if not isinstance(value, Symbols)):
+            if bound.size != 1 or bound.ndim > ids.ndim or bound.dtype.kind != "f" or np.isnan(bound).any():
+                raise ValueError("limits values by something other than one float number")
+            ids = self.expressions.apply(side.lower(), ids, float(np.float32(bound.item())))
+        return Symbols(ids, True)
+
+    # --- types
+
+    def _cast(self, data: Symbols, *, to: int) -> Symbols:
+        found = self.lookups.dtype(data)
+        if found is not None and found == onnx.helper.tensor_dtype_to_np_dtype(to):
+            return data
+        same = (onnx.TensorProto.FLOAT,) if data.real else (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+        if to not in same:
+            raise ValueError(f"casts to {onnx.TensorProto.DataType.Name(to)}")
+        return data
+
+    def _cast_like(self, data: Value, like: Value) -> Value:
+        if isinstance(data, Symbols) and isinstance(like, np.ndarray):
+            return self._cast(data, to=onnx.helper.np_dtype_to_tensor_dtype(like.dtype))
+        if isinstance(like, Symbols) and like.real and not isinstance(data, Symbols):
+            return data.astype(np.float32)
+        if isinstance(data, Symbols) and isinstance(like, Symbols) and data.real and like.real:
+            return data
+        raise ValueError("casts to a type that may be 32 or 64 bits wide")
+
+
+def _is_real(value: Value) -> bool:
+    return value.real if isinstance(value, Symbols) else is_float(value.dtype)

@@ -1,0 +1,63 @@
+"""Functions of one index as tables: parts of a stored one where they are no more than that, else computed rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..model.computed_rows import ComputedRows
+from ..model.dlrm import Table
+from .domains import NoTableError, domain
+from .functions import INDEX_TYPES, Function
+
+
+def computed_table(name: str, pooling: str, function: Function) -> Table:
+    """Raises NoTableError where no table holds the function."""
+    found = domain(function)
+    if function.dtype != np.float32:
+        raise NoTableError(f"gives values of type {function.dtype}, float32 is wanted")
+    shift = _shift(function)
+    if shift is not None:
+        return Table(name, function.operands[0][shift : shift + found.rows], pooling)
+    wraps = found.last if found.last >= found.rows else 0
+    about = {"origin": function.form, "sources": function.sources}
+    return Table(name, ComputedRows(function, found.rows, function.width, **about), pooling, wraps=wraps)
+
+
+def _shift(function: Function) -> int | None:
+    """s of a function that is row index + s of a float32 table; None for any other."""
+    if function.operator != "gather" or function.dtype != np.float32 or function.operands[0].ndim != 2:
+        return None
+    shift, at = 0, function.operands[1]
+    while at.operator in ("Add", "Cast"):
+        constants = [each for each in at.operands if isinstance(each, np.ndarray)]
+        if at.dtype not in INDEX_TYPES or len(constants) != (at.operator == "Add"):
+            return None
+        shift += sum(int(each.item()) for each in constants)
+        at = at.functions[0]
+    return shift if at.operator == "index" and shift >= 0 else None
+
+
+def without_overlap(tables: list[Table]) -> list[Table]:
+    """Tables that are parts of one joint table, from their offsets on, end where the next one begins."""
+    return [_before(table, [one.rows for one in tables]) for table in tables]
+
+
+def _before(table: Table, others: Sequence[np.ndarray | ComputedRows]) -> Table:
+    """The table up to the next of the others that goes on to its own end."""
+    starts = [start for other in others if (start := _start_in(table.rows, other))]
+    if not starts:
+        return table
+    end, weights = min(starts), table.row_weights
+    return replace(table, rows=table.rows[:end], row_weights=None if weights is None else weights[:end])
+
+
+def _start_in(rows: np.ndarray | ComputedRows, other: np.ndarray | ComputedRows) -> int | None:
+    """The row that the other table begins with, if it is the rest of this one; None if it is not."""
+    if isinstance(rows, ComputedRows) or isinstance(other, ComputedRows) or rows.strides != other.strides:
+        return None
+    start = len(rows) - len(other)
+    same = other.ctypes.data - rows.ctypes.data == start * rows.strides[0] and rows.shape[1] == other.shape[1]
+    return start if same and start > 0 else None

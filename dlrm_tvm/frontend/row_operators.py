@@ -1,0 +1,82 @@
+"""Operators that no DLRM has between layers but an embedding may have behind its lookup: they become part of a table.
+
+    elementwise    LeakyRelu, Gelu, Log, Sin ..             of each value
+    row by row     LayerNormalization, Softmax, ReduceL2 .. of the last axis
+
+Computed by onnx's own reference evaluator: only ever on rows of a table, [n, width], never on the graph's tensors.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+ELEMENTWISE = {
+    *("BitShift", "Ceil", "Celu", "Cos", "Cosh", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "IsNaN"),
+    *("LeakyRelu", "Log", "Mish", "PRelu", "Pow", "Round", "Selu", "Sign", "Sin", "Sinh", "Softplus", "Softsign"),
+    *("Tan", "ThresholdedRelu", "Xor"),
+}
+ROW_BY_ROW = {
+    *("LayerNormalization", "LogSoftmax", "LpNormalization", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp"),
+    *("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Softmax"),
+}
+
+
+def of_last_axis(
+    operator: str, opset: int, rank: int, inputs: list, attributes: dict
+) -> tuple[list, dict, bool] | None:
+    """(inputs behind the first, attributes, whether the last axis stays) of a row-by-row operator, as it is for arrays
+    of rank 2; None where it goes over other axes."""
+    attributes, others = dict(attributes), list(inputs[1:])
+    reduces = operator.startswith("Reduce")
+    if not reduces:
+        if attributes.get("p", 2) != 2:  # onnx's evaluator adds up the values themselves, not their sizes
+            return None
+        axis = attributes.pop("axis", 1 if opset < 13 and operator.endswith("Softmax") else -1)
+        return (others, {**attributes, "axis": -1}, True) if axis in (-1, rank - 1) else None
+    axes = attributes.pop("axes", None)
+    axes = others.pop(0) if axes is None and others else axes
+    keeps = bool(attributes.pop("keepdims", 1))
+    if axes is None or others or [int(axis) % rank for axis in axes] != [rank - 1]:
+        return None
+    return [], {"axes": (1,), "keepdims": 1}, keeps
+
+
+def evaluate_rows(operator: str, opset: int, values: list[np.ndarray], attributes: dict) -> np.ndarray:
+    """values: [n, width], or constants [width] or [1]. Raises ValueError where the operator does not take them."""
+    try:
+        return _evaluated(operator, opset, values, attributes)
+    except (NotImplementedError, RuntimeError, TypeError) as error:  # the reference evaluator's
+        raise ValueError(f"is no {operator} of operator set {opset}: {' '.join(str(error).split())[:100]}") from None
+
+
+def _evaluated(operator: str, opset: int, values: list[np.ndarray], attributes: dict) -> np.ndarray:
+    session = _session(operator, opset, tuple(str(value.dtype) for value in values), tuple(sorted(attributes.items())))
+    feeds = {f"x{at}": value for at, value in enumerate(values)}
+    if "axes" in attributes and opset >= _axes_are_an_input(operator):
+        feeds["axes"] = np.array(attributes["axes"], np.int64)
+    (result,) = session.run(None, feeds)
+    return np.asarray(result)
+
+
+def _axes_are_an_input(operator: str) -> int:
+    """Since this operator set."""
+    return 13 if operator == "ReduceSum" else 18
+
+
+@cache
+def _session(operator: str, opset: int, dtypes: tuple[str, ...], attributes: tuple) -> ReferenceEvaluator:
+    given, names = dict(attributes), [f"x{at}" for at in range(len(dtypes))]
+    if "axes" in given and opset >= _axes_are_an_input(operator):
+        given.pop("axes")
+        names.append("axes")
+        dtypes = (*dtypes, "int64")
+    node = onnx.helper.make_node(operator, names, ["y"], **given)
+    kinds = [onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)) for dtype in dtypes]
+    inputs = [onnx.helper.make_tensor_value_info(name, kind, None) for name, kind in zip(names, kinds)]
+    output = onnx.helper.make_tensor_value_info("y", kinds[0], None)
+    graph = onnx.helper.make_graph([node], "row", inputs, [output])
+    return ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)]))

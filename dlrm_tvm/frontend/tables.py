@@ -1,0 +1,303 @@
+"""How a graph uses its embedding tables, read from the formulas of one run on symbols.
+
+    e = sum or mean over a bag of  row(table, index) * factor(row_weights, index)      a table as it is stored
+    e = sum or mean over a bag of  f(index)                                            any other: a table to be computed
+
+Found are the vectors that the joined values are made of. `vectors` makes the formulas of every bag that follow from
+them, so that recognition.py can compare them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from ..errors import printable
+from ..model.dlrm import Table
+from .computed_tables import computed_table, without_overlap
+from .expressions import Expressions
+from .features import is_layer
+from .functions import Function
+from .graph import OnnxGraph
+from .probes import Probe
+from .roles import Roles
+
+Column = tuple[str, int]
+
+_POOLED = ("sum", "mean")
+
+
+@dataclass(frozen=True)
+class Use:
+    """What is made of one index: a row of table number `table`, times a factor (its key) or not; or a function."""
+
+    table: int | None = None
+    factor: tuple | None = None
+    function: Function | None = None
+
+
+class TableUses:
+    """The tables used in one run. Raises UserError where no DLRM uses them so.
+
+    joined: [batch, N] numbers of what the interaction gives, -1 for constants. x: [batch, width], the numbers of the
+    only vector among them that is none of tables. dots: whether the values are products of vectors.
+    """
+
+    def __init__(
+        self, graph: OnnxGraph, roles: Roles, expressions: Expressions, joined: np.ndarray, joiner: onnx.NodeProto
+    ) -> None:
+        self.graph = graph
+        self.roles = roles
+        self.expressions = expressions
+        self.joiner = joiner
+        self.dots = False
+        self._parts: dict[Column, tuple[Use, ...]] = {}
+        self._averaged: set[Column] = set()
+        self._makers: dict[Column, onnx.NodeProto] = {}
+        self.x = self._found(joined)
+
+    def tables(self) -> tuple[Table, ...]:
+        """The table that each index column looks up in, in the columns' order."""
+        for column in self.roles.columns:
+            if column not in self._parts:
+                raise self.graph.refusal(None, f"no table is looked up with {_called(column)}")
+        return self._fitting([self._table(column) for column in self.roles.columns])
+
+    def vectors(self, tables: Iterable[Table], probe: Probe) -> np.ndarray:
+        """The numbers of x and of each pooled bag as a DLRM computes them, [batch, 1 + T, D]."""
+        if self.x.shape[1] != next(iter(tables)).dim:
+            reason = f"joins the bottom MLP's {self.x.shape[1]} outputs and rows of {next(iter(tables)).dim} values"
+            raise self.graph.refusal(self.joiner, f"{reason}; a DLRM has vectors of one dimension")
+        columns = zip(self.roles.columns, tables, probe.starts, probe.lengths, strict=True)
+        return np.stack([self.x, *(self._bags(*column) for column in columns)], axis=1)
+
+    def _bags(self, column: Column, table: Table, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        indices = self.expressions.vector(("index", *column), int(lengths.sum()))
+        pooled = [
+            self.expressions.bags(table.pooling, self._rows(use, indices), starts, starts + lengths)
+            for use in self._parts[column]
+        ]
+        return np.concatenate(pooled, axis=1)
+
+    def _rows(self, use: Use, indices: np.ndarray) -> np.ndarray:
+        """[n, D] numbers"""
+        if use.function is not None:
+            width = use.function.width
+            made = [self.expressions.vector(("function", use.function, index), width) for index in indices.tolist()]
+            return np.array(made, np.int64).reshape(len(indices), width)
+        rows = self.expressions.lookup(self.expressions.array(use.table), indices, "")
+        if use.factor is None:
+            return rows
+        if use.factor[0] == "constant":
+            factors = np.full(len(indices), self.expressions.scalar(*use.factor), np.int64)
+        else:
+            factors = self.expressions.lookup(self.expressions.array(use.factor[1]), indices, "")
+        return self.expressions.scale(rows, factors[:, None])
+
+    # --- the vectors that are joined
+
+    def _found(self, joined: np.ndarray) -> np.ndarray:
+        x = []
+        for ids in joined:
+            vectors = self._vectors_of(ids[ids >= 0])
+            others = [first for first in vectors if self._is_other(first)]
+            if not others:
+                raise self.graph.refusal(self.joiner, "joins no output of a bottom MLP with the tables' rows")
+            odd = next((first for first in others if not is_layer(self.expressions, first)), None)
+            if odd is not None:
+                what = self.expressions.kind_of(odd)
+                node = self.expressions.maker_of(odd)
+                raise self.graph.refusal(node, f"gives the interaction {what} values, neither a layer's nor a table's")
+            if len(others) > 1:
+                reason = f"joins {len(others)} vectors of layers for an item; a DLRM has one, its bottom MLP's output"
+                raise self.graph.refusal(self.joiner, reason)
+            x.append(self.expressions.elements(others[0]))
+        if len({len(each) for each in x}) > 1:
+            raise self.graph.refusal(self.joiner, "joins vectors of different dimensions for different items")
+        return np.stack(x)
+
+    def _vectors_of(self, ids: np.ndarray) -> list[int]:
+        """First numbers of the vectors that an item's values are elements or products of. Those of tables are noted."""
+        firsts, _, _ = self.expressions.whereabouts(ids)
+        is_dot = np.array([self.expressions.kind_of(first) == "dots" for first in firsts.tolist()], bool)
+        operands = list(dict.fromkeys(self.expressions.factors(ids[is_dot]).ravel().tolist())) if is_dot.any() else []
+        single = list(dict.fromkeys(firsts[~is_dot].tolist()))
+        rows = [first for first in single if not self._is_other(first)]
+        self.dots = self.dots or bool(operands)
+        if operands and rows:
+            node = self.expressions.maker_of(rows[0])
+            raise self.graph.refusal(
+                self.joiner,
+                f"joins dots and rows themselves (those of {_label(node)}); a DLRM joins x and the one or the other",
+            )
+        columns: dict[Column, list[int]] = {}
+        for first in rows:
+            columns.setdefault(self._column(first), []).append(first)
+        for column, own in columns.items():
+            self._note(column, own)
+        vectors = single
+        for operand in operands:
+            elements = self.expressions.elements(operand)
+            own = list(dict.fromkeys(self.expressions.whereabouts(elements)[0].tolist()))
+            if all(self.expressions.kind_of(first) == "constant" for first in own):
+                continue  # an empty bag
+            if self._is_whole(elements, own) and not any(map(self._is_other, own)):
+                self._note(self._column(own[0]), own)
+            else:
+                vectors = [*vectors, *(own if len(own) == 1 and self._is_whole(elements, own) else [operand])]
+        return list(dict.fromkeys(vectors))
+
+    def _is_whole(self, elements: np.ndarray, firsts: Sequence[int]) -> bool:
+        whole = [self.expressions.elements(first) for first in firsts]
+        return np.array_equal(np.concatenate(whole), elements)
+
+    def _is_other(self, first: int) -> bool:
+        """Whether it is no vector of a table; constants are pooled bags of none."""
+        kind = self.expressions.kind_of(first)
+        return kind not in ("row", "scaled", "function", "constant", *_POOLED)
+
+    def _column(self, first: int) -> Column | None:
+        """Of the first index that a vector depends on; None for constants."""
+        (kind, *operands), _ = self.expressions.key(first)
+        if kind == "constant":
+            return None
+        if kind in _POOLED:
+            return self._column(int(np.frombuffer(operands[0], np.int64)[0]))
+        if kind == "scaled":
+            return self._column(operands[0])
+        if kind in ("row", "function", "factor"):
+            (_, *column), _ = self.expressions.key(operands[1])
+            return tuple(column)
+        raise self.graph.refusal(self.expressions.maker_of(first), f"gives {kind} values in place of a table's rows")
+
+    def _note(self, column: Column | None, firsts: list[int]) -> None:
+        """That the bags of a column give these vectors, one after the other."""
+        if column is None:
+            return
+        parts = tuple(use for first in firsts if (use := self._use(first, column)) is not None)
+        known = self._parts.setdefault(column, parts)
+        self._makers.setdefault(column, self.expressions.maker_of(firsts[0]))
+        if known != parts:
+            raise self._two_uses(column, known, parts, self.expressions.maker_of(firsts[0]))
+
+    def _two_uses(self, column: Column, known: tuple[Use, ...], parts: tuple[Use, ...], node: onnx.NodeProto):
+        names = [self._name(each) for each in (known, parts)]
+        if [use.table for use in known] == [use.table for use in parts] and known[0].function is parts[0].function:
+            reason = "weights that depend on more than the row; a DLRM's depend on the row alone"
+            return self.graph.refusal(node, f"gives rows that are multiplied by {reason}")
+        return self.graph.refusal(
+            node, f"looks up {_called(column)} in {names[1]!r}, though {names[0]!r} takes it already"
+        )
+
+    def _use(self, first: int, column: Column) -> Use | None:
+        (kind, *operands), _ = self.expressions.key(first)
+        if kind in _POOLED:
+            if kind == "mean":
+                self._averaged.add(column)
+            summands = np.frombuffer(operands[0], np.int64).tolist()
+            uses = {self._use(summand, self._same_column(summand, column)) for summand in summands}
+            if len(uses) > 1:
+                one, other = list(uses)[:2]
+                raise self._two_uses(column, (one,), (other,), self.expressions.maker_of(first))
+            return uses.pop()
+        if kind == "function":
+            return Use(function=operands[0])
+        if kind == "row":
+            return Use(table=operands[0])
+        if kind == "scaled":
+            row, factor = (self.expressions.key(number)[0] for number in operands)
+            if row[0] != "row":
+                raise self.graph.refusal(
+                    self.expressions.maker_of(first), "weights something other than rows of a table"
+                )
+            return Use(row[1], factor[:2] if factor[0] == "factor" else factor)
+        return None
+
+    def _same_column(self, first: int, column: Column) -> Column:
+        if self._column(first) not in (column, None):
+            raise self.graph.refusal(
+                self.expressions.maker_of(first), f"pools rows of {_called(column)} with those of another index input"
+            )
+        return column
+
+    # --- tables made of them
+
+    def _name(self, parts: tuple[Use, ...]) -> str:
+        names = [name for use in parts for name in self._names(use)]
+        return " and ".join(dict.fromkeys(names))
+
+    def _names(self, use: Use) -> tuple[str, ...]:
+        return (self.expressions.array_name(use.table),) if use.function is None else use.function.tables
+
+    def _table(self, column: Column) -> Table:
+        parts, node = self._parts[column], self._makers[column]
+        pooling = "mean" if column in self._averaged else "sum"
+        name = printable(self._name(parts))
+        if len(parts) == 1 and parts[0].function is None:
+            rows = self.expressions.array(parts[0].table)
+            return Table(name, rows, pooling, self._row_weights(parts[0].factor, len(rows), node))
+        function = self._whole_function(parts)
+        try:
+            return computed_table(name, pooling, function)
+        except (
+            ArithmeticError,
+            IndexError,
+            MemoryError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise self.graph.refusal(node, f"({function.form}) {error}") from None
+
+    def _whole_function(self, parts: tuple[Use, ...]) -> Function:
+        made = [self._function(use) for use in parts]
+        width = sum(each.width for each in made)
+        return made[0] if len(made) == 1 else self.expressions.functions.pick(made, range(width))
+
+    def _function(self, use: Use) -> Function:
+        if use.function is not None:
+            return use.function
+        rows = self._looked_up(use.table)
+        if use.factor is None:
+            return rows
+        constant = use.factor[0] == "constant"
+        factor = np.array([use.factor[2]], use.factor[1]) if constant else self._looked_up(use.factor[1])
+        return self.expressions.functions.apply("Mul", [rows, factor], {})
+
+    def _looked_up(self, array: int) -> Function:
+        functions = self.expressions.functions
+        index = functions.index(np.dtype(np.int64))
+        return functions.gather(self.expressions.array(array), index, self.expressions.array_name(array))
+
+    def _row_weights(self, factor: tuple | None, num_rows: int, node: onnx.NodeProto) -> np.ndarray | None:
+        if factor is None:
+            return None
+        if factor[0] == "constant":
+            return np.broadcast_to(np.float32(factor[2]), (num_rows,))
+        weights = self.expressions.array(factor[1])
+        if len(weights) != num_rows or not np.isfinite(weights).all():
+            reason = f"{len(weights)} row weights, {num_rows} finite ones are wanted"
+            raise self.graph.refusal(node, f"gives rows that are multiplied by {reason}")
+        return weights
+
+    def _fitting(self, tables: list[Table]) -> tuple[Table, ...]:
+        tables = without_overlap(tables)
+        for table in tables:
+            if table.dim != tables[0].dim:
+                reason = f"table {table.name!r} has rows of {table.dim} values, {tables[0].name!r} of {tables[0].dim}"
+                raise self.graph.refusal(None, reason)
+            same = next(one for one in tables if one.rows is table.rows)
+            if same.pooling != table.pooling or not np.array_equal(same.row_weights, table.row_weights):
+                raise self.graph.refusal(None, f"table {table.name!r} is used twice, in different ways")
+        return tuple(tables)
+
+
+def _called(column: Column) -> str:
+    return f"{column[0]}, row {column[1]}"
+
+
+def _label(node: onnx.NodeProto) -> str:
+    return node.name or node.output[0]

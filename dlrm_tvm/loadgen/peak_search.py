@@ -1,0 +1,55 @@
+"""The highest rate that LoadGen finds valid in its Server scenario: a bisection with short tests, then a full one.
+
+    0 < low (valid) .. high (not valid) <= the closed loop's rate       halved until within 2 % of the closed loop's
+
+A short test can be lucky: from `low` the rate goes down in steps of 3 % until a test of full length is valid.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+from .process import LoadgenTest
+from .settings import LoadgenRequest
+
+_PROBE_S, _PROBE_QUERIES = 10.0, 1000  # LoadGen's early stopping wants 459 queries at least
+_PRECISION = 0.02
+_CONFIRMATIONS, _STEP_DOWN = 6, 0.97
+
+
+def find_peak_qps(
+    test: Callable[[LoadgenRequest], LoadgenTest],
+    request: LoadgenRequest,
+    *,
+    most_qps: float,
+    duration_s: float,
+    say: Callable[[str, str], None],
+) -> list[LoadgenTest]:
+    """All tests in their order; the last one is of full length, and valid if a valid rate was found.
+
+    most_qps: a rate beyond reach, the closed loop's. Each test's logs have a folder of their own below the request's.
+    """
+    tests: list[LoadgenTest] = []
+
+    def is_valid(qps: float, seconds: float, name: str) -> bool:
+        folder = os.path.join(request.log_dir, name)
+        tests.append(test(replace(request, target_qps=qps, duration_s=seconds, log_dir=folder)))
+        verdict = tests[-1].verdict
+        found = "valid" if verdict.is_valid else "; ".join(verdict.reasons)
+        say(name, f"{qps:,.1f} samples/s for {seconds:.0f} s: p99 {verdict.latency_ms['p99']:.1f} ms, {found}")
+        return verdict.is_valid
+
+    low, high = 0.0, most_qps
+    while high - low > _PRECISION * most_qps:
+        middle = (low + high) / 2
+        seconds = min(max(_PROBE_S, _PROBE_QUERIES / middle), duration_s)
+        if is_valid(middle, seconds, f"probe_{len(tests):02}"):
+            low = middle
+        else:
+            high = middle
+    for attempt in range(_CONFIRMATIONS if low else 0):
+        if is_valid(low * _STEP_DOWN**attempt, duration_s, f"full_{attempt}"):
+            break
+    return tests

@@ -1,0 +1,268 @@
+"""One run under MLPerf's LoadGen: instances, queue, samples and LoadGen's process together.
+
+    peak -> closed loop of some seconds, for comparison and for the rate to ask for -> LoadGen's test -> peak
+
+In accuracy mode nothing is timed: only the test is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..bench.card import peak_line
+from ..bench.measure import PEAK_SECONDS
+from ..bench.session import RunSettings, Session, open_session
+from ..bench.statistics import percentiles_ms
+from ..bench.warnings import (
+    faster_than_closed_warnings,
+    load_warnings,
+    peak_warnings,
+    run_warnings,
+    table_warnings,
+    window_warnings,
+)
+from ..console import line
+from ..data.query_samples import SampleSpec, plan_samples
+from ..errors import UserError
+from ..instances.group import NoBatchError
+from ..machine.memory import memory_use
+from ..runtime.artifact import open_artifact
+from .peak_search import find_peak_qps
+from .process import (
+    LoadgenProcess,
+    LoadgenTest,
+    check_room,
+    loadgen_process,
+    make_log_folder,
+    require_loadgen,
+    shared_with_loadgen,
+)
+from .settings import EffectiveSettings, LoadgenRequest
+
+_CLOSED_LOOP_SHARE, _CLOSED_LOOP_S = 1 / 12, (1.0, 5.0)  # of the test's length, within these
+_HEADROOM = 1.05  # in the rate by which LoadGen sizes an Offline run, so that it is not too short
+_ACCURACY_QPS = 10_000.0  # latencies do not count there
+_TAKE_MS = 50.0  # Offline: work taken at a time
+_MOST_BATCHES, _ACCURACY_BATCHES = 64, 8
+_WAIT_SHARE = 0.5  # of the latency bound; the rest is for delays
+_SILENCE_S, _SILENCE_BATCHES = 60.0, 20
+
+
+@dataclass(frozen=True)
+class LoadgenOptions:
+    """From the flags; None where LoadGen's files or the defaults decide. target_qps: samples per second."""
+
+    scenario: str
+    accuracy: bool
+    samples: int
+    log_dir: Path
+    duration_s: float | None = None
+    target_qps: float | None = None
+    find_peak: bool = False
+    conf_files: tuple[Path, ...] = ()
+
+    @property
+    def request(self) -> LoadgenRequest:
+        return LoadgenRequest(
+            scenario=self.scenario,
+            mode="accuracy" if self.accuracy else "performance",
+            log_dir=str(self.log_dir),
+            conf_files=tuple(map(str, self.conf_files)),
+            duration_s=self.duration_s,
+            target_qps=self.target_qps,
+        )
+
+
+@dataclass(frozen=True)
+class ClosedLoop:
+    """The same instances without LoadGen: items per second, latencies of a batch in ms, warnings."""
+
+    items_per_s: float
+    batch_ms: dict[str, float]
+    items_per_sample: float  # of the samples that LoadGen is to send
+    warnings: tuple[str, ...]
+
+    @property
+    def samples_per_s(self) -> float:
+        return self.items_per_s / self.items_per_sample
+
+
+@dataclass(frozen=True, eq=False)
+class LoadgenRun:
+    """Everything known after a run. tests: the last one counts; served: per instance, over all tests, as
+    queue_service.Served. closed_loop and peak_gflops: None in accuracy mode. wait_ms: of a batch that is not full.
+    """
+
+    session: Session
+    options: LoadgenOptions
+    settings: EffectiveSettings
+    spec: SampleSpec
+    closed_loop: ClosedLoop | None
+    peak_gflops: float | None
+    tests: tuple[LoadgenTest, ...]
+    served: tuple[dict, ...]
+    memory_bytes: int
+    warnings: tuple[str, ...]
+    wait_ms: float
+
+
+def run_loadgen(
+    settings: RunSettings, options: LoadgenOptions, *, warmup_s: float, show: Callable[[str], None]
+) -> LoadgenRun:
+    """Raises UserError for inputs that do not fit, when a process dies, or LoadGen refuses."""
+    require_loadgen()
+    card = open_artifact(settings.model).manifest.model
+    ref_data = str(settings.ref_data) if settings.ref_data else None
+    spec = plan_samples(card, options.samples, ref_data, max_ind_range=settings.max_ind_range)
+    if options.accuracy and not spec.has_labels:
+        raise UserError("--accuracy needs labels. Give --ref-data a file that has them, such as the demo's npz.")
+    check_room(spec)
+    make_log_folder(options.log_dir)
+    with (
+        shared_with_loadgen(spec) as (ends, driver_ends),
+        open_session(replace(settings, spare_core=True), show, queue=ends) as session,
+        loadgen_process(session, driver_ends) as loadgen,
+    ):
+        return _Conduct(session, loadgen, options, spec, show).run(warmup_s)
+
+
+class _Conduct:
+    """The steps of a run, over the session and LoadGen's process."""
+
+    def __init__(
+        self,
+        session: Session,
+        loadgen: LoadgenProcess,
+        options: LoadgenOptions,
+        spec: SampleSpec,
+        show: Callable[[str], None],
+    ) -> None:
+        self._session, self._instances = session, session.instances
+        self._loadgen, self._options, self._spec, self._show = loadgen, options, spec, show
+        self._settings = loadgen.settings(options.request)
+        self._is_server = options.scenario == "server"
+
+    def run(self, warmup_s: float) -> LoadgenRun:
+        options, session = self._options, self._session
+        if self._is_server and not (self._settings.target_qps or options.find_peak or options.accuracy):
+            raise UserError(
+                "--scenario server needs a rate: give --target-qps Q, --find-peak-qps, or a --user-conf with a line "
+                "such as *.Server.target_qps = Q."
+            )
+        self._show_plan()
+        self._loadgen.load()
+        peak_before = None if options.accuracy else self._peak()
+        closed_loop = None if options.accuracy else self._closed_loop(warmup_s)
+        wait_ms = self._wait_ms(closed_loop)
+        self._instances.begin_service(self._most_batches(closed_loop))
+        before = self._instances.snapshot()
+        tests = self._tests(closed_loop, wait_ms)
+        after = self._instances.snapshot()
+        memory_bytes = sum(memory_use(pid).pss_bytes for pid in self._instances.pids)
+        self._loadgen.stop()
+        served = self._instances.end_service()
+        peak_after = None if options.accuracy else self._peak(quietly=True)
+        warnings = table_warnings(session.tables)
+        if not options.accuracy:
+            warnings += load_warnings(session.plan.busiest)
+            warnings += [f"In the closed loop before: {warning}" for warning in closed_loop.warnings]
+            warnings += window_warnings(before, after)
+            warnings += peak_warnings(peak_before, peak_after)
+            warnings += self._faster_than_closed(closed_loop, tests[-1])
+        return LoadgenRun(
+            session=session,
+            options=options,
+            settings=self._settings,
+            spec=self._spec,
+            closed_loop=closed_loop,
+            peak_gflops=None if options.accuracy else max(peak_before, peak_after),
+            tests=tuple(tests),
+            served=tuple(served),
+            memory_bytes=memory_bytes,
+            warnings=tuple(warnings),
+            wait_ms=wait_ms,
+        )
+
+    def _peak(self, *, quietly: bool = False) -> float:
+        gflops = self._instances.peak_gflops(PEAK_SECONDS)
+        if not quietly:
+            self._show(peak_line(gflops))
+        return sum(gflops)
+
+    def _closed_loop(self, warmup_s: float) -> ClosedLoop:
+        shortest_s, longest_s = _CLOSED_LOOP_S
+        seconds = min(max(self._settings.duration_s * _CLOSED_LOOP_SHARE, shortest_s), longest_s)
+        try:
+            run = self._instances.measure(duration_s=seconds, warmup_s=warmup_s)
+        except NoBatchError:
+            raise UserError(
+                f"No batch of {self._session.plan.manifest.batch_size:,} items was done within {seconds:g} s. "
+                "Use a library of a smaller batch, or a longer --duration."
+            ) from None
+        if run.interrupted:
+            raise KeyboardInterrupt
+        measurement = run.measurement
+        items_per_s = measurement.total_batches_per_s * self._session.plan.manifest.batch_size
+        batch_ms = percentiles_ms(np.concatenate(measurement.latencies_ns))
+        items_per_sample = self._spec.items / self._spec.samples
+        closed_loop = ClosedLoop(items_per_s, batch_ms, items_per_sample, tuple(run_warnings(run)))
+        text = f"{items_per_s:,.0f} items/s = {closed_loop.samples_per_s:,.1f} samples/s, in {seconds:.1f} s"
+        self._show(line("closed loop", text))
+        return closed_loop
+
+    def _wait_ms(self, closed_loop: ClosedLoop | None) -> float:
+        """Server: half of the latency bound, less the time that a batch takes.
+
+        Waiting until the last moment would leave no time for delays, and gain next to nothing: at a high rate batches
+        are full, at a low rate they need not be.
+        """
+        if not self._is_server or closed_loop is None:
+            return 0.0
+        return max(self._settings.latency_ms * _WAIT_SHARE - closed_loop.batch_ms["p99"], 0.0)
+
+    def _show_plan(self) -> None:
+        spec, settings = self._spec, self._settings
+        size = f"{spec.items / spec.samples:.1f} items in the mean, {spec.nbytes / 1e9:.2f} GB"
+        self._show(line("samples", f"{spec.samples:,} of {size}"))
+        if not self._options.accuracy:
+            bound = f", p{100 * settings.latency_percentile:g} within {settings.latency_ms:g} ms" * self._is_server
+            self._show(line("LoadGen", f"{self._options.scenario}, {settings.least_text}{bound}"))
+
+    def _faster_than_closed(self, closed_loop: ClosedLoop, test: LoadgenTest) -> list[str]:
+        if self._is_server:
+            return []
+        items_per_s = test.items / (test.verdict.latency_ms["max"] / 1e3)
+        return faster_than_closed_warnings(items_per_s / closed_loop.items_per_s)
+
+    def _silence_s(self, closed_loop: ClosedLoop | None) -> float:
+        """With work to do and no batch done for so long, an instance is stuck."""
+        if closed_loop is None:
+            return _SILENCE_S
+        return max(_SILENCE_S, _SILENCE_BATCHES * closed_loop.batch_ms["max"] / 1e3)
+
+    def _most_batches(self, closed_loop: ClosedLoop | None) -> int:
+        if self._is_server:
+            return 1
+        if closed_loop is None:
+            return _ACCURACY_BATCHES
+        return max(1, min(int(_TAKE_MS / closed_loop.batch_ms["p50"]), _MOST_BATCHES))
+
+    def _tests(self, closed_loop: ClosedLoop | None, wait_ms: float) -> list[LoadgenTest]:
+        def test(request: LoadgenRequest) -> LoadgenTest:
+            return self._loadgen.test(request, wait_ms=wait_ms, silence_s=self._silence_s(closed_loop))
+
+        request = self._options.request
+        if self._options.find_peak:
+            return find_peak_qps(
+                test,
+                request,
+                most_qps=closed_loop.samples_per_s,
+                duration_s=self._settings.duration_s,
+                say=lambda label, text: self._show(line(label, text)),
+            )
+        estimate = _ACCURACY_QPS if closed_loop is None else closed_loop.samples_per_s * _HEADROOM
+        return [test(replace(request, target_qps=self._settings.target_qps or estimate))]

@@ -1,0 +1,133 @@
+"""A request to LoadGen, and its TestSettings.
+
+    LoadGen's own mlperf.conf for dlrm  <  MLPerf v1's latency bound, 60 s  <  --mlperf-conf  <  --user-conf  <  flags
+
+LoadGen's mlperf.conf gives DLRM 60 ms today; MLPerf Inference v0.7 to v3.0, which had this model, gave it 30 ms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import UserError
+
+SCENARIOS = ("offline", "server")
+
+_MODEL = "dlrm"  # in the files of settings
+_LATENCY_MS = 30
+_DURATION_S = 60
+_OWN_CONF, _FILE = 0, 2  # of FromConfig; 1 would read LoadGen's own again, over what was set before
+_MOST_SAMPLES = 16_000_000  # in one test; the queue keeps them all
+_SLACK = 1.1  # LoadGen's own: Offline it issues so much more than the shortest duration needs at the expected rate
+_DAY_S = 86_400
+
+
+@dataclass(frozen=True)
+class LoadgenRequest:
+    """One test. mode: "performance" or "accuracy"; conf_files: later ones win. duration_s, target_qps: None where the
+    files or the defaults decide."""
+
+    scenario: str
+    mode: str
+    log_dir: str
+    conf_files: tuple[str, ...] = ()
+    duration_s: float | None = None
+    target_qps: float | None = None
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(fields: dict) -> LoadgenRequest:
+        return LoadgenRequest(**fields | {"conf_files": tuple(fields["conf_files"])})
+
+
+@dataclass(frozen=True)
+class EffectiveSettings:
+    """The settings in force. target_qps: None where none was given; latency_ms: bound of the Server scenario;
+    min_queries: issued at least, whatever duration_s is.
+    """
+
+    duration_s: float
+    target_qps: float | None
+    latency_ms: float
+    latency_percentile: float
+    samples: int
+    min_queries: int = 1
+
+    @property
+    def least_s(self) -> float:
+        """What a test takes at least, as far as the rate is known."""
+        return max(self.duration_s, self.min_queries / self.target_qps if self.target_qps else 0)
+
+    @property
+    def least_text(self) -> str:
+        """The same for people."""
+        if self.least_s > self.duration_s:
+            hours = f" ({self.least_s / 3600:.1f} hours)" if self.least_s > 3600 else ""
+            why = f"min_query_count {self.min_queries:,} at {self.target_qps:g} per second"
+            return f"{self.least_s:,.0f} s at least{hours}: {why}"
+        count = f" and {self.min_queries:,} queries" if self.min_queries > 1 and not self.target_qps else ""
+        return f"{self.duration_s:g} s{count} at least"
+
+
+def test_settings(loadgen: Any, request: LoadgenRequest, samples: int) -> Any:
+    """mlperf_loadgen.TestSettings of the request, for a library of so many samples. Raises UserError for a bad file."""
+    settings = loadgen.TestSettings()
+    scenario = request.scenario.capitalize()
+    settings.scenario = getattr(loadgen.TestScenario, scenario)
+    settings.FromConfig("", _MODEL, scenario, _OWN_CONF)
+    settings.server_target_qps = settings.offline_expected_qps = 0.0  # instead of LoadGen's default of 1
+    settings.server_target_latency_ns = _LATENCY_MS * 10**6
+    settings.min_duration_ms = _DURATION_S * 1000
+    for path in request.conf_files:
+        if settings.FromConfig(path, _MODEL, scenario, _FILE) != 0:
+            raise UserError(f"{path}: LoadGen cannot read it; lines such as *.Server.target_qps = 100 were wanted.")
+    modes = {"performance": loadgen.TestMode.PerformanceOnly, "accuracy": loadgen.TestMode.AccuracyOnly}
+    settings.mode = modes[request.mode]
+    if request.duration_s is not None:
+        settings.min_duration_ms = round(request.duration_s * 1000)
+    if request.target_qps is not None:
+        settings.server_target_qps = settings.offline_expected_qps = request.target_qps
+    wanted = settings.performance_sample_count_override or samples
+    settings.performance_sample_count_override = min(wanted, samples)
+    _check(settings, request)
+    return settings
+
+
+def _check(settings: Any, request: LoadgenRequest) -> None:
+    """LoadGen checks nothing: a rate of NaN never ends, one of a million a second fills the memory."""
+    is_server = request.scenario == "server"
+    qps = settings.server_target_qps if is_server else settings.offline_expected_qps
+    where = f" ({', '.join(request.conf_files)})" if request.conf_files else ""
+    if not 0 <= qps < float("inf"):
+        raise UserError(f"a target_qps of {qps:g}{where}: samples per second, more than 0, were wanted.")
+    if not 0 < settings.server_target_latency_percentile < 1 or not settings.server_target_latency_ns:
+        raise UserError(f"a latency bound of 0, or no percentile from 0 to 100{where}: nothing would ever be valid.")
+    if not qps or request.mode == "accuracy":
+        return
+    count = max(settings.min_query_count, settings.min_duration_ms / 1000 * qps * (1 if is_server else _SLACK))
+    if count > _MOST_SAMPLES:
+        raise UserError(
+            f"{qps:g} samples/s for {settings.min_duration_ms / 1000:g} s are more than the {_MOST_SAMPLES:,} samples "
+            "of one test. Give a lower --target-qps or a shorter --duration."
+        )
+    if count / qps > _DAY_S:
+        raise UserError(
+            f"{settings.min_query_count:,} samples at least, at {qps:g} per second, take more than a day. "
+            "Give a higher --target-qps."
+        )
+
+
+def effective(settings: Any, request: LoadgenRequest) -> EffectiveSettings:
+    is_server = request.scenario == "server"
+    target_qps = settings.server_target_qps if is_server else settings.offline_expected_qps
+    return EffectiveSettings(
+        duration_s=settings.min_duration_ms / 1000,
+        target_qps=target_qps or None,
+        latency_ms=settings.server_target_latency_ns / 1e6,
+        latency_percentile=settings.server_target_latency_percentile,
+        samples=settings.performance_sample_count_override,
+        min_queries=settings.min_query_count,
+    )

@@ -1,0 +1,180 @@
+"""One dense layer alone, on a block of tiles: which tiles, blocks and prefetching suit this machine.
+
+No formula of cache sizes and rates that was tried foretold it: a Zen 3 that streams 51 GB/s, ten times what blocks of
+37 items ask for, computes them at 0.55 of its peak and blocks of 340 at 0.8 (2026-11-30). So a layer is run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from time import perf_counter, thread_time
+
+import numpy as np
+import tvm
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from ..kernels.activations import Tiles
+from ..kernels.dense import DenseSchedule, PackedDense, dense_layer
+from ..kernels.gemv import gemv_layer
+from ..kernels.isa import Family, imported
+from ..kernels.vectors import padded, store
+from ..kernels.words import Form
+from .machine_model import own_pages
+from .passes import compile_kernels
+from .rules import LayerShape, NetworkSchedule, Probed, default_block, default_dense, tile_heights
+from .target import CpuTarget
+
+BLOCK_ITEMS = (12, 25, 50, 100, 200, 400, 512)
+_HEIGHTS = 2
+_SECONDS = 0.4  # of finding the fastest of some candidates
+_LEAST_TURNS = 3
+_ITEMS_PER_TURN = 256
+_GAIN = 0.01  # by which a candidate must beat the best one before it
+
+
+def rotating_weights(layer: LayerShape, network_bytes: int) -> Iterator:
+    """The layer's weights, then scales, compensation and biases, one each per output: copies in turn, network_bytes in
+    all, so that they come from the same cache level as in the network."""
+    elements = padded(layer.outputs) * (layer.inputs + 3)
+    return itertools.cycle([_random(elements) for _ in range(-(-network_bytes // (4 * elements)))])
+
+
+class LayerProbe:
+    """A layer on blocks of up to most_tiles tiles of mr items, its weights the next ones at each call."""
+
+    def __init__(
+        self, layer: LayerShape, mr: int, cpu: CpuTarget, family: Family, weights: Iterator, most_tiles: int = 1
+    ) -> None:
+        self._layer, self._mr, self._cpu, self._tiles = layer, mr, cpu, most_tiles
+        self._form, self._weights = Form(layer.precision, family=family), weights
+
+    def compiled(self, schedule: DenseSchedule) -> Callable[[int], None]:
+        """The layer on so many tiles."""
+        elements = padded(self._layer.outputs) * (self._layer.inputs + 3)
+        function = _dense_function(self._packed(schedule), self._mr, self._tiles, elements)
+        run = compile_kernels({"dense": function}, self._cpu)["dense"]
+        x, y = (width * self._mr * self._tiles for width in map(padded, (self._layer.inputs, self._layer.outputs)))
+        x, y = _random(x), _random(y)
+        return lambda tiles: run(x, next(self._weights), y, tiles)
+
+    def _packed(self, schedule: DenseSchedule) -> PackedDense:
+        layer = self._layer
+        bias, scale, compensation = (padded(layer.outputs) * (layer.inputs + at) for at in range(3))
+        return PackedDense(
+            layer.inputs, layer.outputs, layer.activation, 0, bias, schedule,
+            takes=self._form, scale_at=scale, compensation_at=compensation,
+        )  # fmt: skip
+
+
+def flops_of(layer: LayerShape, family: Family) -> int:
+    """Per item."""
+    return 2 * layer.inputs * Form(layer.precision, family=family).values * layer.outputs
+
+
+def probe_blocks(
+    layers: Iterable[LayerShape],
+    start: NetworkSchedule,
+    batch: int,
+    cpu: CpuTarget,
+    precision: str,
+    network_bytes: int,
+) -> Probed:
+    """The blocks and the prefetching with which the largest of the layers runs fastest, then tiles of another height
+    in such blocks.
+
+    start: what the rules say. network_bytes: of all weights. All on the calling thread.
+    """
+    layer = max(layers, key=lambda each: each.inputs * each.outputs)
+    family = cpu.family(precision)
+    runs: dict[tuple[int, bool], Callable[[int], None]] = {}
+    weights = rotating_weights(layer, network_bytes)
+
+    def run_of(candidate: Probed) -> Callable[[int], None]:
+        mr, ahead = candidate.network.mr, candidate.ahead
+        if (mr, ahead) not in runs:
+            most = max(default_block(mr, batch, items) for items in (*BLOCK_ITEMS, candidate.network.items))
+            rule = replace(default_dense(mr, layer.outputs, family.registers, layer.unit), ahead=ahead)
+            runs[mr, ahead] = LayerProbe(layer, mr, cpu, family, weights, most).compiled(rule)
+        return runs[mr, ahead]
+
+    def best(candidates: list[Probed]) -> Probed:
+        return fastest(timed(candidates, [run_of(each) for each in candidates], batch, flops_of(layer, family)))
+
+    tiles = dict.fromkeys([start.block_tiles, *(default_block(start.mr, batch, items) for items in BLOCK_ITEMS)])
+    blocks = [replace(start, block_tiles=each) for each in tiles]
+    aheads = (True, False) if start.mr > 1 else (False,)  # the kernel for one item prefetches nothing
+    found = best([Probed(block, ahead) for ahead in aheads for block in blocks])
+    others = [mr for mr in tile_heights(batch, family.registers, precision)[:_HEIGHTS] if mr != start.mr]
+    if not others:
+        return found
+    items = found.network.items
+    taller = [replace(start, mr=mr, block_tiles=default_block(mr, batch, items)) for mr in others]
+    return best([found, *(Probed(each, found.ahead) for each in taller)])
+
+
+def timed(
+    candidates: Sequence[Probed], runs: Sequence[Callable[[int], None]], batch: int, flops_per_item: int
+) -> list[Probed]:
+    """The candidates with their GFLOP/s, of the batch's own items; runs[i](tiles) computes a block.
+
+    Turns are interleaved, so that slow drift of the machine hits all alike. The median of a candidate's turns counts,
+    in time on this thread: what other programs take of the core is not its fault.
+    """
+    seconds: list[list[float]] = [[] for _ in candidates]
+    began = perf_counter()
+    while perf_counter() - began < _SECONDS or len(seconds[-1]) < _LEAST_TURNS:
+        for candidate, run, mine in zip(candidates, runs, seconds):
+            network = candidate.network
+            blocks = max(1, _ITEMS_PER_TURN // network.items)
+            start = thread_time()
+            for _ in range(blocks):
+                run(network.block_tiles)
+            useful = batch / (-(-batch // network.mr) * network.mr)
+            mine.append((thread_time() - start) / (blocks * network.items * useful))
+    return [
+        replace(each, gflops=flops_per_item / statistics.median(mine) / 1e9) for each, mine in zip(candidates, seconds)
+    ]
+
+
+def fastest(candidates: Sequence[Probed]) -> Probed:
+    """The first one, unless a later one beats the best before it by more than noise."""
+    best = candidates[0]
+    for each in candidates[1:]:
+        best = each if each.gflops > best.gflops * (1 + _GAIN) else best
+    return best
+
+
+def _dense_function(layer: PackedDense, mr: int, most_tiles: int, elements: int):
+    """Its outputs stay float32: the network packs them for the next layer."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("dense")
+        T.func_attr({"tirx.noalias": True})
+        x = T.arg("x", T.buffer((most_tiles * mr * padded(layer.inputs),), "float32"))
+        weights = T.arg("weights", T.buffer((elements,), "float32"))
+        y = T.arg("y", T.buffer((most_tiles * mr * padded(layer.outputs),), "float32"))
+        tiles = T.arg("tiles", T.int32())
+        source, target = Tiles(x, 0, layer.inputs, mr), Tiles(y, 0, layer.outputs, mr)
+
+        def write(tile, row, block, values: list) -> None:
+            for v, value in enumerate(values):
+                store(y, target.index(tile, row, block + v), value)
+
+        with imported(layer.takes.family):
+            if mr == 1:
+                live = T.alloc_buffer((layer.inputs + 1,), "int32", scope="global")
+                gemv_layer(layer, weights, lambda k: x[k], lambda block, values: write(0, 0, block, values), live)
+            else:
+                word = lambda tile, row, block, lane: x[source.index(tile, row, block, lane)]  # noqa: E731
+                dense_layer(layer, weights, mr, word, write, tiles, shared_by=tiles)
+    return builder.get()
+
+
+def _random(elements: int):
+    """Numbers around zero, as after a ReLU: no negative ones."""
+    tensor = tvm.runtime.from_dlpack(own_pages((elements,), np.float32))
+    np.from_dlpack(tensor)[:] = np.maximum(np.random.default_rng(0).random(elements, dtype=np.float32) - 0.5, 0)
+    return tensor

@@ -1,0 +1,158 @@
+"""Flags of multi_instance.py that measure many combinations in place of one run, and the settings they make."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..bench.options import DEFAULT_LIBRARY, count, run_settings
+from ..bench.session import RunSettings
+from ..engines.interface import OURS
+from ..errors import UserError
+from ..machine.files import check_writable
+from .libraries import files_of_library, sweep_name
+from .plan import AUTO, SweepSpec
+from .plot import check_plot
+from .state import is_of_a_sweep
+
+_DURATION_S, _WARMUP_S = 2.0, 0.5  # a sweep has many windows
+_OVERHEAD_S = 4.0  # of a run: starting the instances, and the peak before and after
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """What is swept. run: everything else of each run; its instances and threads are those of axes left out.
+
+    compile_model: whether the demo is compiled where run.model is missing; seed: None draws one; json: of the result,
+    None for NAME.sweep.json beside the libraries, with .ENGINE and .PRECISION where --engine and its precision are
+    given.
+    """
+
+    spec: str
+    run: RunSettings
+    duration_s: float
+    warmup_s: float
+    repeats: int = 3
+    seed: int | None = None
+    max_latency_ms: float | None = None
+    csv: Path | None = None
+    json: Path | None = None
+    plot: Path | None = None
+    resume: bool = False
+    compile_model: bool = False
+
+    @property
+    def result_path(self) -> Path:
+        engine = None if self.run.engine == OURS else self.run.engine
+        parts = (sweep_name(self.run.model), engine, self.run.engine_precision, "sweep", "json")
+        return self.json or self.run.model.with_name(".".join(filter(None, parts)))
+
+    @property
+    def state_path(self) -> Path:
+        return self.result_path.with_suffix(".jsonl")
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """What is written, by the option that names it."""
+        named = {"--json": self.result_path, "--json's state": self.state_path, "--csv": self.csv, "--plot": self.plot}
+        return {option: path for option, path in named.items() if path}
+
+    @property
+    def seconds_each(self) -> float:
+        """Of one run."""
+        return self.warmup_s + self.duration_s + _OVERHEAD_S
+
+
+def add_sweep_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sweep")
+    group.add_argument(
+        "--sweep",
+        metavar="SPEC",
+        help='auto, or axes such as "instances=1,2;threads=1-4;batch=16,100;engine=ours,openvino;precision=fp32,int8"',
+    )
+    group.add_argument("--repeats", type=count, metavar="N", help="rounds over all combinations; default 3")
+    group.add_argument("--max-latency-ms", type=float, metavar="X", help="name the fastest whose p99 is at most X ms")
+    group.add_argument("--csv", type=Path, metavar="FILE", help="write the table there")
+    group.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the result there, the state beside it as .jsonl; default: NAME[.ENGINE].sweep.json",
+    )
+    group.add_argument("--plot", type=Path, metavar="FILE", help="draw throughput against p99: .png or .svg")
+    group.add_argument("--resume", action="store_true", help="go on with an interrupted sweep")
+    group.add_argument("--sweep-seed", type=int, metavar="N", help="of the random order; default: drawn")
+
+
+def check_sweep_options(args: argparse.Namespace) -> None:
+    """Raises UserError for flags that need --sweep, flags that --sweep excludes, and an impossible latency."""
+    named = ("repeats", "max_latency_ms", "csv", "json", "plot", "resume", "sweep_seed")
+    given = [name for name in named if getattr(args, name) not in (None, False)]
+    if given and args.sweep is None:
+        raise UserError(f"--{given[0].replace('_', '-')} is of a sweep: add --sweep auto, or leave it out.")
+    if args.sweep is not None and (args.arrivals != "closed" or args.until_stable or args.profile or args.baseline):
+        raise UserError(
+            "--sweep runs closed loops of one length. Leave arrivals, --until-stable, --profile and --baseline out."
+        )
+    if args.max_latency_ms is not None and not 0 < args.max_latency_ms < float("inf"):
+        raise UserError(f"--max-latency-ms {args.max_latency_ms:g}: milliseconds above 0 were wanted.")
+
+
+def sweep_settings(args: argparse.Namespace) -> SweepSettings:
+    return SweepSettings(
+        spec=args.sweep,
+        run=run_settings(args),
+        duration_s=_DURATION_S if args.duration is None else args.duration,
+        warmup_s=_WARMUP_S if args.warmup is None else args.warmup,
+        repeats=args.repeats or 3,
+        seed=args.sweep_seed,
+        max_latency_ms=args.max_latency_ms,
+        csv=args.csv,
+        json=args.json,
+        plot=args.plot,
+        resume=args.resume,
+        compile_model=args.model == DEFAULT_LIBRARY,
+    )
+
+
+def check_files(settings: SweepSettings) -> None:
+    """What can be known of files before the state is locked and the library is opened. Raises UserError."""
+    run, state = settings.run, settings.state_path
+    check_not_read(settings.files, [*files_of_library(run.model), run.ref_data, run.onnx_model])
+    if settings.plot:
+        check_plot(settings.plot)
+    for option, path in settings.files.items():
+        check_writable(option, path)
+    if len({path.resolve() for path in settings.files.values()}) < len(settings.files):
+        raise UserError("--csv, --json and --plot name one file twice (--json's state is the .jsonl beside it).")
+    if settings.resume and not state.exists():
+        raise UserError(f"{state}: no such file, so there is no sweep to resume. Leave --resume out.")
+    is_empty = state.exists() and not state.stat().st_size  # left by a sweep that was killed before its first run
+    for path in (settings.result_path, *([] if is_empty else [state])):
+        if path.exists() and not is_of_a_sweep(path):
+            raise UserError(f"--json {path}: a file that no sweep left has that name. Give another name.")
+
+
+def check_not_read(files: Mapping[str, Path], read: Iterable[Path | str | None]) -> None:
+    """Raises UserError where the run reads what it would write."""
+    taken = {Path(path).resolve() for path in read if path is not None}
+    for option, path in files.items():
+        if path.resolve() in taken:
+            raise UserError(f"{option} {path}: the sweep reads that file. Give another name.")
+
+
+def check_contradictions(settings: SweepSettings, spec: SweepSpec) -> None:
+    """Raises UserError for flags of a single run that the sweep would have to overrule."""
+    run, chosen = settings.run, {axis for axis, values in asdict(spec).items() if values}
+    if settings.spec == AUTO:
+        chosen = {"instances", "threads"}
+    for axis, flag, is_given in (
+        ("instances", "--num-instances", run.instances is not None),
+        ("threads", "--num-threads", run.threads != 1),
+        ("engine", "--engine", run.engine != OURS),
+        ("precision", "--engine-precision", run.engine_precision is not None),
+    ):
+        if is_given and axis in chosen:
+            raise UserError(f"--sweep chooses {axis}, {flag} too: give one of the two.")

@@ -1,0 +1,177 @@
+"""A sweep: every combination measured round by round, kept after every run.
+
+    prepared -> rounds, shuffled -> a line of state after each run -> table, JSON, CSV, plot
+
+Ctrl-C and SIGTERM end it with what was measured; the run that they cut short is dropped, because its window is shorter
+than the others'. A combination that fails is recorded with its error, and the sweep goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from io import FileIO
+from pathlib import Path
+
+from ..bench.measure import measure
+from ..bench.report import results_json
+from ..bench.session import open_session
+from ..console import progress_bar, result_line
+from ..errors import UserError, one_line
+from ..machine.files import write_whole_file
+from .libraries import Kind, deleted_text
+from .options import SweepSettings, check_files
+from .plan import Combination, Planned
+from .plot import draw_plot
+from .prepare import Prepared, prepare
+from .report import run_figures, sweep_csv, sweep_json, sweep_text
+from .results import Outcome, Summary, summarise
+from .state import KIND, append, keep_earlier, open_state, run_entry, start_entry
+
+MeasureOne = Callable[[SweepSettings, Combination, Path], dict[str, object]]
+
+
+def run_sweep(settings: SweepSettings, show: Callable[[str], None], measure_one: MeasureOne | None = None) -> int:
+    """The whole story; the exit status. Raises UserError before anything is measured, or when nothing could be."""
+    check_files(settings)
+    with _termination_as_interrupt(), open_state(settings.state_path) as state:
+        prepared = prepare(settings, show)
+        outcomes, interrupted = measure_all(settings, prepared, state, show, measure_one or measure_combination)
+        if not any(outcome.figures for outcome in outcomes):
+            if interrupted:
+                raise KeyboardInterrupt
+            raise UserError(f"None of the runs succeeded. The first: {outcomes[0].error}")
+        summary = summarise(outcomes, settings.max_latency_ms)
+        show(sweep_text(summary, settings.repeats))
+        left = len(set(prepared.planned) - {outcome.planned for outcome in outcomes})
+        if interrupted:
+            show(f"Interrupted: {left} runs are left. The same command with --resume does them.")
+        facts = prepared.facts | {"finished": left == 0, "interrupted": interrupted, "runs_left": left}
+        fields = sweep_json(summary, outcomes, facts)
+        show(result_line(fields))  # whatever becomes of the files
+        _write_files(settings, prepared, summary, fields)
+    return 1 if interrupted else 0
+
+
+def measure_all(
+    settings: SweepSettings,
+    prepared: Prepared,
+    state: FileIO,
+    show: Callable[[str], None],
+    measure_one: MeasureOne,
+) -> tuple[list[Outcome], bool]:
+    """Every run that is not done yet, in order; all outcomes, and whether it was interrupted.
+
+    Ends after a first round in which nothing could be measured, and as if interrupted where the state cannot be kept.
+    """
+    pending, outcomes = prepared.pending, list(prepared.done)
+    entries = [start_entry(prepared.seed, prepared.fixed, prepared.environment, len(prepared.planned))]
+    if prepared.state:
+        state.truncate(prepared.state.whole_bytes)
+        show(f"resumed: {len(outcomes)} runs were measured already, {len(pending)} are left")
+    elif said := keep_earlier(state, settings.state_path, settings.result_path):
+        show(said)
+    began_s = time.monotonic()
+    try:
+        with progress_bar("sweep", len(pending), " runs") as bar:
+            for number, planned in enumerate(pending, 1):
+                if planned.round and not any(outcome.figures for outcome in outcomes):
+                    break
+                outcomes.append(_measured(settings, prepared, planned, measure_one))
+                try:
+                    append(state, *entries, run_entry(outcomes[-1]))
+                except OSError as error:
+                    show(f"{_unwritten(settings.state_path, error)}; no more runs could be kept: the sweep ends here.")
+                    return outcomes, True
+                entries = []
+                bar.update()
+                left_s = (time.monotonic() - began_s) / number * (len(pending) - number)
+                with bar.external_write_mode():
+                    show(f"  {number}/{len(pending)}  {_said(outcomes[-1])}   ({bar.format_interval(left_s)} left)")
+    except KeyboardInterrupt:
+        return outcomes, True
+    return outcomes, False
+
+
+def _said(outcome: Outcome) -> str:
+    combination, figures = outcome.planned.combination, outcome.figures
+    if figures is None:
+        return f"{combination}: failed: {outcome.error}"
+    return f"{combination}: {figures['items_per_s']:,.0f} items/s, p99 {figures['latency_ms']['p99']:.3f} ms"
+
+
+def measure_combination(settings: SweepSettings, combination: Combination, library: Path) -> dict[str, object]:
+    """The JSON that multi_instance.py prints of one run. Raises KeyboardInterrupt where that was cut short."""
+    run = replace(
+        settings.run,
+        model=library,
+        instances=combination.instances,
+        threads=combination.threads,
+        engine=combination.engine or settings.run.engine,
+    )
+    with open_session(run, _quiet) as session:
+        report = measure(session, duration_s=settings.duration_s, warmup_s=settings.warmup_s, show=_quiet)
+    if report.interrupted:
+        raise KeyboardInterrupt
+    return results_json(report)
+
+
+def _quiet(text: str) -> None:
+    """A run's own lines would drown the table."""
+
+
+def _measured(settings: SweepSettings, prepared: Prepared, planned: Planned, measure_one: MeasureOne) -> Outcome:
+    kind = Kind.of(planned.combination, prepared.base)
+    library = prepared.libraries[kind]
+    try:
+        figures = run_figures(measure_one(settings, planned.combination, library))
+        json.dumps(figures, allow_nan=False)  # a ValueError where figures are no numbers
+        return Outcome(planned, figures=figures)
+    except (ValueError, OSError, RuntimeError) as error:  # a UserError is a ValueError
+        return Outcome(planned, error=one_line(error) if library.exists() else deleted_text(library, kind))
+
+
+def _write_files(settings: SweepSettings, prepared: Prepared, summary: Summary, fields: Mapping[str, object]) -> None:
+    """Result, CSV and plot. Raises UserError that names those which could not be written."""
+    contents = {settings.result_path: result_line({"kind": KIND, **fields}).encode() + b"\n"}
+    if settings.csv:
+        contents[settings.csv] = sweep_csv(summary)
+    if settings.plot:
+        title = f"{prepared.heading}: {fields['environment']['cpu']}"
+        file_format = settings.plot.suffix.lower().removeprefix(".")
+        contents[settings.plot] = draw_plot(summary, title=title, file_format=file_format)
+    failed = []
+    for path, content in contents.items():
+        try:
+            write_whole_file(path, content)
+        except OSError as error:
+            failed.append(_unwritten(path, error))
+    if failed:
+        raise UserError(f"{'; '.join(failed)}. The line before has all figures.")
+
+
+def _unwritten(path: Path, error: OSError) -> str:
+    return f"{path} could not be written ({error.strerror or error})"
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP do what Ctrl-C would at that moment."""
+
+    def pass_on(number: int, frame: object) -> None:
+        handler = signal.getsignal(signal.SIGINT)
+        if not callable(handler):  # Ctrl-C is ignored, as after a shell's &
+            raise KeyboardInterrupt
+        handler(signal.SIGINT, frame)
+
+    numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]  # nohup
+    previous = {number: signal.signal(number, pass_on) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

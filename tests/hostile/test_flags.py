@@ -1,0 +1,106 @@
+"""Flags with wrong values: one line, after argparse's usage or without, status 1 or 2, and nothing left behind."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from hostile import content, run_in_process
+from models import build_plain, random_dlrm
+
+from dlrm_tvm.compiler import pipeline
+
+LIBRARY = "--model=LIBRARY"
+NUMBERS = ("x", "", "1.5", "-1", "0", "1e400", "nan", "0x10", "٣x", "9" * 5000)
+SECONDS = ("x", "-1", "nan", "inf")
+TOLERANCES = ("inf", "-inf", "nan", "-1e-9", "1.1", "1e300", "x", "")
+CORES = ("x", "", "-1", "99999", "0-", "0,0", "3-1", "0-99999999999")
+
+VALUES = {  # script and flags before -> values, each a case
+    ("compile", "--batch-size"): NUMBERS,
+    ("compile", "--demo-table-rows"): ("x", "-1", "0", "1.5"),
+    ("compile", "--precision"): ("fp8", "FP32"),
+    ("compile", "--isa"): ("sse",),
+    ("compile", "--target-cpu"): ("z80", "", "znver4 -mattr=+x"),
+    ("compile", "--onnx-model"): ("nowhere.onnx", ".", "/dev/null", "", "a\nb.onnx"),
+    ("compile", "--tuning-log-file"): ("nowhere.log", "."),
+    ("compile", "--tune", "--tuning-log-file"): (".",),
+    ("compile", "--tune", "--target-cpu"): ("core2",),
+    ("compile", "--isa", "amx", "--target-cpu"): ("znver4",),
+    ("compile", "--output-name"): ("", ".", "../up", "a/b", "a" * 300),
+    ("compile", "--dump-ir"): ("/dev/null/x",),
+    ("compile", "--calibration-data"): ("nowhere.npz",),
+    ("compile", "--precision", "int8", "--calibration-data"): ("nowhere.npz",),
+    ("compile", "--precision", "auto", "--min-auc-ratio"): ("2", "nan"),
+    ("compile", "--precision", "auto", "--ref-data"): ("nowhere.npz",),
+    ("compile", "--tune", "--tune-seconds"): ("-1", "nan", "x"),
+    ("compile",): ("--unknown", "surplus"),
+    ("accuracy", LIBRARY, "--rtol"): TOLERANCES,
+    ("accuracy", LIBRARY, "--atol"): TOLERANCES,
+    ("accuracy", LIBRARY, "--min-auc-ratio"): ("0", "-1", "1.1", "nan", "inf", "x"),
+    ("accuracy", LIBRARY, "--max-items"): ("0", "-5", "1.5", "x", "nan"),
+    ("accuracy", LIBRARY, "--first-item"): ("-1", "x", "99999999999999999999"),
+    ("accuracy", LIBRARY, "--split"): ("train",),
+    ("accuracy", LIBRARY, "--ref-data"): ("nowhere.npz", "/dev/null", "a\x1b[2Jb"),
+    ("accuracy", "--model"): ("nowhere.so", "a\nb.so", ".", ""),
+    ("multi_instance", LIBRARY, "--num-instances"): (*NUMBERS[:6], "100000", "9" * 30),
+    ("multi_instance", LIBRARY, "--num-threads"): ("x", "0", "-1", "100000", "1.5"),
+    ("multi_instance", LIBRARY, "--duration"): (*SECONDS, "0", "1e9"),
+    ("multi_instance", LIBRARY, "--warmup"): SECONDS,
+    ("multi_instance", LIBRARY, "--cores"): CORES,
+    ("multi_instance", LIBRARY, "--indices-per-bag"): (*SECONDS, "1e30"),
+    ("multi_instance", LIBRARY, "--numa"): ("far",),
+    ("multi_instance", LIBRARY, "--engine"): ("caffe",),
+    ("multi_instance", LIBRARY, "--arrivals"): ("poisson",),
+    ("multi_instance", LIBRARY, "--rate"): ("5",),
+    ("multi_instance", LIBRARY, "--arrivals", "fixed", "--rate"): ("0", *SECONDS),
+    ("multi_instance", LIBRARY, "--ref-data"): ("nowhere.npz",),
+    ("multi_instance", LIBRARY, "--baseline"): ("nowhere.json", "/dev/null"),
+    ("multi_instance", LIBRARY, "--repeats"): ("3",),
+    ("multi_instance", LIBRARY, "--samples"): ("5",),
+    ("multi_instance", LIBRARY, "--scenario"): ("single", "server"),
+    ("multi_instance", LIBRARY, "--scenario", "server", "--target-qps"): ("-1",),
+    ("multi_instance", LIBRARY, "--scenario", "offline", "--samples"): ("0",),
+    ("multi_instance", LIBRARY, "--scenario", "offline", "--user-conf"): ("nowhere.conf",),
+    ("multi_instance", LIBRARY, "--sweep"): (
+        "", "batch", "batch=x", "batch=0", "batch=" + ",".join(map(str, range(1, 5000))), "colour=1", "batch=4;batch=4",
+        "instances=1000000",
+    ),
+    ("multi_instance", LIBRARY, "--sweep", "instances=1", "--repeats"): ("0",),
+    ("multi_instance", LIBRARY, "--sweep", "instances=1", "--csv"): ("/nowhere/x.csv",),
+    ("multi_instance", LIBRARY, "--sweep", "instances=1", "--max-latency-ms"): ("nan",),
+    ("multi_instance", LIBRARY): ("--profile",),
+    ("multi_instance", "--model"): ("nowhere.so", "a\x1b[2J\nb.so"),
+    ("multi_instance",): ("surplus",),
+}  # fmt: skip
+CASES = [(*before, value) for before, values in VALUES.items() for value in values]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> Path:
+    return build_plain(random_dlrm(), 4, tmp_path_factory.mktemp("library"))
+
+
+def no_model(*_: object) -> Path:
+    raise AssertionError("a wrong flag shows before the demo model is generated")
+
+
+@pytest.mark.parametrize("words", CASES, ids=lambda words: " ".join(words)[:60].encode("unicode_escape").decode())
+def test_a_wrong_flag_is_one_line(library, tmp_path, monkeypatch, capfd, words) -> None:
+    for suffix in (".so", ".json", ".params"):
+        shutil.copy(library.with_suffix(suffix), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "demo_model_path", no_model)
+    before = content(tmp_path)
+    name, *arguments = [f"--model={library.name}" if word == LIBRARY else word for word in words]
+    status = run_in_process(name, arguments, monkeypatch)
+    printed = capfd.readouterr()
+    lines = printed.err.splitlines()
+    assert status in (1, 2), printed
+    if status == 2:  # argparse's: usage, and then the sentence
+        lines = [line for line in lines if line.startswith(f"{name}.py: error: ")]
+    assert len(lines) == 1, printed.err
+    assert lines[0].isprintable()
+    assert "Traceback" not in printed.err and "Traceback" not in printed.out
+    assert content(tmp_path) == before

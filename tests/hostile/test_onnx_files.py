@@ -1,0 +1,247 @@
+"""Spoilt ONNX files: refused in one line, or read as what ONNX Runtime computes from the same file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from graphs import onnxruntime_predictions, random_items, write_dlrm
+from hostile import refused_or
+from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper, numpy_helper
+
+from dlrm_tvm.frontend.reader import read_dlrm
+from dlrm_tvm.model import reference
+
+ROWS = (9, 5, 7)
+ITEMS = random_items(6, table_rows=ROWS)
+Change = Callable[[ModelProto], object]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> bytes:
+    return write_dlrm(tmp_path_factory.mktemp("onnx") / "m.onnx", table_rows=ROWS, bottom=(8,), top=(6,)).read_bytes()
+
+
+def check(path: Path) -> bool:
+    """Whether it was refused. What is read computes what ONNX Runtime does, if that takes the file."""
+    model = refused_or(lambda: read_dlrm(path))
+    if model is None:
+        return True
+    try:
+        wanted = onnxruntime_predictions(path, *ITEMS)
+    except Exception as error:  # its own have no common type
+        pytest.skip(f"ONNX Runtime refuses it: {str(error)[:80]}")
+    with np.errstate(all="ignore"):
+        np.testing.assert_allclose(reference.predict(model, *ITEMS), wanted, rtol=1e-4, atol=1e-5)
+    return False
+
+
+def node(model: ModelProto, kind: str, place: int = 0):
+    return [each for each in model.graph.node if each.op_type == kind][place]
+
+
+def tensor(model: ModelProto, name: str) -> TensorProto:
+    return next(each for each in model.graph.initializer if each.name == name)
+
+
+def again(model: ModelProto, name: str, change: float) -> None:
+    values = numpy_helper.to_array(tensor(model, name)) + np.float32(change)
+    model.graph.initializer.append(numpy_helper.from_array(values, name))
+
+
+def external(model: ModelProto, **fields: object) -> None:
+    table = tensor(model, "table.0")
+    table.ClearField("raw_data")
+    table.data_location = TensorProto.EXTERNAL
+    for key, value in fields.items():
+        table.external_data.add(key=key, value=str(value))
+
+
+def nest(model: ModelProto, depth: int) -> None:
+    """Branches in branches that the prediction does not need."""
+    graph = GraphProto(name="g")
+    for _ in range(depth):
+        within = GraphProto(name="g")
+        within.node.add(op_type="If", input=["c"], output=["o"]).attribute.append(
+            helper.make_attribute("then_branch", graph)
+        )
+        graph = within
+    model.graph.node.extend(graph.node)
+
+
+def replace_values(model: ModelProto, name: str, values: np.ndarray) -> None:
+    tensor(model, name).CopyFrom(numpy_helper.from_array(values, name))
+
+
+def set_attribute(model: ModelProto, kind: str, name: str, value: object) -> None:
+    found = node(model, kind)
+    for attribute in list(found.attribute):
+        if attribute.name == name:
+            found.attribute.remove(attribute)
+    if value is not None:
+        found.attribute.append(helper.make_attribute(name, value))
+
+
+def first_weight(model: ModelProto) -> TensorProto:
+    return tensor(model, node(model, "Gemm").input[1])
+
+
+def cast_to(model: ModelProto, number: int) -> None:
+    output = model.graph.node[-1].output[0]
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.append(helper.make_node("Cast", ["before"], [output], to=number))
+
+
+REFUSED: dict[str, Change] = {
+    "two tensors of one name": lambda m: again(m, "table.1", 1),
+    "two weights of one name": lambda m: again(m, node(m, "Gemm").input[1], 1e-3),
+    "two inputs of one name": lambda m: m.graph.input.append(
+        helper.make_tensor_value_info(m.graph.input[0].name, TensorProto.INT64, [3])
+    ),
+    "a node that makes its input": lambda m: node(m, "Relu").output.__setitem__(0, node(m, "Relu").input[0]),
+    "a node that makes an input": lambda m: node(m, "Relu").output.__setitem__(0, m.graph.input[0].name),
+    "a node that makes a weight": lambda m: node(m, "Relu").output.__setitem__(0, "table.0"),
+    "two nodes that make one name": lambda m: m.graph.node.append(helper.make_node("Relu", ["dense_x"], ["pred"])),
+    "two outputs": lambda m: m.graph.output.append(m.graph.output[0]),
+    "no output": lambda m: m.graph.ClearField("output"),
+    "no nodes": lambda m: m.graph.ClearField("node"),
+    "no inputs": lambda m: m.graph.ClearField("input"),
+    "no weights": lambda m: m.graph.ClearField("initializer"),
+    "no opset": lambda m: m.ClearField("opset_import"),
+    "an input of an unknown type": lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 99),
+    "an input of text": lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", TensorProto.STRING),
+    "an input without a type": lambda m: m.graph.input[0].ClearField("type"),
+    "an input without a shape": lambda m: m.graph.input[0].type.tensor_type.ClearField("shape"),
+    "an input of a huge size": lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[1], "dim_value", 1 << 60),
+    "an output that nobody makes": lambda m: setattr(m.graph.output[0], "name", "nobody"),
+    "a cycle": lambda m: node(m, "Gemm").input.__setitem__(0, node(m, "Gemm", 2).output[0]),
+    "an unknown operator": lambda m: setattr(node(m, "Relu"), "op_type", "Mystery"),
+    "an operator without a name": lambda m: setattr(node(m, "Relu"), "op_type", ""),
+    "an operator of another domain": lambda m: setattr(node(m, "Relu"), "domain", "com.nobody"),
+    "a node without inputs": lambda m: node(m, "Gemm").ClearField("input"),
+    "a node without outputs": lambda m: node(m, "Relu").ClearField("output"),
+    "a node with too many inputs": lambda m: node(m, "Relu").input.extend(["dense_x"] * 9),
+    "a tensor of an unknown type": lambda m: setattr(tensor(m, "table.0"), "data_type", 99),
+    "a tensor of no type": lambda m: setattr(tensor(m, "table.0"), "data_type", 0),
+    "a table of text": lambda m: setattr(tensor(m, "table.0"), "data_type", TensorProto.STRING),
+    "a table of complex numbers": lambda m: replace_values(m, "table.0", np.ones((9, 16), np.complex64)),
+    "a table of negative size": lambda m: tensor(m, "table.0").dims.__setitem__(0, -9),
+    "a table of a huge size": lambda m: tensor(m, "table.0").dims.__setitem__(0, 1 << 62),
+    "a table of no rows": lambda m: replace_values(m, "table.0", np.ones((0, 16), np.float32)),
+    "a table of one dimension": lambda m: replace_values(m, "table.0", np.ones(9, np.float32)),
+    "a table of other rows": lambda m: replace_values(m, "table.1", np.ones((5, 8), np.float32)),
+    "a table without bytes": lambda m: tensor(m, "table.0").ClearField("raw_data"),
+    "a table with a byte too few": lambda m: setattr(
+        tensor(m, "table.0"), "raw_data", tensor(m, "table.0").raw_data[:-1]
+    ),
+    "a weight of NaN": lambda m: replace_values(m, first_weight(m).name, np.full((8, 13), np.nan, np.float32)),
+    "a weight of another shape": lambda m: replace_values(m, first_weight(m).name, np.ones((13, 9), np.float32)),
+    "a weight of doubles": lambda m: replace_values(m, first_weight(m).name, np.ones((8, 13))),
+    "a file that is missing": lambda m: external(m, location="nowhere"),
+    "a file above the folder": lambda m: external(m, location="../secret"),
+    "a file of the system": lambda m: external(m, location="/etc/passwd"),
+    "a file without a name": lambda m: external(m, offset=0),
+    "a file with NUL": lambda m: external(m, location="a\0b"),
+    "a file by a name of 5,000": lambda m: external(m, location="a" * 5000),
+    "a folder in place of a file": lambda m: external(m, location="."),
+    "an offset that is text": lambda m: external(m, location="m.onnx", offset="x"),
+    "a negative offset": lambda m: external(m, location="m.onnx", offset=-64),
+    "an offset beyond the file": lambda m: external(m, location="m.onnx", offset=1 << 40),
+    "an offset of 5,000 digits": lambda m: external(m, location="m.onnx", offset="9" * 5000),
+    "a length that does not fit": lambda m: external(m, location="m.onnx", length=7),
+    "a Cast to an unknown type": lambda m: cast_to(m, 99),
+    "a Cast to text": lambda m: cast_to(m, TensorProto.STRING),
+    "a Cast of the prediction to whole numbers": lambda m: cast_to(m, TensorProto.INT32),
+    "an axis that is text": lambda m: set_attribute(m, "Concat", "axis", "x"),
+    "an axis that is missing": lambda m: set_attribute(m, "Concat", "axis", None),
+    "an axis of 10^18": lambda m: set_attribute(m, "Concat", "axis", 10**18),
+    "transB that is a list": lambda m: set_attribute(m, "Gemm", "transB", [1, 2]),
+    "alpha of NaN": lambda m: set_attribute(m, "Gemm", "alpha", float("nan")),
+    "alpha of infinity": lambda m: set_attribute(m, "Gemm", "alpha", float("inf")),
+    "an attribute of no type": lambda m: node(m, "Gemm").attribute.append(AttributeProto(name="odd")),
+    "an attribute that nobody knows": lambda m: set_attribute(m, "Gemm", "odd", 7),
+    "names that steer a terminal": lambda m: setattr(node(m, "Relu"), "op_type", "\x1b[31m\nMystery"),
+    "an empty graph in a branch": lambda m: (
+        m.graph.node.insert(
+            0, helper.make_node("If", ["dense_x"], ["x2"], then_branch=GraphProto(), else_branch=GraphProto())
+        )
+        or setattr(m.graph.output[0], "name", "x2")
+    ),
+}
+
+ACCEPTED: dict[str, Change] = {
+    "as it is": lambda m: None,
+    "a tensor that is there twice": lambda m: m.graph.initializer.append(tensor(m, "table.1")),
+    "deep branches that nobody needs": lambda m: nest(m, 20),
+    "weights as inputs too": lambda m: m.graph.input.append(
+        helper.make_tensor_value_info("table.0", TensorProto.FLOAT, [9, 16])
+    ),
+    "a tensor that nobody needs": lambda m: m.graph.initializer.append(numpy_helper.from_array(np.ones(3), "spare")),
+    "no names of nodes": lambda m: [each.ClearField("name") for each in m.graph.node],
+    "names that steer a terminal": lambda m: setattr(m.graph, "name", "\x1b[2J\n"),
+}
+
+
+@pytest.fixture
+def changed(original, tmp_path) -> Callable[[Change], Path]:
+    def write(change: Change) -> Path:
+        model = onnx.load_model_from_string(original)
+        change(model)
+        (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+        return tmp_path / "m.onnx"
+
+    return write
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_graph_that_is_no_dlrm_is_refused_in_one_line(changed, name) -> None:
+    assert check(changed(REFUSED[name]))
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_what_is_odd_but_harmless_is_read_rightly(changed, name) -> None:
+    assert not check(changed(ACCEPTED[name]))
+
+
+@pytest.mark.parametrize("part", range(12))
+def test_files_cut_short_are_refused(original, tmp_path, part) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(original[: len(original) * part // 12])
+    assert check(path)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_bytes_changed_anywhere(original, tmp_path, seed) -> None:
+    """In the part without tables mostly, where each byte matters."""
+    rng = np.random.default_rng(seed)
+    data = bytearray(original)
+    for _ in range(1 + seed % 3):
+        data[int(rng.integers(len(data)))] = int(rng.integers(256))
+    (tmp_path / "m.onnx").write_bytes(data)
+    check(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"\0" * 99, b"PK\x03\x04", b"\x08\x07" * 5000, b"\x3a" * 9999, b"text\n"], ids=range(6)
+)
+def test_files_that_are_no_onnx_are_refused(tmp_path, text) -> None:
+    (tmp_path / "m.onnx").write_bytes(text)
+    assert check(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("kind", ["folder", "missing", "loop", "dangling link", "pipe", "NUL", "long"])
+def test_paths_that_are_no_file_are_refused(tmp_path, kind) -> None:
+    path = tmp_path / "m.onnx"
+    if kind == "folder":
+        path.mkdir()
+    elif kind in ("loop", "dangling link"):
+        path.symlink_to(path if kind == "loop" else tmp_path / "nowhere")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind != "missing":
+        path = tmp_path / ("a\0b" if kind == "NUL" else "a" * 4000)
+    assert check(path)

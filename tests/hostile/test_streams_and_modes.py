@@ -1,0 +1,240 @@
+"""Scripts without streams, in other locales and interpreter modes, in folders that are gone or full of traps."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import build_plain, random_dlrm
+
+import dlrm_tvm
+from dlrm_tvm.errors import UserError, printable
+from dlrm_tvm.paths import ROOT
+
+SCRIPTS = ("compile.py", "accuracy.py", "multi_instance.py")
+MODEL = random_dlrm(table_rows=(11, 5, 7))
+TRAP = "raise SystemExit('a module of the current folder was imported')\n"
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> Path:
+    return build_plain(MODEL, 4, tmp_path_factory.mktemp("library"))
+
+
+def sh(command: str, **options) -> subprocess.CompletedProcess:
+    environment = os.environ | options.pop("env", {})
+    return subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, timeout=6000, env=environment, **options
+    )
+
+
+def script(name: str, *arguments: object) -> str:
+    return " ".join([sys.executable, str(ROOT / name), *map(str, arguments)])
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-", ">/dev/full", "2>/dev/full"])
+def test_streams_that_are_missing_or_full_change_the_status_at_most(closed) -> None:
+    done = sh(f"{script('accuracy.py', '--model', 'nowhere.so')} {closed}")
+    assert done.returncode == 1
+    assert done.stderr in ("", "nowhere.so: no such file. Make it with: python compile.py\n")
+
+
+def test_a_full_disk_under_stdout_is_one_line(library) -> None:
+    run = script("multi_instance.py", "--model", library, "--num-instances", 1, "--duration", 0.2, "--warmup", 0)
+    done = sh(f"{run} >/dev/full")
+    assert (done.returncode, done.stderr) == (1, "No space left on device\n")
+
+
+def test_a_reader_that_leaves_is_one_line(library) -> None:
+    run = script("multi_instance.py", "--model", library, "--num-instances", 1, "--duration", 0.5, "--warmup", 0)
+    done = sh(f"{run} | head -n 1")
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == "Whoever read the output is gone.\n"
+
+
+def test_an_ascii_terminal_gets_escapes(library) -> None:
+    ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    run = script("multi_instance.py", "--model", library, "--num-instances", 1, "--duration", 0.2, "--warmup", 0)
+    done = sh(run.replace(sys.executable, f"{sys.executable} -OO"), env=ascii_only)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 instance \\xd7 1 thread" in done.stdout
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_needs_no_docstrings(name) -> None:
+    done = sh(script(name, "--help").replace(sys.executable, f"{sys.executable} -OO"))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_folder_that_is_gone_is_one_line(tmp_path, name) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = sh(f"rmdir {gone}; {script(name, '--model' if name != 'compile.py' else '--onnx-model', 'm.so')}", cwd=gone)
+    assert (done.returncode, done.stderr) == (1, "The current folder was deleted. Change to another one.\n")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("after_s", [0.1, 0.25])
+def test_ctrl_c_while_modules_are_imported_is_one_line(name, after_s) -> None:
+    """Before the script's first statement it is Python's own, so wait for the first module that the script imports."""
+    command = [sys.executable, "-v", str(ROOT / name), "--num-threads" if "multi" in name else "--batch-size", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1) as process:
+        for line in process.stderr:
+            if line.startswith("import 'argparse'"):
+                break
+        time.sleep(after_s / 10)
+        process.send_signal(signal.SIGINT)
+        lines = [line for line in process.communicate()[1].splitlines() if not line.startswith(("#", "import "))]
+    assert "Traceback" not in "".join(lines)
+    assert process.returncode in (1, 2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_compilation_that_is_ended_leaves_nothing(tmp_path, number, library) -> None:
+    """Once it has begun to write."""
+    code = (
+        f"import sys, time; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests' / 'support')!r}]\n"
+        "from dlrm_tvm.errors import run_script\nfrom dlrm_tvm.compiler.library_writer import staging_directory\n"
+        "from pathlib import Path\n"
+        "def main():\n"
+        "    with staging_directory(Path(sys.argv[1])) as staging:\n"
+        "        (staging / 'half').write_text('half'); print('begun', flush=True); time.sleep(60)\n"
+        "run_script(main)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(number)
+        assert process.communicate()[1] == ""
+    assert process.returncode == 128 + number
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    code = (
+        f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r}); from dlrm_tvm.errors import run_script\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "def main(): os.kill(os.getpid(), signal.SIGHUP); print('alive'); return 0\n"
+        "run_script(main)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stdout) == (0, "alive\n")
+
+
+@pytest.fixture
+def traps(tmp_path) -> Path:
+    """A folder with modules that everybody imports, and with a package of our name."""
+    for name in ("json", "socket", "numpy", "typing", "psutil", "tvm"):
+        (tmp_path / f"{name}.py").write_text(TRAP)
+    (tmp_path / "dlrm_tvm").mkdir()
+    (tmp_path / "dlrm_tvm" / "__init__.py").write_text(TRAP)
+    return tmp_path
+
+
+def test_workers_import_nothing_from_the_current_folder(traps, library) -> None:
+    done = sh(
+        script("multi_instance.py", "--model", library, "--num-instances", 1, "--duration", 0.2, "--warmup", 0),
+        cwd=traps,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_loadgens_process_imports_nothing_from_the_current_folder(traps, library) -> None:
+    pytest.importorskip("mlperf_loadgen")
+    options = ("--scenario", "offline", "--duration", 0.2, "--samples", 20, "--log-dir", traps / "logs")
+    done = sh(script("multi_instance.py", "--model", library, "--num-instances", 1, *options), cwd=traps)
+    assert done.stderr == ""
+
+
+def test_the_quantizer_imports_nothing_from_the_current_folder(traps) -> None:
+    """Its process gets as far as reading what it is to quantize."""
+    from dlrm_tvm.paths import module_command
+
+    command = [*module_command("engines.quantization"), "{}", str(traps)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=traps, timeout=600)
+    assert "a module of the current folder" not in done.stderr
+    assert "KeyError" in done.stderr or "TypeError" in done.stderr  # of the empty graph
+
+
+def test_a_checkout_whose_path_has_a_colon_and_quotes_runs_its_own_workers(tmp_path, library) -> None:
+    checkout = tmp_path / "a:b 'c' \"d\""
+    checkout.mkdir()
+    for name in ("dlrm_tvm", "__patches", "__data", *SCRIPTS):
+        source = ROOT / name
+        shutil.copytree(source, checkout / name) if source.is_dir() else shutil.copy(source, checkout)
+    run = [sys.executable, str(checkout / "multi_instance.py"), "--model", str(library), "--num-instances", "1"]
+    done = subprocess.run([*run, "--duration", "0.2", "--warmup", "0"], capture_output=True, text=True, timeout=6000)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "name, shown",
+    [
+        ("a\nb", "a\\nb"),
+        ("\x1b[31mred", "\\x1b[31mred"),
+        ("\x07\x00\x7f\x9b", "\\x07\\x00\\x7f\\x9b"),
+        ("\u2028\u202e", "\\u2028\\u202e"),
+        ("\udc80", "\\udc80"),
+        ("übergröße 表 ×", "übergröße 表 ×"),
+    ],
+)
+def test_names_that_steer_terminals_are_written_as_escapes(name, shown) -> None:
+    assert printable(name) == str(UserError(name)) == shown
+
+
+def test_a_link_that_leads_to_itself_is_one_line(tmp_path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    loop = tmp_path / "loop"
+    for command in (
+        script("compile.py", "--onnx-model", loop),
+        script("accuracy.py", "--model", loop),
+        script("accuracy.py", "--ref-data", loop),
+        script("multi_instance.py", "--sweep", "'batch=1'", "--csv", loop),
+        script("multi_instance.py", "--baseline", loop),
+    ):
+        done = sh(command, cwd=tmp_path)
+        assert done.returncode in (1, 2), command
+        assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1, (command, done.stderr)
+
+
+def test_predictions_are_the_same_under_o2(library) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import numpy as np; from dlrm_tvm import load\n"
+        f"print(load({str(library)!r})(np.ones((2, 13), 'f4'), np.zeros((2, 3), 'i8')).tolist())"
+    )
+    plain, optimized = (
+        subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, timeout=600)
+        for options in ([], ["-OO"])
+    )
+    assert plain.stdout == optimized.stdout != "" and np.isfinite(eval(plain.stdout)).all()
+
+
+def test_names_that_steer_terminals_reach_no_line_of_compile(tmp_path, capsys) -> None:
+    """Neither the file's name nor those of tables in it."""
+    import onnx
+    from graphs import write_dlrm
+
+    from dlrm_tvm.compiler.job import Job
+    from dlrm_tvm.compiler.options import CompileSettings
+    from dlrm_tvm.compiler.pipeline import compile_model
+    from dlrm_tvm.frontend.reader import read_dlrm
+
+    path = write_dlrm(tmp_path / "a\n\x1b[31m.onnx", table_rows=(9, 5))
+    graph = onnx.load(path)
+    graph.graph.initializer[[each.name for each in graph.graph.initializer].index("table.0")].name = "t\x1b[2J\n"
+    for node in graph.graph.node:
+        node.input[:] = ["t\x1b[2J\n" if name == "table.0" else name for name in node.input]
+    onnx.save(graph, path)
+    settings = CompileSettings(onnx_model=path, batch_size=4, tuning_log_file=None, directory=tmp_path / "built")
+    library = compile_model(Job(settings, read_dlrm)).library
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and "t\\x1b[2J\\n is copied" in printed and "a\\n\\x1b[31m" in printed
+    dlrm_tvm.load(str(library))

@@ -1,0 +1,276 @@
+"""multi_instance.py --scenario through its real command line, with MLPerf's own LoadGen."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import build_plain, random_dlrm
+from scripts import changed, children, read_result, run, start
+
+from dlrm_tvm import load
+from dlrm_tvm.data.reference_data import open_reference
+from dlrm_tvm.loadgen import process
+from dlrm_tvm.paths import ROOT
+
+pytest.importorskip("mlperf_loadgen", reason="LoadGen is not installed (requirements-loadgen.txt)")
+
+CORES = sorted(os.sched_getaffinity(0))
+COUNT = min(len(CORES), 2)
+
+
+def result_of(done: subprocess.CompletedProcess) -> dict:
+    assert done.stdout.strip(), done.stderr
+    return read_result(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A library of a little model for batches of 16, and labelled data for it: 2,000 items."""
+    folder = tmp_path_factory.mktemp("small")
+    rows = (50, 7, 300)
+    library = build_plain(random_dlrm(table_rows=rows), 16, folder)
+    rng = np.random.default_rng(0)
+    dense, indices = rng.random((2000, 13), dtype=np.float32), rng.integers(0, rows, (2000, 3))
+    pred = load(library)(dense, indices)
+    labels = (rng.random(2000) < pred).astype(np.float32)
+    np.savez(folder / "data.npz", X_int=dense, X_cat=indices, torch_res=pred, target=labels)
+    return library, folder / "data.npz"
+
+
+def short(library: Path, folder: Path, *options: object, count: int = 1) -> tuple[object, ...]:
+    common = ("--model", library, "--num-instances", count, "--samples", 300, "--duration", 0.5, "--warmup", 0.1)
+    return (*common, "--log-dir", folder, *options)
+
+
+def assert_counts_agree(result: dict) -> None:
+    """What LoadGen was told of is what the instances say that they did."""
+    assert sum(result["items_per_instance"]) == result["items"]
+    assert sum(each["items"] for each in result["served"]) == result["items"]
+    assert [each["items"] for each in result["served"]] == result["items_per_instance"]
+
+
+def test_offline_run_reports_loadgens_verdict_and_its_counts_agree(demo_library: Path, tmp_path: Path) -> None:
+    done = run(*short(demo_library, tmp_path, "--scenario", "offline", count=COUNT))
+    result = result_of(done)
+    assert_counts_agree(result)
+    assert result["loadgen"]["result_validity"] == ("VALID" if result["valid"] else "INVALID")
+    assert done.returncode == (0 if result["valid"] else 1)
+    # LoadGen's rate, from the number of samples and the time of the last: not taken from us.
+    seconds = result["latency_ms"]["max"] / 1e3
+    assert result["samples_per_s"] == pytest.approx(result["samples"] / seconds, rel=0.01)
+    assert result["items_per_s"] == pytest.approx(result["items"] / seconds, rel=0.01)
+    assert "LoadGen says" in done.stdout and "Offline" in (tmp_path / "mlperf_log_summary.txt").read_text()
+    # Packed across samples, all batches but the last are full.
+    batches = sum(each["batches"] for each in result["served"])
+    assert batches == -(-result["items"] // result["batch_size"])
+
+
+def test_server_run_reports_loadgens_latency_against_the_bound(small: tuple[Path, Path], tmp_path: Path) -> None:
+    result = result_of(run(*short(small[0], tmp_path, "--scenario", "server", "--target-qps", 200)))
+    assert_counts_agree(result)
+    assert result["latency_bound_ms"] == 30 and result["target_qps"] == 200
+    summary = (tmp_path / "mlperf_log_summary.txt").read_text()
+    assert f"99.00 percentile latency (ns)   : {round(result['latency_ms']['p99'] * 1e6)}" in summary
+    assert "target_latency (ns): 30000000" in summary and "Scenario : Server" in summary
+
+
+@pytest.mark.parametrize("scenario", ["offline", "server"])
+def test_accuracy_log_gives_the_auc_that_accuracy_py_gives(small: tuple, tmp_path: Path, scenario: str) -> None:
+    library, data = small
+    options = ("--model", library, "--scenario", scenario, "--accuracy", "--ref-data", data)
+    result = result_of(run(*options, "--num-instances", COUNT, "--log-dir", tmp_path))
+    accuracy = result_of(run("--model", library, "--ref-data", data, script="accuracy"))
+    assert result["auc"] == accuracy["auc"]
+    assert result["log_loss"] == pytest.approx(accuracy["log_loss"], rel=1e-12)
+    assert result["items"] == accuracy["items"] == 2000
+    assert_counts_agree(result)
+
+
+def test_accuracy_log_holds_every_prediction_beside_its_label(small: tuple[Path, Path], tmp_path: Path) -> None:
+    """Read as MLPerf's accuracy-dlrm.py reads it: hex of float32 pairs per sample, prediction first."""
+    library, data = small
+    options = ("--model", library, "--scenario", "offline", "--accuracy", "--ref-data", data, "--log-dir", tmp_path)
+    result = result_of(run(*options, "--num-instances", COUNT))
+    entries = json.loads((tmp_path / "mlperf_log_accuracy.json").read_text())
+    by_sample = {entry["qsl_idx"]: np.frombuffer(bytes.fromhex(entry["data"]), np.float32) for entry in entries}
+    pairs = np.concatenate([by_sample[sample] for sample in sorted(by_sample)]).reshape(-1, 2)
+    chunks = list(open_reference(data, load(library).artifact.manifest.model))
+    assert (pairs[:, 0] == np.concatenate([chunk.reference for chunk in chunks])).all()
+    assert (pairs[:, 1] == np.concatenate([chunk.labels for chunk in chunks])).all()
+    wins = [(pairs[pairs[:, 1] == 0, 0] < score).sum() for score in pairs[pairs[:, 1] == 1, 0]]
+    ties = [(pairs[pairs[:, 1] == 0, 0] == score).sum() for score in pairs[pairs[:, 1] == 1, 0]]
+    positives = int(pairs[:, 1].sum())
+    assert result["auc"] == pytest.approx((sum(wins) + sum(ties) / 2) / positives / (len(pairs) - positives))
+
+
+def test_files_of_settings_are_honoured_and_flags_go_before_them(small: tuple[Path, Path], tmp_path: Path) -> None:
+    conf = tmp_path / "user.conf"
+    conf.write_text("*.Server.target_qps = 150\n*.Server.target_latency = 45\ndlrm.Server.min_duration = 700\n")
+    options = ("--model", small[0], "--num-instances", 1, "--samples", 300, "--warmup", 0.1, "--scenario", "server")
+    result = result_of(run(*options, "--user-conf", conf, "--log-dir", tmp_path / "a"))
+    assert (result["target_qps"], result["latency_bound_ms"]) == (150, 45)
+    assert "min_duration (ms): 700" in (tmp_path / "a" / "mlperf_log_summary.txt").read_text()
+    flags = ("--target-qps", 120, "--duration", 0.5)
+    result = result_of(run(*options, "--mlperf-conf", conf, *flags, "--log-dir", tmp_path / "b"))
+    assert (result["target_qps"], result["latency_bound_ms"]) == (120, 45)
+    assert "min_duration (ms): 500" in (tmp_path / "b" / "mlperf_log_summary.txt").read_text()
+
+
+@pytest.mark.slow
+def test_search_ends_with_a_full_test_at_a_valid_rate(demo_library: Path, tmp_path: Path) -> None:
+    """Half the samples within two seconds, in tests of one: a machine several times slower for a while passes too."""
+    conf = tmp_path / "user.conf"
+    conf.write_text("*.Server.target_latency = 2000\n*.Server.target_latency_percentile = 50\n")
+    options = ("--scenario", "server", "--find-peak-qps", "--user-conf", conf, "--duration", 1)
+    done = run(*short(demo_library, tmp_path, *options, count=COUNT))
+    result = result_of(done)
+    assert result["valid"] and done.returncode == 0, done.stdout
+    assert Path(result["log_dir"]).name.startswith("full_")
+    assert sum(each["items"] for each in result["served"]) > result["items"]
+
+
+def start_long_test(library: Path, folder: Path) -> tuple[subprocess.Popen, list[int]]:
+    """A running test, and its processes: the instance first, LoadGen's last."""
+    options = ("--model", library, "--num-instances", 1, "--samples", 200, "--duration", 12, "--warmup", 0)
+    script = start(*options, "--scenario", "server", "--target-qps", 20, "--log-dir", folder)
+    for text in script.stdout:
+        if text.startswith("  closed loop"):
+            break
+    else:
+        pytest.fail(script.stderr.read())
+    time.sleep(0.7)
+    return script, children(script.pid)
+
+
+@pytest.mark.parametrize(("victim", "name"), [(0, "Instance 0"), (-1, "LoadGen")])
+def test_killed_process_ends_the_run_in_one_line(small: tuple, tmp_path: Path, victim: int, name: str) -> None:
+    script, processes = start_long_test(small[0], tmp_path)
+    os.kill(processes[victim], signal.SIGKILL)
+    _, errors = script.communicate(timeout=30)
+    assert script.returncode == 1
+    assert len(errors.splitlines()) == 1 and name in errors and "SIGKILL" in errors
+    assert not any(Path(f"/proc/{pid}").exists() for pid in processes)
+
+
+def test_ctrl_c_ends_loadgen_too(small: tuple[Path, Path], tmp_path: Path) -> None:
+    script, processes = start_long_test(small[0], tmp_path)
+    script.send_signal(signal.SIGINT)
+    _, errors = script.communicate(timeout=30)
+    assert script.returncode == 1 and errors == "Interrupted.\n"
+    assert not any(Path(f"/proc/{pid}").exists() for pid in processes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--scenario", "server", "--samples", "5"), "--scenario server needs a rate: give --target-qps Q, --find-pe"),
+        (("--scenario", "server", "--samples", "5", "--target-qps", "0.001"), "take more than a day"),
+        (("--scenario", "offline", "--samples", "5", "--target-qps", "1e6"), "more than the 16,000,000 samples"),
+        (
+            ("--scenario", "offline", "--log-dir", str(ROOT / "README.md")),
+            "Give a name in a folder that can be written",
+        ),
+        (("--scenario", "offline", "--find-peak-qps"), "--find-peak-qps goes with --scenario server"),
+        (("--scenario", "offline", "--accuracy"), "--accuracy needs labels. Give --ref-data"),
+        (("--scenario", "offline", "--target-qps", "-3"), "--target-qps -3: more than 0"),
+        (("--scenario", "offline", "--target-qps", "nan"), "--target-qps nan: more than 0"),
+        (("--scenario", "offline", "--user-conf", "absent.conf"), "absent.conf: no such file"),
+        (("--scenario", "offline", "--indices-per-bag", "3"), "one index per table"),
+        (("--scenario", "offline", "--samples", "10000001"), "at most 10,000,000"),
+        (("--samples", "5"), "--samples is for LoadGen: add --scenario"),
+        (("--target-qps", "0"), "--target-qps is for LoadGen: add --scenario"),
+        (("--scenario", "server", "--find-peak-qps", "--target-qps", "0"), "--find-peak-qps goes with --scenario serv"),
+    ],
+)
+def test_what_loadgen_cannot_be_asked_for_is_one_line(
+    small: tuple[Path, Path], tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    done = run("--model", small[0], "--num-instances", 1, *options)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1 and message in done.stderr, done.stderr
+
+
+def test_file_that_is_no_settings_is_one_line(small: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "odd.conf").write_text("*.Offline.target_qps is ten\n")
+    done = run(*short(small[0], tmp_path, "--scenario", "offline", "--user-conf", tmp_path / "odd.conf"))
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "odd.conf: LoadGen cannot read it" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "*.Server.target_qps = nan",
+            "a target_qps of nan (",
+        ),
+        ("*.Server.target_qps = -5", "a target_qps of -5 ("),
+        ("*.Server.target_latency = 0\n*.Server.target_qps = 5", "nothing would ever be valid"),
+    ],
+)
+def test_settings_that_would_never_end_are_one_line(
+    small: tuple[Path, Path], tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "user.conf").write_text(text + "\n")
+    done = run(*short(small[0], tmp_path, "--scenario", "server", "--user-conf", tmp_path / "user.conf"))
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert message in done.stderr
+
+
+def test_samples_that_memory_cannot_take_are_one_line(small: tuple[Path, Path], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(process, "available_bytes", lambda: 2_000_000_000)
+    done = run(*short(small[0], tmp_path, "--scenario", "offline", "--samples", 200_000))
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "200,000 samples take 3.5 GB of memory; 2.0 GB are available" in done.stderr
+
+
+def test_stopped_instance_ends_the_run_after_a_while(small: tuple[Path, Path], tmp_path: Path) -> None:
+    setup = (
+        "import os, signal, threading; from dlrm_tvm.loadgen import process, run\n"
+        "run.PEAK_SECONDS = 0.1; run._SILENCE_S = run._SILENCE_BATCHES = 1.5\n"
+        "test = process.LoadgenProcess.test\n"
+        "def stopped(self, *given, **named):\n"
+        "    children = open(f'/proc/self/task/{os.getpid()}/children').read().split()\n"
+        "    threading.Timer(0.5, os.kill, (int(children[0]), signal.SIGSTOP)).start()\n"
+        "    return test(self, *given, **named)\n"
+        "process.LoadgenProcess.test = stopped\n"
+    )
+    options = ("--scenario", "server", "--target-qps", 50, "--duration", 30, "--num-instances", 1)
+    command = changed(setup, *short(small[0], tmp_path), *options)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert "No instance finished anything for 1.5 s, though there was work" in done.stderr
+
+
+def test_logs_of_an_earlier_run_are_never_taken_for_this_ones(small: tuple[Path, Path], tmp_path: Path) -> None:
+    library, data = small
+    (tmp_path / "mlperf_log_accuracy.json").write_text("[]")
+    (tmp_path / "mlperf_log_detail.txt").mkdir()  # so that LoadGen cannot write it
+    options = ("--model", library, "--scenario", "offline", "--accuracy", "--ref-data", data, "--log-dir", tmp_path)
+    done = run(*options, "--num-instances", 1)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    (tmp_path / "mlperf_log_detail.txt").rmdir()
+    assert result_of(run(*options, "--num-instances", 1))["items"] == 2000
+
+
+def test_labels_that_are_all_the_same_have_no_auc(small: tuple[Path, Path], tmp_path: Path) -> None:
+    arrays = dict(np.load(small[1]))
+    np.savez(tmp_path / "zeros.npz", **arrays | {"target": np.zeros(2000, np.float32)})
+    options = ("--model", small[0], "--scenario", "offline", "--accuracy", "--ref-data", tmp_path / "zeros.npz")
+    done = run(*options, "--num-instances", 1, "--log-dir", tmp_path / "logs")
+    assert result_of(done)["auc"] is None and "AUC" in done.stdout and "NaN" not in done.stdout
+
+
+def test_missing_loadgen_is_one_line_that_says_how_to_get_it(small: tuple[Path, Path], monkeypatch) -> None:
+    monkeypatch.setattr(process, "find_spec", lambda name: None)
+    done = run("--model", small[0], "--scenario", "offline")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "-m pip install -r requirements-loadgen.txt" in done.stderr
+    assert (ROOT / "requirements-loadgen.txt").is_file()

@@ -1,0 +1,131 @@
+"""Every thread of an instance on its core: `__patches/thread_placement.py`, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dlrm_tvm.paths import ROOT
+
+pytest.importorskip("tvm_ffi", reason="needs apache-tvm")
+
+CORES = sorted(os.sched_getaffinity(0))
+
+PLACE = """
+import json, os, re, sys
+{before}
+from dlrm_tvm.runtime.thread_pool import place_threads, verify_confined
+place_threads({threads}, {cores})
+{after}
+allowed = {{}}
+for task in os.listdir("/proc/self/task"):
+    status = open(f"/proc/self/task/{{task}}/status").read()
+    allowed[task] = re.search(r"Cpus_allowed_list:\\s*(\\S+)", status).group(1)
+print(json.dumps({{"main": allowed.pop(str(os.getpid())), "others": sorted(allowed.values())}}))
+"""
+
+# One thread of the pool per slot of the sink; a slot that no thread wrote stays 0.
+COMPILE_LOOP = """
+import numpy, tvm
+from dlrm_tvm.kernels.peak import MAX_THREADS, PeakLoop
+from dlrm_tvm.kernels.vectors import LANES
+from dlrm_tvm.schedules.target import cpu_target
+loop = tvm.compile(tvm.IRModule({"peak_fma": PeakLoop().function()}), target=cpu_target(None).tvm_target)["peak_fma"]
+"""
+RUN_LOOP = """
+sink = tvm.runtime.tensor(numpy.zeros(MAX_THREADS * LANES, numpy.float32))
+factors = tvm.runtime.tensor(numpy.array([0.999, 1e-6], numpy.float32))
+for _ in range(20):
+    loop(1000, factors, sink)
+assert list(sink.numpy()[: 3 * LANES : LANES] > 0) == [True, True, False]
+"""
+
+TWO_CORES = pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
+
+
+def place(
+    cores: list[int] | None, *, threads: int | None = None, before: str = "", after: str = "", **environment: str
+) -> subprocess.CompletedProcess:
+    script = PLACE.format(threads=threads or len(cores), cores=cores, before=before, after=after)
+    names = ("TVM_NUM_THREADS", "TVM_BIND_THREADS", "OMP_NUM_THREADS", "TVM_USE_RUNTIME_LIB")
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    kept |= {"PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run([sys.executable, "-c", script], env=kept, capture_output=True, text=True, timeout=600)
+
+
+def threads_after(cores: list[int] | None, **options: str | int) -> dict:
+    done = place(cores, **options)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@TWO_CORES
+@pytest.mark.parametrize("runtime_only", ["0", "1"])
+def test_each_thread_has_its_core_and_the_caller_the_first(runtime_only: str) -> None:
+    first, second = CORES[1], CORES[0]
+    assert threads_after([first, second], OPENBLAS_NUM_THREADS="1", TVM_USE_RUNTIME_LIB=runtime_only) == {
+        "main": str(first),
+        "others": [str(second)],
+    }
+
+
+def test_single_thread_stays_on_its_core_whatever_tvm_would_choose() -> None:
+    core = CORES[-1]
+    threads = threads_after([core], TVM_USE_RUNTIME_LIB="1", OPENBLAS_NUM_THREADS="1")
+    assert threads == {"main": str(core), "others": []}
+
+
+@TWO_CORES
+def test_a_thread_that_is_not_the_pools_stays_where_it_was_and_is_found() -> None:
+    before = f"os.sched_setaffinity(0, {CORES[:2]}); import threading"
+    before += "; threading.Thread(target=threading.Event().wait, daemon=True).start()"
+    threads = threads_after([CORES[0]], before=before, OPENBLAS_NUM_THREADS="1")
+    assert threads["main"] == str(CORES[0])
+    (other,) = threads["others"]
+    assert other in (f"{CORES[0]}-{CORES[1]}", f"{CORES[0]},{CORES[1]}")
+    done = place([CORES[0]], before=before, after=f"verify_confined({CORES[:1]})", OPENBLAS_NUM_THREADS="1")
+    assert "RuntimeError: thread " in done.stderr and "outside of" in done.stderr
+
+
+@TWO_CORES
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_pool_without_cores_leaves_the_affinity_mask_alone(threads: int) -> None:
+    before = f"os.sched_setaffinity(0, {CORES[1:2]})"
+    placed = threads_after(None, threads=threads, before=before, OPENBLAS_NUM_THREADS="1")
+    assert placed == {"main": str(CORES[1]), "others": [str(CORES[1])] * (threads - 1)}
+
+
+@TWO_CORES
+def test_binding_switched_off_in_the_environment_is_overruled() -> None:
+    threads = threads_after(CORES[:2], TVM_BIND_THREADS="0", OPENBLAS_NUM_THREADS="1")
+    assert threads == {"main": str(CORES[0]), "others": [str(CORES[1])]}
+
+
+@TWO_CORES
+def test_running_a_parallel_loop_moves_nothing(require_fma: None) -> None:
+    threads = threads_after(CORES[:2], after=COMPILE_LOOP + RUN_LOOP, OPENBLAS_NUM_THREADS="1")
+    assert threads == {"main": str(CORES[0]), "others": [str(CORES[1])]}
+
+
+@TWO_CORES
+def test_pool_of_another_size_is_an_error() -> None:
+    before = "import tvm; tvm.get_global_func('runtime.NumThreads')()"
+    done = place(CORES[:2], before=before, TVM_NUM_THREADS="1")
+    assert "RuntimeError: this thread's TVM pool has 1 threads and cannot grow to 2" in done.stderr
+
+
+def test_core_that_does_not_exist_is_an_error() -> None:
+    done = place([CORES[0], 8191])
+    assert "RuntimeError: TVM left no thread on core 8191" in done.stderr
+
+
+def test_cores_must_be_different() -> None:
+    assert "ValueError: one different core per thread is needed" in place([0, 0]).stderr
+
+
+def test_every_thread_needs_a_core() -> None:
+    assert "ValueError: 2 threads need 2 cores, got 1" in place([0], threads=2).stderr

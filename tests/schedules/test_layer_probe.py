@@ -1,0 +1,112 @@
+"""Probing a layer: which candidate wins, and that real ones are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from models import random_dlrm
+from quantized import quantized_cases
+
+from dlrm_tvm.compiler.plan import layer_shapes
+from dlrm_tvm.kernels.gather import Prefetch
+from dlrm_tvm.model.precision import numerics_of
+from dlrm_tvm.schedules import layer_probe
+from dlrm_tvm.schedules.rules import NetworkSchedule, Probed, default_network, tile_heights
+from dlrm_tvm.schedules.target import cpu_target
+
+MODEL = random_dlrm(dim=32, bottom=(32,), top=(64, 48))
+FETCH = Prefetch(4, 2)
+
+
+@pytest.fixture
+def made_up_layer(monkeypatch) -> SimpleNamespace:
+    """A layer whose blocks take `seconds(mr, tiles, ahead)`; calls: all blocks that ran, in order."""
+    world = SimpleNamespace(now=0.0, calls=[], seconds=lambda mr, tiles, ahead: 1e-3 * mr * tiles)
+
+    class FakeProbe:
+        def __init__(self, layer, mr, cpu, family, weights, most_tiles) -> None:
+            self.mr, self.most = mr, most_tiles
+
+        def compiled(self, schedule) -> Callable[[int], None]:
+            def run(tiles: int) -> None:
+                assert tiles <= self.most
+                world.calls.append((self.mr, tiles, schedule.ahead))
+                world.now += world.seconds(*world.calls[-1])
+
+            return run
+
+    monkeypatch.setattr(layer_probe, "LayerProbe", FakeProbe)
+    for clock in ("perf_counter", "thread_time"):
+        monkeypatch.setattr(layer_probe, clock, lambda: world.now)
+    return world
+
+
+def probed(batch: int, start: NetworkSchedule) -> Probed:
+    layer = layer_shapes(MODEL, numerics_of(MODEL, "fp32"))[1]
+    return layer_probe.probe_blocks([layer], start, batch, cpu_target("znver4"), "fp32", 1 << 20)
+
+
+def test_the_first_candidate_stands_where_nothing_is_faster(made_up_layer) -> None:
+    start = default_network(100, block_items=30)
+    assert probed(100, start).network == start
+
+
+def test_the_fastest_block_wins_then_the_fastest_tile(made_up_layer) -> None:
+    """Blocks of 200 items without prefetching, then tiles of the second height in such blocks."""
+    start = default_network(2048, block_items=30)
+    second = tile_heights(2048)[1]
+    assert start.mr == 5
+
+    def seconds(mr: int, tiles: int, ahead: bool) -> float:
+        per_item = 1e-3 + 1e-6 * abs(mr * tiles - 200) + 1e-4 * ahead - 1e-4 * (mr == second)
+        return per_item * mr * tiles
+
+    made_up_layer.seconds = seconds
+    found = probed(2048, start)
+    assert (found.network.mr, found.ahead) == (second, False)
+    assert found.network.items == pytest.approx(200, abs=20)
+    layer = layer_shapes(MODEL, numerics_of(MODEL, "fp32"))[1]
+    assert found.gflops == pytest.approx(2 * layer.inputs * layer.outputs / 9e-4 / 1e9, rel=0.03)
+
+
+def test_padding_counts(made_up_layer) -> None:
+    """Tiles of 8 items compute 16 for a batch of 10."""
+    candidates = [Probed(NetworkSchedule(mr, 1, FETCH)) for mr in (5, 8)]
+    runs = [lambda tiles, mr=mr: setattr(made_up_layer, "now", made_up_layer.now + mr) for mr in (5, 8)]
+    found = layer_probe.timed(candidates, runs, 10, 10**9)
+    assert [each.gflops for each in found] == [1, pytest.approx(1 / 1.6)]
+
+
+def test_less_than_noise_does_not_beat_the_rule(made_up_layer) -> None:
+    start = default_network(2048, block_items=30)
+    made_up_layer.seconds = lambda mr, tiles, ahead: mr * tiles * (1e-3 if (mr, tiles) == (5, 6) else 0.995e-3)
+    assert probed(2048, start).network == start
+
+
+def test_candidates_take_turns(made_up_layer) -> None:
+    """So that drift of the clock hits all alike: between two turns of one come those of all others."""
+    candidates = [Probed(NetworkSchedule(5, tiles, FETCH)) for tiles in (60, 80)]
+
+    def run(name: str) -> None:
+        made_up_layer.calls.append(name)
+        made_up_layer.now += 0.1
+
+    runs = [lambda tiles, name=name: run(name) for name in "ab"]
+    layer_probe.timed(candidates, runs, 100, 1)
+    assert len(made_up_layer.calls) >= 6 and made_up_layer.calls == ["a", "b"] * (len(made_up_layer.calls) // 2)
+
+
+@pytest.mark.parametrize("precision", ["fp32", *quantized_cases(("bf16",), ("int8",))])
+@pytest.mark.parametrize("batch", [1, 3, 40])
+def test_real_layers_are_probed(require_fma, monkeypatch, precision, batch) -> None:
+    """For an instant: whether the choice is good is for benchmarks."""
+    monkeypatch.setattr(layer_probe, "_SECONDS", 0.01)
+    cpu, numerics = cpu_target(None), numerics_of(MODEL, precision, np.ones(len(MODEL.tables), np.float32))
+    layers = layer_shapes(MODEL, numerics)
+    start = default_network(batch, cpu.family(precision).registers, precision)
+    found = layer_probe.probe_blocks(layers, start, batch, cpu, precision, 1 << 16)
+    assert 0 < found.gflops < 10_000
+    assert found.network.mr * (found.network.block_tiles - 1) < batch

@@ -1,0 +1,96 @@
+"""The scripts as their commands run them, and their results as programs in stricter languages than Python read them."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from dlrm_tvm.paths import ROOT
+
+CORES = sorted(os.sched_getaffinity(0))
+TWO_CORES = pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
+
+
+def read_result(output: str) -> dict:
+    """The JSON object of a script's last line. Raises ValueError for NaN and Infinity, which are no JSON."""
+    return parsed(output.splitlines()[-1])
+
+
+def parsed(text: str) -> dict:
+    return json.loads(text, parse_constant=_refuse)
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def command(*options: object) -> list[str]:
+    return [sys.executable, str(ROOT / "multi_instance.py"), *map(str, options)]
+
+
+def run(*options: object, script: str = "multi_instance") -> subprocess.CompletedProcess:
+    """The script in this process, which has imported all that it needs: a second less. Its instances are processes
+    all the same. Peaks are measured for an instant."""
+    spec = importlib.util.spec_from_file_location(script, ROOT / f"{script}.py")
+    module = importlib.util.module_from_spec(spec)
+    words = [f"{script}.py", *map(str, options)]
+    with (
+        patch.object(sys, "argv", words),
+        patch("dlrm_tvm.bench.measure.PEAK_SECONDS", 0.1),
+        patch("dlrm_tvm.loadgen.run.PEAK_SECONDS", 0.1),
+        redirect_stdout(io.StringIO()) as out,
+        redirect_stderr(io.StringIO()) as err,
+        pytest.raises(SystemExit) as exit_,
+    ):
+        spec.loader.exec_module(module)
+        module.command()
+    return subprocess.CompletedProcess(words, int(exit_.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def score(library: Path, data: Path) -> tuple[int, dict, str]:
+    """accuracy.py's exit status, result and output."""
+    done = run("--model", library, "--ref-data", data, script="accuracy")
+    assert done.stdout, done.stderr
+    return done.returncode, read_result(done.stdout), done.stdout
+
+
+def start(*options: object) -> subprocess.Popen:
+    """The script in a process of its own, to be watched and ended; with short peaks too."""
+    setup = "from dlrm_tvm.bench import measure; from dlrm_tvm.loadgen import run\n"
+    setup += "measure.PEAK_SECONDS = run.PEAK_SECONDS = 0.1\n"
+    return subprocess.Popen(changed(setup, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def changed(setup: str, *options: object) -> list[str]:
+    """The command of the script after `setup`, which changes what its process takes for given."""
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{setup}\nimport multi_instance; multi_instance.command()"
+    return [sys.executable, "-c", script, *map(str, options)]
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def assert_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in pids):
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def assert_one_line(done: subprocess.CompletedProcess, *parts: str) -> None:
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stdout == ""
+    for part in parts:
+        assert part in done.stderr
