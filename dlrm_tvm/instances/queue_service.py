@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.query_samples import SampleLibrary
+from ..data.query_samples import SampleLibrary, SampleSpec
 from .work_queue import Taken, WorkQueue
 
 if TYPE_CHECKING:
-    from ..runtime.executor import Executor, OpenBatch
+    from ..runtime.executor import Batch, Executor
     from .loops import StopClock
 
 _TURNS_TO_GO = 2  # for each instance after this turn, if more than one batch is taken
@@ -52,7 +52,7 @@ def serve_queue(
     clock: StopClock,
 ) -> Served:
     """Serve until the queue or the clock says stop. completions: descriptor of the pipe; most_batches: per turn."""
-    staging = [engine.open_batch() for _ in range(most_batches)]
+    staging = [open_staging(engine, library.spec) for _ in range(most_batches)]
     now, run = time.perf_counter_ns, engine.run
     share = _TURNS_TO_GO * instances * engine.batch_size
     batches = items = busy_ns = 0
@@ -74,12 +74,36 @@ def serve_queue(
     return Served(batches, items, busy_ns)
 
 
-def fill(staging: OpenBatch, part: Taken, library: SampleLibrary) -> None:
+@dataclass(frozen=True)
+class Staging:
+    """A batch to be written anew: dense [batch, D], and (indices [batch, number], their columns in the library) of all
+    tables together or, with bags, of each."""
+
+    batch: Batch
+    dense: np.ndarray
+    indices: list[tuple[np.ndarray, slice]]
+
+
+def open_staging(engine: Executor, spec: SampleSpec) -> Staging:
+    if spec.lengths is None:
+        opened = engine.open_batch()
+        return Staging(opened.batch, opened.dense, [(opened.indices, slice(None))])
+    items = engine.batch_size
+    zeros = [np.zeros(items * length, np.int64) for length in spec.lengths]
+    offsets = [np.arange(items) * length for length in spec.lengths]
+    batch = engine.prepare(np.zeros((items, spec.num_dense), np.float32), zeros, offsets)
+    dense, flat, _ = map(np.from_dlpack, batch.inputs)
+    tables = np.split(flat[: items * spec.indices_per_item], np.cumsum(spec.lengths)[:-1] * items)
+    return Staging(batch, dense, [(each.reshape(items, -1), at) for each, at in zip(tables, spec.columns)])
+
+
+def fill(staging: Staging, part: Taken, library: SampleLibrary) -> None:
     for segment in part.segments:
         source = slice(segment.source, segment.source + segment.items)
         target = slice(segment.target, segment.target + segment.items)
         staging.dense[target] = library.dense[source]
-        staging.indices[target] = library.indices[source]
+        for indices, columns in staging.indices:
+            indices[target] = library.indices[source, columns]
 
 
 def keep(pred: np.ndarray, part: Taken, ring: np.ndarray) -> None:

@@ -19,11 +19,21 @@ _MOST_SAMPLES = 10_000_000
 
 def add_loadgen_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("MLPerf LoadGen")
-    group.add_argument("--scenario", choices=SCENARIOS, help="have MLPerf's LoadGen drive the instances")
+    group.add_argument(
+        "--scenario",
+        type=str.lower,
+        choices=SCENARIOS,
+        metavar="|".join(SCENARIOS.values()),
+        help="have MLPerf's LoadGen drive the instances; in any case",
+    )
     group.add_argument("--accuracy", action="store_true", help="its accuracy mode: all samples once, then their AUC")
     group.add_argument("--samples", type=count, metavar="N", help=f"in its library; default {MLPERF_SAMPLES:,}")
     group.add_argument("--target-qps", type=float, metavar="Q", help="samples per second that it issues or expects")
-    group.add_argument("--find-peak-qps", action="store_true", help="server: search the highest valid rate")
+    for flag, says in (
+        ("qps", "server: search the highest valid rate"),
+        ("performance", "the same, in MLPerf's words"),
+    ):
+        group.add_argument(f"--find-peak-{flag}", dest="find_peak_qps", action="store_true", help=says)
     group.add_argument("--mlperf-conf", type=Path, metavar="FILE", help="its settings; default: those it brings along")
     group.add_argument("--user-conf", type=Path, metavar="FILE", help="settings that go before those")
     group.add_argument("--log-dir", type=Path, metavar="DIR", help="for its logs; default loadgen_logs/NAME_TIME")
@@ -35,7 +45,7 @@ def check_loadgen_options(args: argparse.Namespace) -> None:
     values = {f"--{name.replace('_', '-')}": getattr(args, name) for name in wants}
     given = [flag for flag, value in values.items() if value is not None and value is not False]  # 0 is given
     if given and not args.scenario:
-        raise UserError(f"{given[0]} is for LoadGen: add --scenario offline or --scenario server.")
+        raise UserError(f"{given[0]} is for LoadGen: add --scenario Offline or --scenario Server.")
     if not args.scenario:
         return
     if args.arrivals != "closed" or args.until_stable:
@@ -47,8 +57,6 @@ def check_loadgen_options(args: argparse.Namespace) -> None:
         raise UserError(f"{other}: LoadGen drives our own library as it is. Leave it or --scenario out.")
     if args.baseline:
         raise UserError("--baseline compares runs without LoadGen. Leave it or --scenario out.")
-    if args.indices_per_bag:
-        raise UserError("--indices-per-bag: MLPerf's samples have one index per table. Leave it or --scenario out.")
     if args.samples and args.samples > _MOST_SAMPLES:
         raise UserError(f"--samples {args.samples}: at most {_MOST_SAMPLES:,} were wanted.")
     if args.find_peak_qps and (args.scenario != "server" or args.accuracy or args.target_qps is not None):

@@ -2,7 +2,9 @@
 
     0 < low (valid) .. high (not valid) <= the closed loop's rate       halved until within 2 % of the closed loop's
 
-A short test can be lucky: from `low` the rate goes down in steps of 3 % until a test of full length is valid.
+A short test can be lucky: from `low` the rate goes down in steps of 3 % until a test of full length is valid. A test
+that kept the bound with too few queries for LoadGen to be sure (early stopping) says nothing about the rate: it is run
+again, longer.
 """
 
 from __future__ import annotations
@@ -14,9 +16,22 @@ from dataclasses import replace
 from .process import LoadgenTest
 from .settings import LoadgenRequest
 
-_PROBE_S, _PROBE_QUERIES = 10.0, 1000  # LoadGen's early stopping wants 459 queries at least
+_PROBE_S, _PROBE_QUERIES = 10.0, 1000  # early stopping forgives 2 of 1,000 queries
 _PRECISION = 0.02
 _CONFIRMATIONS, _STEP_DOWN = 6, 0.97
+_STRETCHES = 3
+
+Say = Callable[[str, str], None]
+
+
+def until_sure(test: Callable[[LoadgenRequest], LoadgenTest], request: LoadgenRequest, say: Say) -> list[LoadgenTest]:
+    """The test, and again with twice the queries that LoadGen wants while it wants more; the last one counts."""
+    tests = [test(request)]
+    while (verdict := tests[-1].verdict) and verdict.more_queries and len(tests) <= _STRETCHES:
+        wanted = 2 * (verdict.queries + verdict.more_queries)
+        say("again, longer", f"{verdict.queries:,} queries were too few to be sure of the bound; now {wanted:,}")
+        tests.append(test(replace(request, least_queries=wanted)))
+    return tests
 
 
 def find_peak_qps(
@@ -25,7 +40,7 @@ def find_peak_qps(
     *,
     most_qps: float,
     duration_s: float,
-    say: Callable[[str, str], None],
+    say: Say,
 ) -> list[LoadgenTest]:
     """All tests in their order; the last one is of full length, and valid if a valid rate was found.
 
@@ -35,7 +50,8 @@ def find_peak_qps(
 
     def is_valid(qps: float, seconds: float, name: str) -> bool:
         folder = os.path.join(request.log_dir, name)
-        tests.append(test(replace(request, target_qps=qps, duration_s=seconds, log_dir=folder)))
+        asked = replace(request, target_qps=qps, duration_s=seconds, log_dir=folder)
+        tests.extend(until_sure(test, asked, say))
         verdict = tests[-1].verdict
         found = "valid" if verdict.is_valid else "; ".join(verdict.reasons)
         say(name, f"{qps:,.1f} samples/s for {seconds:.0f} s: p99 {verdict.latency_ms['p99']:.1f} ms, {found}")

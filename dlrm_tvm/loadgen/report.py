@@ -2,8 +2,9 @@
 
     offline   items_per_s = items issued / LoadGen's time from the first sample issued to the last one done
     server    items_per_s = completed samples per second x items per sample
+    streams   items_per_s = samples of a query / its mean latency x items per sample
 
-Both are LoadGen's figures; the closed loop's stand beside them.
+All are LoadGen's figures; the closed loop's stand beside them.
 """
 
 from __future__ import annotations
@@ -82,15 +83,21 @@ def loadgen_json(run: LoadgenRun, accuracy: AccuracyResult | None) -> dict[str, 
     return result | {
         "peak_gflops": run.peak_gflops,
         "closed_loop_items_per_s": run.closed_loop.items_per_s,
-        "samples_per_s": _samples_per_s(run),
+        "samples_per_s": last.verdict.samples_per_s,
         "items_per_s": items_per_s,
         "of_closed_loop": items_per_s / run.closed_loop.items_per_s,
         "peak_fraction": items_per_s * manifest.model.flops_per_item / 1e9 / run.peak_gflops,
         "latency_ms": last.verdict.latency_ms,
+        "early_stopping_ms": last.verdict.estimate_ms,
         "latency_bound_ms": run.settings.latency_ms if run.options.scenario == "server" else None,
         "target_qps": last.request.target_qps,
         "tests": [
-            {"target_qps": test.request.target_qps, "valid": test.verdict.is_valid, **test.verdict.latency_ms}
+            {
+                "target_qps": test.request.target_qps,
+                "valid": test.verdict.is_valid,
+                "items": test.items,
+                **test.verdict.latency_ms,
+            }
             for test in run.tests
         ],
         "loadgen_version": last.verdict.version,
@@ -108,15 +115,19 @@ def _performance_lines(run: LoadgenRun) -> list[str]:
     gflops = items_per_s * run.session.plan.manifest.model.flops_per_item / 1e9
     closed = run.closed_loop.items_per_s
     said = "VALID" if verdict.is_valid else f"INVALID: {', '.join(verdict.reasons)}"
-    rate = f"{_samples_per_s(run):,.1f} samples/s"
+    rate = f"{verdict.samples_per_s:,.1f} samples/s"
     if run.options.scenario == "server":
         rate += f" of {last.request.target_qps:,.1f} asked for"
     lines = [
         line("LoadGen says", f"{said}: {rate} ({last.samples:,} samples)"),
         line("throughput", f"{items_per_s:,.0f} items/s, {items_per_s / closed:.3f} of the closed loop's"),
     ]
+    latency = percentiles_text(verdict.latency_ms, *TAIL)
+    if verdict.estimate_ms:
+        query = "query" if run.options.scenario == "multistream" else "sample"
+        result = f"LoadGen's result {verdict.estimate_ms:.3f}"
+        lines.append(line("latency", f"{latency}  ms per {query}, {result}"))
     if run.options.scenario == "server":
-        latency = percentiles_text(verdict.latency_ms, *TAIL)
         bound = f"p{100 * run.settings.latency_percentile:g} within {run.settings.latency_ms:g} wanted"
         lines.append(line("latency", f"{latency}  ms per sample, {bound}"))
         lines.append(line("batches", f"leave when full, or after {run.wait_ms:.1f} ms"))
@@ -124,12 +135,6 @@ def _performance_lines(run: LoadgenRun) -> list[str]:
     return lines
 
 
-def _samples_per_s(run: LoadgenRun) -> float:
-    """As LoadGen counts them."""
-    key = "samples_per_second" if run.options.scenario == "offline" else "completed_samples_per_sec"
-    return float(run.tests[-1].verdict.all_results[f"result_{key}"])
-
-
 def _items_per_s(run: LoadgenRun) -> float:
     last = run.tests[-1]
-    return _samples_per_s(run) * last.items / last.samples
+    return last.verdict.samples_per_s * last.items / last.samples

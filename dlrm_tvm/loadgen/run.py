@@ -31,7 +31,7 @@ from ..errors import UserError
 from ..instances.group import NoBatchError
 from ..machine.memory import memory_use
 from ..runtime.artifact import open_artifact
-from .peak_search import find_peak_qps
+from .peak_search import find_peak_qps, until_sure
 from .process import (
     LoadgenProcess,
     LoadgenTest,
@@ -41,10 +41,11 @@ from .process import (
     require_loadgen,
     shared_with_loadgen,
 )
-from .settings import EffectiveSettings, LoadgenRequest
+from .settings import SCENARIOS, V1, V2, EffectiveSettings, LoadgenRequest
 
 _CLOSED_LOOP_SHARE, _CLOSED_LOOP_S = 1 / 12, (1.0, 5.0)  # of the test's length, within these
-_HEADROOM = 1.05  # in the rate by which LoadGen sizes an Offline run, so that it is not too short
+# In the rate by which LoadGen prepares a test that must not be too short. Streams run dry below the true rate.
+_HEADROOM, _STREAM_HEADROOM = 1.05, 2.0
 _ACCURACY_QPS = 10_000.0  # latencies do not count there
 _TAKE_MS = 50.0  # Offline: work taken at a time
 _MOST_BATCHES, _ACCURACY_BATCHES = 64, 8
@@ -117,7 +118,8 @@ def run_loadgen(
     require_loadgen()
     card = open_artifact(settings.model).manifest.model
     ref_data = str(settings.ref_data) if settings.ref_data else None
-    spec = plan_samples(card, options.samples, ref_data, max_ind_range=settings.max_ind_range)
+    bags = {"max_ind_range": settings.max_ind_range, "indices_per_bag": settings.indices_per_bag}
+    spec = plan_samples(card, options.samples, ref_data, **bags)
     if options.accuracy and not spec.has_labels:
         raise UserError("--accuracy needs labels. Give --ref-data a file that has them, such as the demo's npz.")
     check_room(spec)
@@ -143,8 +145,11 @@ class _Conduct:
     ) -> None:
         self._session, self._instances = session, session.instances
         self._loadgen, self._options, self._spec, self._show = loadgen, options, spec, show
-        self._settings = loadgen.settings(options.request)
+        is_v2 = session.plan.manifest.model.interaction == "cross"
+        self._request = replace(options.request, model=V2 if is_v2 else V1)
+        self._settings = loadgen.settings(self._request)
         self._is_server = options.scenario == "server"
+        self._is_offline = options.scenario == "offline"
 
     def run(self, warmup_s: float) -> LoadgenRun:
         options, session = self._options, self._session
@@ -153,7 +158,9 @@ class _Conduct:
                 "--scenario server needs a rate: give --target-qps Q, --find-peak-qps, or a --user-conf with a line "
                 "such as *.Server.target_qps = Q."
             )
-        self._show_plan()
+        spec = self._spec
+        size = f"{spec.items / spec.samples:.1f} items in the mean, {spec.nbytes / 1e9:.2f} GB"
+        self._show(line("samples", f"{spec.samples:,} of {size}"))
         self._loadgen.load()
         peak_before = None if options.accuracy else self._peak()
         closed_loop = None if options.accuracy else self._closed_loop(warmup_s)
@@ -224,16 +231,14 @@ class _Conduct:
             return 0.0
         return max(self._settings.latency_ms * _WAIT_SHARE - closed_loop.batch_ms["p99"], 0.0)
 
-    def _show_plan(self) -> None:
-        spec, settings = self._spec, self._settings
-        size = f"{spec.items / spec.samples:.1f} items in the mean, {spec.nbytes / 1e9:.2f} GB"
-        self._show(line("samples", f"{spec.samples:,} of {size}"))
-        if not self._options.accuracy:
-            bound = f", p{100 * settings.latency_percentile:g} within {settings.latency_ms:g} ms" * self._is_server
-            self._show(line("LoadGen", f"{self._options.scenario}, {settings.least_text}{bound}"))
+    def _show_plan(self, request: LoadgenRequest) -> None:
+        settings = self._loadgen.settings(request)
+        bound = f", p{100 * settings.latency_percentile:g} within {settings.latency_ms:g} ms" * self._is_server
+        scenario = f"{SCENARIOS[request.scenario]} of {request.model}"
+        self._show(line("LoadGen", f"{scenario}, {settings.least_text}{bound}"))
 
     def _faster_than_closed(self, closed_loop: ClosedLoop, test: LoadgenTest) -> list[str]:
-        if self._is_server:
+        if not self._is_offline:
             return []
         items_per_s = test.items / (test.verdict.latency_ms["max"] / 1e3)
         return faster_than_closed_warnings(items_per_s / closed_loop.items_per_s)
@@ -245,7 +250,7 @@ class _Conduct:
         return max(_SILENCE_S, _SILENCE_BATCHES * closed_loop.batch_ms["max"] / 1e3)
 
     def _most_batches(self, closed_loop: ClosedLoop | None) -> int:
-        if self._is_server:
+        if not self._is_offline:
             return 1
         if closed_loop is None:
             return _ACCURACY_BATCHES
@@ -255,14 +260,22 @@ class _Conduct:
         def test(request: LoadgenRequest) -> LoadgenTest:
             return self._loadgen.test(request, wait_ms=wait_ms, silence_s=self._silence_s(closed_loop))
 
-        request = self._options.request
+        def say(label: str, text: str) -> None:
+            self._show(line(label, text))
+
+        request = self._request
+        if closed_loop is None:
+            return [test(replace(request, target_qps=self._settings.target_qps or _ACCURACY_QPS))]
         if self._options.find_peak:
+            self._show_plan(request)
             return find_peak_qps(
                 test,
                 request,
                 most_qps=closed_loop.samples_per_s,
                 duration_s=self._settings.duration_s,
-                say=lambda label, text: self._show(line(label, text)),
+                say=say,
             )
-        estimate = _ACCURACY_QPS if closed_loop is None else closed_loop.samples_per_s * _HEADROOM
-        return [test(replace(request, target_qps=self._settings.target_qps or estimate))]
+        estimate = closed_loop.samples_per_s * (_HEADROOM if self._is_offline else _STREAM_HEADROOM)
+        request = replace(request, target_qps=self._settings.target_qps or estimate)
+        self._show_plan(request)
+        return until_sure(test, request, say)

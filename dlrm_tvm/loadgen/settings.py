@@ -1,21 +1,28 @@
 """A request to LoadGen, and its TestSettings.
 
-    LoadGen's own mlperf.conf for dlrm  <  MLPerf v1's latency bound, 60 s  <  --mlperf-conf  <  --user-conf  <  flags
+    LoadGen's own mlperf.conf for the model  <  v1's latency bound, 60 s  <  --mlperf-conf  <  --user-conf  <  flags
 
-LoadGen's mlperf.conf gives DLRM 60 ms today; MLPerf Inference v0.7 to v3.0, which had this model, gave it 30 ms.
+The model is dlrm, or dlrm-v2 where it has cross layers. LoadGen's mlperf.conf gives both 60 ms today; MLPerf Inference
+v0.7 to v3.0, which had dlrm, gave it 30 ms.
+
+Early stopping: with t queries beyond the bound of a percentile p, LoadGen wants n of them in all so that p holds with
+99 % confidence; for t = 0 that is p^n <= 0.01, 459 queries for p99 (loadgen/early_stopping.cc).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import UserError
 
-SCENARIOS = ("offline", "server")
+# What is typed -> LoadGen's name.
+SCENARIOS = {each.lower(): each for each in ("Offline", "Server", "SingleStream", "MultiStream")}
 
-_MODEL = "dlrm"  # in the files of settings
-_LATENCY_MS = 30
+V1, V2 = "dlrm", "dlrm-v2"  # in the files of settings
+_V1_LATENCY_MS = 30
+_UNSURE = 0.01  # early stopping's
 _DURATION_S = 60
 _OWN_CONF, _FILE = 0, 2  # of FromConfig; 1 would read LoadGen's own again, over what was set before
 _MOST_SAMPLES = 16_000_000  # in one test; the queue keeps them all
@@ -25,15 +32,17 @@ _DAY_S = 86_400
 
 @dataclass(frozen=True)
 class LoadgenRequest:
-    """One test. mode: "performance" or "accuracy"; conf_files: later ones win. duration_s, target_qps: None where the
-    files or the defaults decide."""
+    """One test. model: V1 or V2; mode: "performance" or "accuracy"; conf_files: later ones win. duration_s, target_qps:
+    None where the files or the defaults decide; least_queries: more than those, where they are too few."""
 
     scenario: str
     mode: str
     log_dir: str
+    model: str = V1
     conf_files: tuple[str, ...] = ()
     duration_s: float | None = None
     target_qps: float | None = None
+    least_queries: int = 1
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)
@@ -46,7 +55,7 @@ class LoadgenRequest:
 @dataclass(frozen=True)
 class EffectiveSettings:
     """The settings in force. target_qps: None where none was given; latency_ms: bound of the Server scenario;
-    min_queries: issued at least, whatever duration_s is.
+    min_queries: samples issued at least, whatever duration_s is.
     """
 
     duration_s: float
@@ -66,23 +75,25 @@ class EffectiveSettings:
         """The same for people."""
         if self.least_s > self.duration_s:
             hours = f" ({self.least_s / 3600:.1f} hours)" if self.least_s > 3600 else ""
-            why = f"min_query_count {self.min_queries:,} at {self.target_qps:g} per second"
+            why = f"{self.min_queries:,} samples at {self.target_qps:,.4g} per second"
             return f"{self.least_s:,.0f} s at least{hours}: {why}"
-        count = f" and {self.min_queries:,} queries" if self.min_queries > 1 and not self.target_qps else ""
+        count = f" and {self.min_queries:,} samples" if self.min_queries > 1 and not self.target_qps else ""
         return f"{self.duration_s:g} s{count} at least"
 
 
 def test_settings(loadgen: Any, request: LoadgenRequest, samples: int) -> Any:
     """mlperf_loadgen.TestSettings of the request, for a library of so many samples. Raises UserError for a bad file."""
     settings = loadgen.TestSettings()
-    scenario = request.scenario.capitalize()
+    scenario = SCENARIOS[request.scenario]
     settings.scenario = getattr(loadgen.TestScenario, scenario)
-    settings.FromConfig("", _MODEL, scenario, _OWN_CONF)
+    settings.FromConfig("", request.model, scenario, _OWN_CONF)
     settings.server_target_qps = settings.offline_expected_qps = 0.0  # instead of LoadGen's default of 1
-    settings.server_target_latency_ns = _LATENCY_MS * 10**6
+    settings.single_stream_expected_latency_ns = settings.multi_stream_expected_latency_ns = 0
+    if request.model == V1:
+        settings.server_target_latency_ns = _V1_LATENCY_MS * 10**6
     settings.min_duration_ms = _DURATION_S * 1000
     for path in request.conf_files:
-        if settings.FromConfig(path, _MODEL, scenario, _FILE) != 0:
+        if settings.FromConfig(path, request.model, scenario, _FILE) != 0:
             raise UserError(f"{path}: LoadGen cannot read it; lines such as *.Server.target_qps = 100 were wanted.")
     modes = {"performance": loadgen.TestMode.PerformanceOnly, "accuracy": loadgen.TestMode.AccuracyOnly}
     settings.mode = modes[request.mode]
@@ -90,16 +101,38 @@ def test_settings(loadgen: Any, request: LoadgenRequest, samples: int) -> Any:
         settings.min_duration_ms = round(request.duration_s * 1000)
     if request.target_qps is not None:
         settings.server_target_qps = settings.offline_expected_qps = request.target_qps
+        settings.single_stream_expected_latency_ns = round(1e9 / request.target_qps)
+        per_query = settings.multi_stream_samples_per_query
+        settings.multi_stream_expected_latency_ns = round(per_query * 1e9 / request.target_qps)
     wanted = settings.performance_sample_count_override or samples
     settings.performance_sample_count_override = min(wanted, samples)
     _check(settings, request)
+    if request.scenario == "server" and request.mode == "performance":
+        fewest = math.ceil(math.log(_UNSURE) / math.log(settings.server_target_latency_percentile))
+        settings.min_query_count = max(settings.min_query_count, fewest)
+    settings.min_query_count = max(settings.min_query_count, request.least_queries)
     return settings
+
+
+def _rate(settings: Any, request: LoadgenRequest) -> float:
+    """Samples per second that are issued or expected; 0 where nothing says how many."""
+    if request.scenario == "server":
+        return settings.server_target_qps
+    if request.scenario == "offline":
+        return settings.offline_expected_qps
+    stream = "multi" if request.scenario == "multistream" else "single"
+    expected_ns = getattr(settings, f"{stream}_stream_expected_latency_ns")
+    return 1e9 * _samples_per_query(settings, request) / expected_ns if expected_ns else 0.0
+
+
+def _samples_per_query(settings: Any, request: LoadgenRequest) -> int:
+    return settings.multi_stream_samples_per_query if request.scenario == "multistream" else 1
 
 
 def _check(settings: Any, request: LoadgenRequest) -> None:
     """LoadGen checks nothing: a rate of NaN never ends, one of a million a second fills the memory."""
     is_server = request.scenario == "server"
-    qps = settings.server_target_qps if is_server else settings.offline_expected_qps
+    qps = _rate(settings, request)
     where = f" ({', '.join(request.conf_files)})" if request.conf_files else ""
     if not 0 <= qps < float("inf"):
         raise UserError(f"a target_qps of {qps:g}{where}: samples per second, more than 0, were wanted.")
@@ -107,7 +140,8 @@ def _check(settings: Any, request: LoadgenRequest) -> None:
         raise UserError(f"a latency bound of 0, or no percentile from 0 to 100{where}: nothing would ever be valid.")
     if not qps or request.mode == "accuracy":
         return
-    count = max(settings.min_query_count, settings.min_duration_ms / 1000 * qps * (1 if is_server else _SLACK))
+    queries = settings.min_query_count * _samples_per_query(settings, request)
+    count = max(queries, settings.min_duration_ms / 1000 * qps * (1 if is_server else _SLACK))
     if count > _MOST_SAMPLES:
         raise UserError(
             f"{qps:g} samples/s for {settings.min_duration_ms / 1000:g} s are more than the {_MOST_SAMPLES:,} samples "
@@ -115,19 +149,16 @@ def _check(settings: Any, request: LoadgenRequest) -> None:
         )
     if count / qps > _DAY_S:
         raise UserError(
-            f"{settings.min_query_count:,} samples at least, at {qps:g} per second, take more than a day. "
-            "Give a higher --target-qps."
+            f"{queries:,} samples at least, at {qps:g} per second, take more than a day. Give a higher --target-qps."
         )
 
 
 def effective(settings: Any, request: LoadgenRequest) -> EffectiveSettings:
-    is_server = request.scenario == "server"
-    target_qps = settings.server_target_qps if is_server else settings.offline_expected_qps
     return EffectiveSettings(
         duration_s=settings.min_duration_ms / 1000,
-        target_qps=target_qps or None,
+        target_qps=_rate(settings, request) or None,
         latency_ms=settings.server_target_latency_ns / 1e6,
         latency_percentile=settings.server_target_latency_percentile,
         samples=settings.performance_sample_count_override,
-        min_queries=settings.min_query_count,
+        min_queries=settings.min_query_count * _samples_per_query(settings, request),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,6 +52,17 @@ def test_lengths_follow_mlperfs_quantiles() -> None:
     assert lengths.mean() == pytest.approx(270, rel=0.005)
 
 
+def test_lengths_are_mlperfs_own_trace() -> None:
+    """dlrm_trace_of_aggregated_samples.txt, by the MD5 that MLPerf's README gives: begin, end, items of each sample."""
+    items = 89_137_319
+    ends = np.cumsum(sample_lengths(340_000))
+    ends = np.minimum(ends[: int(np.searchsorted(ends, items)) + 1], items)
+    begins = np.concatenate([[0], ends[:-1]])
+    trace = "".join(f"{begin}, {end}, {end - begin}\n" for begin, end in zip(begins.tolist(), ends.tolist()))
+    assert len(ends) == 330_067
+    assert hashlib.md5(trace.encode(), usedforsecurity=False).hexdigest() == "3db90209564316f2506c99cc994ad0b2"
+
+
 def test_fewer_samples_are_the_first_of_more() -> None:
     assert (sample_lengths(50) == sample_lengths(1000)[:50]).all()
 
@@ -90,12 +102,41 @@ def test_files_of_about_one_sample_are_one_or_two(card: ModelCard, tmp_path: Pat
     assert np.diff(spec.begins).sum() == items and (np.diff(spec.begins) > 0).all()
 
 
-def test_bags_are_refused(card: ModelCard, tmp_path: Path) -> None:
-    arrays = {"d": np.zeros((4, 13), np.float32), "pred": np.zeros(4, np.float32)}
-    np.savez(tmp_path / "bags.npz", **arrays, i=np.zeros((3, 8), np.int64), o=np.tile(2 * np.arange(4), (3, 1)))
-    with_offsets = replace(card, graph_inputs=GraphInputs("d", ("i",), ("o",), "pred"))
-    with pytest.raises(UserError, match=r"holds bags; MLPerf's samples have one index per table"):
-        plan_samples(with_offsets, 10, str(tmp_path / "bags.npz"))
+def bags_card(card: ModelCard) -> ModelCard:
+    return replace(card, graph_inputs=GraphInputs("d", ("i",), ("o",), "pred"))
+
+
+def write_bags(path: Path, lengths: list[int]) -> np.ndarray:
+    """Items of `lengths` indices each in every table -> the indices [3, all of them]."""
+    items, begins = len(lengths), np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    indices = np.random.default_rng(0).integers(0, 5, (3, sum(lengths)))
+    arrays = {"d": np.zeros((items, 13), np.float32), "pred": np.zeros(items, np.float32)}
+    np.savez(path, **arrays, i=indices, o=np.tile(begins, (3, 1)))
+    return indices
+
+
+def test_recorded_bags_of_one_length_lie_side_by_side(card: ModelCard, tmp_path: Path) -> None:
+    indices = write_bags(tmp_path / "bags.npz", [2] * 150)
+    spec = plan_samples(bags_card(card), 10, str(tmp_path / "bags.npz"))
+    assert (spec.lengths, spec.items) == ((2, 2, 2), 150) and SampleSpec.from_json(spec.to_json()) == spec
+    found = loaded(spec, bags_card(card)).indices
+    assert (found == indices.reshape(3, 150, 2).transpose(1, 0, 2).reshape(150, 6)).all()
+
+
+def test_recorded_bags_of_several_lengths_are_refused(card: ModelCard, tmp_path: Path) -> None:
+    write_bags(tmp_path / "bags.npz", [2] * 8 + [3] + [2] * 8)
+    spec = plan_samples(bags_card(card), 10, str(tmp_path / "bags.npz"))
+    with pytest.raises(UserError, match=r"item 8 has 3 indices for table 0, the first 2; LoadGen's samples"):
+        loaded(spec, bags_card(card))
+
+
+def test_random_bags_are_rows_of_their_tables(card: ModelCard) -> None:
+    fixed = replace(card, graph_inputs=replace(card.graph_inputs, indices_per_bag=(4, 1, 9)))
+    spec = plan_samples(fixed, 50, None)
+    indices = loaded(spec, fixed).indices
+    assert indices.shape == (spec.items, 14)
+    for columns, rows in zip(((0, 4), (4, 5), (5, 14)), ROWS):
+        assert set(np.unique(indices[:, slice(*columns)])) == set(range(rows))
 
 
 def test_tables_beyond_int32_are_refused() -> None:

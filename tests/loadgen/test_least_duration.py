@@ -12,9 +12,9 @@ from dlrm_tvm.loadgen.settings import EffectiveSettings
     [
         (100, 1, "60 s at least"),
         (100, 6_000, "60 s at least"),
-        (5, 270_336, "54,067 s at least (15.0 hours): min_query_count 270,336 at 5 per second"),
-        (100, 270_336, "2,703 s at least: min_query_count 270,336 at 100 per second"),
-        (None, 270_336, "60 s and 270,336 queries at least"),
+        (5, 270_336, "54,067 s at least (15.0 hours): 270,336 samples at 5 per second"),
+        (100, 270_336, "2,703 s at least: 270,336 samples at 100 per second"),
+        (None, 270_336, "60 s and 270,336 samples at least"),
         (None, 1, "60 s at least"),
     ],
 )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from dlrm_tvm.loadgen.peak_search import find_peak_qps
+from dlrm_tvm.loadgen.peak_search import find_peak_qps, until_sure
 from dlrm_tvm.loadgen.settings import LoadgenRequest
 
 REQUEST = LoadgenRequest("server", "performance", "logs")
@@ -18,7 +19,10 @@ def search(is_valid: Callable[[float, float], bool], duration_s: float = 60) -> 
 
     def test(request: LoadgenRequest) -> SimpleNamespace:
         valid = is_valid(request.target_qps, request.duration_s)
-        verdict = SimpleNamespace(is_valid=valid, reasons=() if valid else ("late",), latency_ms={"p99": 20.0})
+        reasons = () if valid else ("late",)
+        verdict = SimpleNamespace(
+            is_valid=valid, reasons=reasons, latency_ms={"p99": 20.0}, queries=999, more_queries=0
+        )
         return SimpleNamespace(request=request, verdict=verdict)
 
     return find_peak_qps(test, REQUEST, most_qps=100, duration_s=duration_s, say=lambda label, text: None)
@@ -54,3 +58,44 @@ def test_a_machine_without_a_valid_rate_ends_with_a_test_that_says_so() -> None:
 def test_a_machine_that_never_confirms_ends_after_six_tries() -> None:
     tests = search(lambda qps, seconds: seconds < 60)
     assert sum("full" in test.request.log_dir for test in tests) == 6 and not tests[-1].verdict.is_valid
+
+
+def unsure(enough: int, qps: float) -> tuple[list[SimpleNamespace], Callable[[LoadgenRequest], SimpleNamespace]]:
+    """Requests seen, and a machine that keeps the bound below `qps`, as LoadGen believes from `enough` queries on."""
+    seen: list[LoadgenRequest] = []
+
+    def test(request: LoadgenRequest) -> SimpleNamespace:
+        seen.append(request)
+        queries = max(round((request.duration_s or 1) * request.target_qps), request.least_queries)
+        kept, sure = request.target_qps <= qps, queries >= enough
+        more, reasons = (enough - queries if kept and not sure else 0), () if kept and sure else ("no",)
+        fields = {"latency_ms": {"p99": 20.0}, "queries": queries, "more_queries": min(more, 240)}
+        return SimpleNamespace(
+            request=request, verdict=SimpleNamespace(is_valid=not reasons, reasons=reasons, **fields)
+        )
+
+    return seen, test
+
+
+def test_a_test_of_too_few_queries_is_stretched_until_loadgen_is_sure() -> None:
+    seen, test = unsure(enough=700, qps=50)
+    (*_, last) = until_sure(test, replace(REQUEST, target_qps=10, duration_s=46), lambda label, text: None)
+    assert [request.least_queries for request in seen] == [1, 1400]
+    assert last.verdict.is_valid and {request.target_qps for request in seen} == {10}
+
+
+def test_a_test_that_never_is_sure_ends_after_three_stretches_and_one_that_is_late_is_not_stretched() -> None:
+    seen, test = unsure(enough=10**9, qps=50)
+    tests = until_sure(test, replace(REQUEST, target_qps=10), print)
+    assert len(seen) == 4 and not tests[-1].verdict.is_valid
+    late, test = unsure(enough=700, qps=50)
+    until_sure(test, replace(REQUEST, target_qps=60), print)
+    assert len(late) == 1
+
+
+def test_the_search_goes_up_in_time_not_down_in_rate_where_queries_are_too_few() -> None:
+    """1,000 queries are too few here to be sure at any rate: a rate below 63 would be found if that were lateness."""
+    seen, test = unsure(enough=2500, qps=63)
+    tests = find_peak_qps(test, REQUEST, most_qps=100, duration_s=60, say=lambda label, text: None)
+    assert tests[-1].verdict.is_valid and 61 <= tests[-1].request.target_qps <= 63
+    assert max(request.least_queries for request in seen) >= 2500
