@@ -1,8 +1,10 @@
 """Score a compiled library on reference data: errors, AUC, log loss; PASS or FAIL.
 
     python accuracy.py --model __prebuilt/dlrm_avx512_b100.so --ref-data __data/demo_data_small.npz
+    python accuracy.py --ref-data day_*.parquet --predictions predicted
 
-Reads the library with its parameters and one data file (kinds: dlrm_tvm/data/reference_data.py); leaves no files.
+Reads the library with its parameters and one data file (kinds: dlrm_tvm/data/reference_data.py); leaves no files, but
+with --predictions what was predicted of any number of files (dlrm_tvm/predictions/run.py).
 What is judged depends on the library's precision and on what the data holds (dlrm_tvm/data/scoring.py), and is printed.
 Exit status 0 or 1.
 """
@@ -23,13 +25,14 @@ with reported():
     from dlrm_tvm.data.scoring import MIN_AUC_RATIO, TOLERANCE, gate_for, judge, score, verdict_json, verdict_text
     from dlrm_tvm.data.splits import SPLITS
     from dlrm_tvm.paths import DEFAULT_LIBRARY
+    from dlrm_tvm.runtime.manifest import Manifest
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=summary(__doc__))
     add_version(parser)
     parser.add_argument("--model", type=Path, default=DEFAULT_LIBRARY, metavar="SO", help="default: %(default)s")
-    parser.add_argument("--ref-data", type=Path, metavar="FILE", help="default: the demo model's own")
+    parser.add_argument("--ref-data", type=Path, nargs="+", metavar="FILE", help="default: the demo model's own")
     parser.add_argument(
         "--split",
         choices=SPLITS,
@@ -55,16 +58,43 @@ def parse_args() -> argparse.Namespace:
         metavar="X",
         help="least AUC of this library / AUC of the reference, above 0 and at most 1 (default: %(default)s)",
     )
-    return parser.parse_args()
+    group = parser.add_argument_group("predictions of many items")
+    group.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="DIR|FILE.npz",
+        help="keep what is predicted, in parts in a folder or in one file; of several files of --ref-data too",
+    )
+    group.add_argument("--shard-items", type=int, metavar="N", help="items of a part, about (default: 1000000)")
+    group.add_argument("--resume", action="store_true", help="go on with what was begun in that folder")
+    return checked(parser.parse_args())
+
+
+def checked(args: argparse.Namespace) -> argparse.Namespace:
+    for path in args.ref_data or ():
+        if not path.exists():
+            raise UserError(f"{path}: no such file. Give reference data with --ref-data FILE.")
+    if args.predictions:
+        if args.shard_items is not None and args.shard_items < 1:
+            raise UserError(f"--shard-items {args.shard_items}: give at least 1.")
+        if len(args.ref_data or ()) > 1 and (args.first_item or args.max_items is not None):
+            raise UserError("--first-item and --max-items are for one file. Give one of --ref-data, or leave them out.")
+        return args
+    given = {"--resume": args.resume, "--shard-items": args.shard_items}
+    if flags := [flag for flag, value in given.items() if value]:
+        raise UserError(f"{flags[0]} is for predictions that are kept. Give --predictions DIR too, or leave it out.")
+    if len(args.ref_data or ()) > 1:
+        raise UserError("--ref-data has several files: give one, or --predictions DIR to score them all.")
+    return args
 
 
 def main() -> int:
     args = parse_args()
-    if args.ref_data is not None and not args.ref_data.exists():
-        raise UserError(f"{args.ref_data}: no such file. Give reference data with --ref-data FILE.")
+    if args.predictions:
+        return predict(args)
     model = load(args.model)
     manifest = model.artifact.manifest
-    path = args.ref_data or reference_for(manifest.model.fingerprint)
+    path = args.ref_data[0] if args.ref_data else reference_for(manifest.model.fingerprint)
     gate = gate_for(manifest.precision, min_auc_ratio=args.min_auc_ratio, rtol=args.rtol, atol=args.atol)
     part = {"split": args.split, "first_item": args.first_item, "max_items": args.max_items}
     data = open_reference(path, manifest.model, **part, max_ind_range=args.max_ind_range)
@@ -77,11 +107,35 @@ def main() -> int:
         print(f"range  indices are taken modulo {args.max_ind_range:,}")
     if cut := data.cut():
         print(f"split  {cut}")
-    last = getattr(manifest.model, "last_activation", None)  # None: of a library compiled earlier
-    verdict = judge(score(model, data), gate, is_logit=last == "none" and manifest.model.clamp is None)
+    verdict = judge(score(model, data), gate, is_logit=gives_logits(manifest))
     print(verdict_text(verdict, gate))
     print(verdict_json(verdict, gate))
     return 0 if verdict.passed else 1
+
+
+def predict(args: argparse.Namespace) -> int:
+    """All items of all files, in shards, each part kept."""
+    from dlrm_tvm.predictions.run import PredictionSettings, plan_lines, plan_predictions, predict_all
+
+    given = {"resume": args.resume, "split": args.split, "first_item": args.first_item}
+    given |= {"max_items": args.max_items, "max_ind_range": args.max_ind_range}
+    given |= {"shard_items": args.shard_items} if args.shard_items else {}
+    settings = PredictionSettings(args.model, tuple(args.ref_data or ()), args.predictions, **given)
+    manifest, inputs, job = plan_predictions(settings)
+    gate = gate_for(manifest.precision, min_auc_ratio=args.min_auc_ratio, rtol=args.rtol, atol=args.atol)
+    print(
+        f"model  {printable(str(args.model))}: {manifest.model.name}, {manifest.precision}, batch {manifest.batch_size}"
+    )
+    print("\n".join(plan_lines(settings, inputs, job)), flush=True)
+    predictions = predict_all(settings, job, gate, is_logit=gives_logits(manifest))
+    print(verdict_text(predictions.verdict, gate))
+    print(verdict_json(predictions.verdict, gate, more=predictions.to_json(settings.output)))
+    return 0 if predictions.verdict.passed else 1
+
+
+def gives_logits(manifest: Manifest) -> bool:
+    last = getattr(manifest.model, "last_activation", None)  # None: of a library compiled earlier
+    return last == "none" and manifest.model.clamp is None
 
 
 def command() -> None:

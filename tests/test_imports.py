@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "bench": {"instances", "engines", "runtime", "data", "model", "machine"},
     "loadgen": {"bench", "instances", "engines", "runtime", "data", "model", "machine"},
     "sweep": {"bench", "instances", "engines", "runtime", "data", "model", "machine"},
+    "predictions": {"runtime", "data", "model", "machine"},
 }
 PACKAGES = {
     "console": {"tqdm"},
@@ -40,7 +41,7 @@ PACKAGES = {
     "frontend": {"onnx", "google"},  # protobuf's errors, which onnx raises
     "kernels": {"tvm"},
     "runtime": {"tvm", "tvm_ffi"},
-    "data": {"onnx"},
+    "data": {"onnx", "pyarrow"},
     "engines": {"onnxruntime", "openvino", "nncf", "onnx"},
     "schedules": {"tvm"},
     "compiler": {"tvm"},
@@ -49,7 +50,10 @@ PACKAGES = {
     "sweep": {"matplotlib"},
 }
 EVERYWHERE = {"numpy"}
-ONLY_IN = {"onnx": {"data": {"dlrm_graph"}}}  # rooms of a wing that alone may use a package
+ONLY_IN = {
+    "onnx": {"data": {"dlrm_graph"}},
+    "pyarrow": {"data": {"parquet"}},
+}  # rooms of a wing that alone may use a package
 
 
 def sources() -> list[Path]:

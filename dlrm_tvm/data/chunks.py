@@ -45,7 +45,8 @@ class ReferenceData:
     a dense value that is not finite, a label that is not 0 or 1, offsets that make no bags.
     _read: items -> their chunks; indices_per_bag: 1, or the mean over all bags; splits: what MLPerf cuts the file into;
     split: the name of the one in use, or "all"; file_items: how many the file holds; max_ind_range: indices are taken
-    modulo it, as facebookresearch/dlrm's --max-ind-range does.
+    modulo it, as facebookresearch/dlrm's --max-ind-range does. borders: the items, besides the first, at which reading
+    can begin without reading what is before; None: any item. files: all that it is read from; empty: `path` alone.
     """
 
     path: Path
@@ -60,6 +61,8 @@ class ReferenceData:
     split: str = "all"
     file_items: int = 0
     max_ind_range: int | None = None
+    borders: tuple[int, ...] | None = None
+    files: tuple[Path, ...] = ()
 
     @property
     def num_items(self) -> int:
@@ -81,6 +84,23 @@ class ReferenceData:
             _check_values(self.path, self._card, chunk, start)
             yield chunk
             start += len(chunk.dense)
+
+    def only(self, items: range) -> ReferenceData:
+        """Of these items of the file alone."""
+        return replace(self, items=items)
+
+    def shards(self, most_items: int) -> list[range]:
+        """`items` in ranges of `most_items`, each of which is read without reading what is before it. Where that can
+        begin at borders only, ranges end at the last border before that number, or at the next one after it."""
+        if self.borders is None:
+            return pieces(self.items, most_items)
+        ends = [each for each in self.borders if self.items.start < each < self.items.stop] + [self.items.stop]
+        shards, start = [], self.items.start
+        for end, after in zip(ends, [*ends[1:], None]):
+            if after is None or after - start > most_items:
+                shards.append(range(start, end))
+                start = end
+        return shards
 
     def part(
         self, split: str | None, *, for_calibration: bool, first_item: int = 0, max_items: int | None = None
@@ -107,10 +127,11 @@ class ReferenceData:
         return f"{self.split}, items {first:,} to {last:,} of {self.file_items:,}{note}; others by --split"
 
 
-def pieces(items: range) -> Iterator[range]:
-    """`items` in parts of `CHUNK_ITEMS`, the last one shorter."""
-    for start in range(items.start, items.stop, CHUNK_ITEMS):
-        yield range(start, min(start + CHUNK_ITEMS, items.stop))
+def pieces(items: range, most_items: int | None = None) -> list[range]:
+    """`items` in parts of `most_items`, by default `CHUNK_ITEMS`; the last one is shorter."""
+    most_items = most_items or CHUNK_ITEMS
+    starts = range(items.start, items.stop, most_items)
+    return [range(start, min(start + most_items, items.stop)) for start in starts]
 
 
 def as_labels(path: Path, key: str, labels: np.ndarray, start: int) -> np.ndarray:
@@ -125,6 +146,20 @@ def as_float32(values: np.ndarray) -> np.ndarray:
     """Of any shape."""
     with np.errstate(over="ignore"):  # those beyond float32 become infinite, and are refused later
         return values.astype(np.float32)
+
+
+def log_counts(counts: np.ndarray) -> np.ndarray:
+    """MLPerf's dense features: log(1 + x) in float32, with negative counts as 0, as facebookresearch/dlrm has them."""
+    return np.log(as_float32(np.maximum(counts, 0)) + np.float32(1))
+
+
+def check_fingerprint(path: Path, card: ModelCard, recorded: str) -> None:
+    """Raises UserError for that of another model."""
+    if recorded != card.fingerprint:
+        raise UserError(
+            f"{path}: its outputs were recorded for another model (fingerprint {recorded[:12]}); the library holds "
+            f"{card.name} ({card.fingerprint[:12]}). Give --ref-data recorded for {card.name}."
+        )
 
 
 def _capped(chunk: Chunk, most: int) -> Chunk:

@@ -54,7 +54,7 @@ def open_graph_inputs(
 
     per_bag = num_indices / (num_tables * max(num_items, 1))
     has = ["pred" in outputs, "target" in outputs]
-    return ReferenceData(path, "the graph's own inputs", range(num_items), *has, card, read, per_bag)
+    return ReferenceData(path, "the graph's own inputs", range(num_items), *has, card, read, per_bag, borders=())
 
 
 def _require_indices(path: Path, headers: dict, card: ModelCard, num_items: int, *, has_offsets: bool) -> int:

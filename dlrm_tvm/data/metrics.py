@@ -1,12 +1,12 @@
 """How good predictions are: AUC, log loss, errors. NumPy only, and little memory beside the arrays given: the day that
-MLPerf scores has 89 million items, and twice that the whole of it.
+MLPerf scores has 89 million items, and twice that the whole of it. What comes in parts is added up.
 
 Knows arrays, no files and no models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,8 @@ import numpy as np
 # A float32 sigmoid can be exactly 0 or 1; one such prediction must not make a loss or a logit infinite.
 _PROBABILITY_FLOOR = float(np.finfo(np.float32).eps)
 _PART = 1 << 20
+EXACT_ITEMS = 100_000_000
+_BUCKET_BITS = 24  # of a float32's 32: a sign, 8 bits of exponent, 15 of mantissa; 270 MB of counts
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,53 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
         not_above = np.searchsorted(negatives, positives[part], "right")
         twice_wins += int(below.sum() + not_above.sum())
     return twice_wins / (2 * len(positives) * len(negatives))
+
+
+class AucSum:
+    """The AUC of items that come in parts: exact, with a sorted copy of the scores, or from counts of the scores.
+
+        AUC = (pairs of buckets, the positive's above the negative's, + half of the pairs within one bucket) / (P N)
+        |error| <= half of the pairs within one bucket / (P N)
+
+    A bucket holds the float32 values that agree in their first 24 bits (apart by 2^-15 of themselves), so the memory
+    is 270 MB for any number of items. The bound is certain, and is of these very items: `value` has it as its second.
+    """
+
+    def __init__(self, *, exact: bool) -> None:
+        self._exact: list[tuple[np.ndarray, np.ndarray]] | None = [] if exact else None
+        self._counts = None if exact else np.zeros((2, 1 << _BUCKET_BITS), np.int64)
+
+    def add(self, labels: np.ndarray, scores: np.ndarray) -> None:
+        """labels: [n] 0 or 1; scores: [n] finite float32. Raises ValueError as `auc` does."""
+        if self._counts is None:
+            self._exact.append((labels, scores))
+            return
+        positive = _checked_labels(labels, scores)
+        for part in _parts(len(scores)):
+            bits = (scores[part].astype(np.float32) + np.float32(0)).view(np.uint32)  # -0 becomes 0
+            ordered = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)) >> (32 - _BUCKET_BITS)
+            for counts, taken in zip(self._counts, (~positive[part], positive[part])):
+                buckets, found = np.unique(ordered[taken], return_counts=True)
+                counts[buckets] += found
+
+    def value(self) -> tuple[float, float]:
+        """(AUC, how far the exact one may be from it): (NaN, NaN) without positives or negatives."""
+        if self._counts is None:
+            if not self._exact:
+                return float("nan"), float("nan")
+            labels, scores = (np.concatenate(each) if len(each) > 1 else each[0] for each in zip(*self._exact))
+            return auc(labels, scores), 0.0
+        negatives, positives = self._counts
+        pairs = int(positives.sum()) * int(negatives.sum())
+        if not pairs:
+            return float("nan"), float("nan")
+        # Python's integers: at 10^10 items twice the pairs are beyond int64.
+        below = np.cumsum(negatives) - negatives
+        taken = np.flatnonzero(positives)
+        each = [counts[taken].tolist() for counts in (positives, below, negatives)]
+        wins = sum(many * under for many, under, _ in zip(*each))
+        ties = sum(many * same for many, _, same in zip(*each))
+        return (2 * wins + ties) / (2 * pairs), ties / (2 * pairs)
 
 
 def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -108,6 +157,22 @@ def compare(predictions: np.ndarray, reference: np.ndarray, *, rtol: float, atol
         largest, totals = np.maximum(largest, errors.max(axis=1)), totals + errors.sum(axis=1)
     (max_abs, max_logit), (mean_abs, mean_logit) = largest.tolist(), (totals / len(predictions)).tolist()
     return ErrorSummary(len(predictions), max_abs, mean_abs, max_logit, mean_logit, mismatches)
+
+
+def joined_errors(parts: Sequence[ErrorSummary]) -> ErrorSummary:
+    """Of all their items together."""
+    if len(parts) == 1:
+        return parts[0]
+    items = sum(part.items for part in parts)
+    largest = [float(np.max([getattr(part, name) for part in parts], initial=0)) for name in ("max_abs", "max_logit")]
+    means = [mean_of([(getattr(part, name), part.items) for part in parts]) for name in ("mean_abs", "mean_logit")]
+    return ErrorSummary(items, largest[0], means[0], largest[1], means[1], sum(part.mismatches for part in parts))
+
+
+def mean_of(means: Sequence[tuple[float, int]]) -> float:
+    """The mean over all items of (mean, items) each; parts without items do not count."""
+    items = sum(count for _, count in means)
+    return sum(mean * count for mean, count in means if count) / items if items else float("nan")
 
 
 def _parts(count: int) -> Iterator[slice]:

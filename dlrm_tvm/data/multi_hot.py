@@ -106,6 +106,7 @@ def open_multi_hot(files: tuple[Path, Path, Path], card: ModelCard) -> Reference
         _read=read,
         indices_per_bag=sum(hots) / tables,
         splits=halves(num_items, "val", "test"),
+        files=files,
     )
 
 

@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from errno import EINVAL
 from os import SEEK_CUR
 from pathlib import Path
@@ -39,11 +39,13 @@ _LOCAL_HEADER = 30  # bytes before a member's name; its lengths end it (APPNOTE.
 
 @dataclass(frozen=True)
 class NpyHeader:
-    """Shape and dtype of one member; fortran_order: stored column by column."""
+    """Shape and dtype of one member; fortran_order: stored column by column; is_stored: neither compressed nor
+    encrypted, so that its bytes lie in the zip as they are."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     fortran_order: bool
+    is_stored: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -52,6 +54,11 @@ class NpyHeader:
     @property
     def row_bytes(self) -> int:
         return self.dtype.itemsize * math.prod(self.shape[1:])
+
+    @property
+    def by_columns(self) -> bool:
+        """Rows are spread over all of the member."""
+        return self.fortran_order and len(self.shape) > 1
 
 
 def require_keys(path: Path, headers: dict[str, NpyHeader], keys: tuple[str, ...]) -> None:
@@ -81,11 +88,12 @@ def is_npz(path: Path) -> bool:
 def read_headers(path: Path) -> dict[str, NpyHeader]:
     """The header of every array in the npz, by key. Raises UserError for a damaged or pickled file."""
     with _damage_named(path), zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if name.endswith(".npy")]
         headers = {}
-        for name in names:
-            with archive.open(name) as member:
-                headers[name.removesuffix(".npy")] = _read_header(member)
+        for info in archive.infolist():
+            if info.filename.endswith(".npy"):
+                with archive.open(info) as member:
+                    header = _read_header(member)
+                headers[info.filename.removesuffix(".npy")] = replace(header, is_stored=_is_stored(info))
     for key, header in headers.items():
         if header.dtype.hasobject:
             raise UserError(f"{path}: {key} holds pickled objects; want plain numbers (numpy.savez of such arrays).")
@@ -105,6 +113,7 @@ class NpzStream:
         self._path = path
         self._keys = keys
         self._open = ExitStack()
+        self._archive: zipfile.ZipFile | None = None
         self._members: dict[str, IO[bytes]] = {}
         self._headers: dict[str, NpyHeader] = {}
         self._whole: dict[str, np.ndarray] = {}
@@ -112,9 +121,9 @@ class NpzStream:
 
     def __enter__(self) -> NpzStream:
         with _damage_named(self._path), ExitStack() as opened:
-            archive = opened.enter_context(zipfile.ZipFile(self._path))
+            self._archive = opened.enter_context(zipfile.ZipFile(self._path))
             for key in self._keys:
-                self._members[key] = opened.enter_context(archive.open(f"{key}.npy"))
+                self._members[key] = opened.enter_context(self._archive.open(f"{key}.npy"))
                 self._headers[key] = _read_header(self._members[key])
             self._open = opened.pop_all()  # after a failure above, all are closed at once
         return self
@@ -130,16 +139,27 @@ class NpzStream:
         return rows
 
     def skip_rows(self, count: int) -> None:
-        """Leave out the next `count` rows. A compressed member is unpacked up to there all the same."""
+        """Leave out the next `count` rows. A compressed member is unpacked up to there all the same; a stored one is
+        not read, and from there on no CRC checks it."""
         with _damage_named(self._path):
             for key, header in self._headers.items():
-                if not (header.fortran_order and len(header.shape) > 1):
-                    self._members[key].seek(count * header.row_bytes, SEEK_CUR)
+                if count and not header.by_columns:
+                    self._skip(key, count * header.row_bytes)
         self._position += count
+
+    def _skip(self, key: str, nbytes: int) -> None:
+        member, info = self._members[key], self._archive.getinfo(f"{key}.npy")
+        if isinstance(member, zipfile.ZipExtFile) and _is_stored(info):  # its own seek reads, before Python 3.13
+            at, header = member.tell(), self._headers[key]
+            if info.file_size < at + header.num_rows * header.row_bytes:
+                raise EOFError(f"{key} is shorter than its shape {list(header.shape)}")
+            member = self._members[key] = self._open.enter_context(self._path.open("rb"))
+            member.seek(stored_at(self._path, member, info) + at)
+        member.seek(nbytes, SEEK_CUR)
 
     def _read(self, key: str, count: int) -> np.ndarray:
         header = self._headers[key]
-        if header.fortran_order and len(header.shape) > 1:
+        if header.by_columns:
             return self._whole_member(key)[self._position : self._position + count]
         data = self._members[key].read(count * header.row_bytes)
         return np.frombuffer(data, header.dtype).reshape(count, *header.shape[1:])
@@ -180,7 +200,7 @@ def stored_at(path: Path, file: IO[bytes], member: zipfile.ZipInfo) -> int:
 
     Raises UserError for a compressed or encrypted one, BadZipFile where there is no member.
     """
-    if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+    if not _is_stored(member):
         raise UserError(
             f"{path}: {member.filename} is compressed or encrypted, and too large to unpack. Store it plain."
         )
@@ -190,6 +210,10 @@ def stored_at(path: Path, file: IO[bytes], member: zipfile.ZipInfo) -> int:
         raise zipfile.BadZipFile(f"no member at byte {member.header_offset}")
     name_length, extra_length = struct.unpack("<HH", header[-4:])
     return member.header_offset + _LOCAL_HEADER + name_length + extra_length
+
+
+def _is_stored(member: zipfile.ZipInfo) -> bool:
+    return member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1
 
 
 def _mapped(path: Path, file: IO[bytes], name: str, end: int) -> np.ndarray:

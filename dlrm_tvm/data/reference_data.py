@@ -8,6 +8,7 @@
     Criteo npz (day_23)      X_int raw counts, X_cat, y                                 no         yes
     Criteo binary            40 int32: label, 13 counts, 26 categories                  no         yes
     MLPerf v2's day          three files, see multi_hot.py                              no         yes
+    parquet                  see parquet.py                                             if there   if there
 
 The kind is recognised by content, not by the file's name; MLPerf v2's files alone are found by theirs. Criteo files are
 those written by facebookresearch/dlrm: `data_utils.py` sets negative counts to 0 and saves float64 arrays,
@@ -26,10 +27,11 @@ import numpy as np
 
 from ..errors import UserError
 from ..model.bags import Bags, join_bags
-from .chunks import Chunk, ReferenceData, as_float32, as_labels, pieces
+from .chunks import Chunk, ReferenceData, as_float32, as_labels, check_fingerprint, log_counts, pieces
 from .graph_inputs import open_graph_inputs
 from .multi_hot import day_files, open_multi_hot
 from .npz import NpyHeader, NpzStream, is_npz, read_arrays, read_headers, require, require_keys
+from .parquet import is_parquet, open_parquet
 from .splits import SCORED_ITEMS, halves
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ def open_reference(
     max_items: int | None = None,
     for_calibration: bool = False,
     outputs_wanted: bool = True,
+    outputs_optional: bool = False,
     max_ind_range: int | None = None,
 ) -> ReferenceData:
     """Recognise the file and check keys, shapes and dtypes against the model; values are not read yet.
@@ -59,8 +62,8 @@ def open_reference(
     split: one of `splits.SPLITS`, or None for what MLPerf scores (for_calibration: calibrates on) where the file is one
     that MLPerf cuts, and for all items where not. Of it at most `max_items` are read, from `first_item` on.
     outputs_wanted: refuse outputs recorded for another model, and recorded inputs without any; else such inputs are
-    read. max_ind_range: take indices modulo it. Raises UserError for anything that does not fit, OSError for a missing
-    file.
+    read. outputs_optional: the former are refused, the latter are read. max_ind_range: take indices modulo it. Raises
+    UserError for anything that does not fit, OSError for a missing file.
     """
     path = Path(path)
     if max_items is not None and max_items < 1:
@@ -69,7 +72,8 @@ def open_reference(
         raise UserError(f"--first-item {first_item}: give 0 or more.")
     if max_ind_range is not None and max_ind_range < 1:
         raise UserError(f"--max-ind-range {max_ind_range}: give at least 1.")
-    data = replace(_open(path, card, outputs_wanted=outputs_wanted), max_ind_range=max_ind_range)
+    opened = _open(path, card, outputs_wanted=outputs_wanted, outputs_optional=outputs_optional)
+    data = replace(opened, max_ind_range=max_ind_range)
     return data.part(split, for_calibration=for_calibration, first_item=first_item, max_items=max_items)
 
 
@@ -91,10 +95,12 @@ def read_inputs(
     return dense, np.concatenate([c.indices for c in chunks])
 
 
-def _open(path: Path, card: ModelCard, *, outputs_wanted: bool) -> ReferenceData:
+def _open(path: Path, card: ModelCard, *, outputs_wanted: bool, outputs_optional: bool) -> ReferenceData:
     """All items of the file."""
     if day := day_files(path):
         return open_multi_hot(day, card)
+    if is_parquet(path):
+        return open_parquet(path, card, outputs_wanted=outputs_wanted, outputs_optional=outputs_optional)
     if not is_npz(path):
         return _open_binary(path, card)
     headers = read_headers(path)
@@ -103,19 +109,24 @@ def _open(path: Path, card: ModelCard, *, outputs_wanted: bool) -> ReferenceData
     if outputs_wanted:
         _check_fingerprint(path, headers, card)
     if headers.keys() & {*_MLPERF_KEYS, *_CRITEO_KEYS} - {"target"}:
-        return _open_mlperf(path, headers, card)
+        return _open_mlperf(path, headers, card, outputs_optional=outputs_optional)
     if headers.keys() & graph_keys:
-        return open_graph_inputs(path, headers, card, outputs_wanted=outputs_wanted)
+        needed = outputs_wanted and not outputs_optional
+        return open_graph_inputs(path, headers, card, outputs_wanted=needed)
     raise UserError(
         f"{path}: keys {', '.join(headers) or 'none'}; want {', '.join(_MLPERF_KEYS)}, or "
         f"{', '.join(_CRITEO_KEYS)}, or the model's inputs {', '.join(sorted(graph_keys))}."
     )
 
 
-def _open_mlperf(path: Path, headers: dict[str, NpyHeader], card: ModelCard) -> ReferenceData:
+def _open_mlperf(
+    path: Path, headers: dict[str, NpyHeader], card: ModelCard, *, outputs_optional: bool
+) -> ReferenceData:
     """X_int and X_cat with torch_res and target, or with y as Criteo's preprocessing writes it."""
     is_criteo = "y" in headers and not headers.keys() & {"torch_res", "target"}
     keys = _CRITEO_KEYS if is_criteo else _MLPERF_KEYS
+    if outputs_optional and not is_criteo:
+        keys = (*keys[:2], *(key for key in keys[2:] if key in headers))
     require_keys(path, headers, keys)
     num_items = headers["X_int"].num_rows
     # Raw counts are integers or float64. log(1 + x) is never stored as integers, so integers would be counts.
@@ -123,6 +134,7 @@ def _open_mlperf(path: Path, headers: dict[str, NpyHeader], card: ModelCard) -> 
     require(path, "X_cat", headers, (num_items, len(card.table_rows)), kinds="iuf" if is_criteo else "iu")
     for key in keys[2:]:
         require(path, key, headers, (num_items,), kinds="f" if key == "torch_res" else "iufb")
+    label = next((key for key in ("y", "target") if key in keys), None)
 
     def read(items: range) -> Iterator[Chunk]:
         with NpzStream(path, keys) as stream:
@@ -130,14 +142,25 @@ def _open_mlperf(path: Path, headers: dict[str, NpyHeader], card: ModelCard) -> 
             for piece in pieces(items):
                 start, rows = piece.start, stream.next_rows(len(piece))
                 dense = log_counts(rows["X_int"]) if is_criteo else as_float32(rows["X_int"])
-                reference = None if is_criteo else as_float32(rows["torch_res"].reshape(-1))
-                labels = as_labels(path, keys[-1], rows[keys[-1]].reshape(-1), start)
+                reference = as_float32(rows["torch_res"].reshape(-1)) if "torch_res" in keys else None
+                labels = as_labels(path, label, rows[label].reshape(-1), start) if label else None
                 yield Chunk(dense, _as_indices(path, rows["X_cat"], start), reference, labels)
 
     kind = "Criteo npz (raw counts)" if is_criteo else "MLPerf-style npz"
     is_day = is_criteo and "counts" not in headers  # Kaggle's week in one file has them, and is cut in no such halves
     splits = halves(num_items, "test", "val") if is_day else {}
-    return ReferenceData(path, kind, range(num_items), not is_criteo, True, card, read, splits=splits)
+    any_item = all(headers[key].is_stored and not headers[key].by_columns for key in keys)
+    return ReferenceData(
+        path,
+        kind,
+        range(num_items),
+        has_reference="torch_res" in keys,
+        has_labels=label is not None,
+        _card=card,
+        _read=read,
+        splits=splits,
+        borders=None if any_item else (),
+    )
 
 
 def _open_binary(path: Path, card: ModelCard) -> ReferenceData:
@@ -167,11 +190,6 @@ def _open_binary(path: Path, card: ModelCard) -> ReferenceData:
     return ReferenceData(path, "Criteo binary", range(num_items), False, True, card, read, splits=splits)
 
 
-def log_counts(counts: np.ndarray) -> np.ndarray:
-    """MLPerf's dense features: log(1 + x) in float32, with negative counts as 0 (see the module's docstring)."""
-    return np.log(as_float32(np.maximum(counts, 0)) + np.float32(1))
-
-
 def _as_indices(path: Path, categories: np.ndarray, start: int) -> np.ndarray:
     """Row numbers as int64; facebookresearch/dlrm stores them as float64, which must be whole numbers."""
     with np.errstate(invalid="ignore"):
@@ -185,11 +203,5 @@ def _as_indices(path: Path, categories: np.ndarray, start: int) -> np.ndarray:
 
 
 def _check_fingerprint(path: Path, headers: dict[str, NpyHeader], card: ModelCard) -> None:
-    if _FINGERPRINT_KEY not in headers:
-        return
-    recorded = str(read_arrays(path, [_FINGERPRINT_KEY])[_FINGERPRINT_KEY])
-    if recorded != card.fingerprint:
-        raise UserError(
-            f"{path}: its outputs were recorded for another model (fingerprint {recorded[:12]}); the library holds "
-            f"{card.name} ({card.fingerprint[:12]}). Give --ref-data recorded for {card.name}."
-        )
+    if _FINGERPRINT_KEY in headers:
+        check_fingerprint(path, card, str(read_arrays(path, [_FINGERPRINT_KEY])[_FINGERPRINT_KEY]))

@@ -12,15 +12,15 @@ judged, and the verdict says so. Knows models as functions and data as `Referenc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from ..console import progress_bar, result_line
 from ..errors import UserError
-from .metrics import auc, compare, log_loss, logit_loss
+from .metrics import AucSum, compare, joined_errors, log_loss, logit_loss, mean_of
 from .reference_data import ReferenceData
 
 MIN_AUC_RATIO = 0.999
@@ -67,6 +67,7 @@ class Rule:
 class Verdict:
     """Figures and rules. None: the data has no reference or no labels, or the value is undefined.
 
+    auc_error: the exact AUC is no further from `auc` than that, 0 where it is exact.
     is_logit: the predictions are logits, and the log losses those of their sigmoid."""
 
     items: int
@@ -82,6 +83,7 @@ class Verdict:
     reference_log_loss: float | None
     rules: tuple[Rule, ...]
     is_logit: bool = False
+    auc_error: float | None = None
 
     @property
     def auc_ratio(self) -> float | None:
@@ -92,6 +94,15 @@ class Verdict:
         """Whether no rule was broken. Of a quantized library that may mean little: if auc_ratio is None, it was not
         judged."""
         return all(rule.kept is not False for rule in self.rules)
+
+
+class _Ranking(NamedTuple):
+    auc: float | None = None
+    auc_error: float | None = None
+    log_loss: float | None = None
+
+
+_UNRANKED = _Ranking()
 
 
 def gate_for(
@@ -149,33 +160,48 @@ def judge(score: Score, gate: Gate, *, is_logit: bool = False) -> Verdict:
 
     is_logit: the model gives logits; so it does where a value lies outside 0..1.
     """
-    is_logit = is_logit or any(_outside_0_to_1(values) for values in (score.predictions, score.reference))
-    errors = None
-    if score.reference is not None:
-        errors = compare(score.predictions, score.reference, rtol=gate.rtol, atol=gate.atol)
-    mismatches = errors.mismatches if errors else None
-    not_finite = int(np.count_nonzero(~np.isfinite(score.predictions)))
-    our_auc, our_log_loss = _rank(score.labels, score.predictions, is_logit)
-    reference_auc, reference_log_loss = _rank(score.labels, score.reference, is_logit)
-    auc_rule = _auc_rule(score, gate, _ratio(our_auc, reference_auc))
+    return judge_parts([score], gate, is_logit=is_logit, exact_auc=True)
+
+
+def judge_parts(parts: Iterable[Score], gate: Gate, *, is_logit: bool, exact_auc: bool) -> Verdict:
+    """The same of items in parts, which are iterated more than once and not kept. Only what all parts have is judged.
+
+    exact_auc: keep all labels and scores of a column for it; else see `AucSum`.
+    """
+    errors, items, not_finite, has_reference, has_labels = [], 0, 0, True, True
+    for part in parts:
+        items += len(part.predictions)
+        not_finite += int(np.count_nonzero(~np.isfinite(part.predictions)))
+        is_logit = is_logit or any(map(_outside_0_to_1, (part.predictions, part.reference)))
+        has_reference, has_labels = has_reference and part.reference is not None, has_labels and part.labels is not None
+        if has_reference:
+            errors.append(compare(part.predictions, part.reference, rtol=gate.rtol, atol=gate.atol))
+    summary = joined_errors(errors) if has_reference else None
+    mismatches = summary.mismatches if summary else None
+    how = {"is_logit": is_logit, "exact_auc": exact_auc}
+    ours = _rank(parts, "predictions", **how) if has_labels and not not_finite else _UNRANKED
+    theirs = _rank(parts, "reference", **how) if has_labels and has_reference else _UNRANKED
+    missing = "" if has_reference and has_labels else "labels" if has_reference else "reference outputs"
+    auc_rule = _auc_rule(gate, _ratio(ours.auc, theirs.auc), missing=missing, all_finite=not not_finite)
     return Verdict(
-        items=len(score.predictions),
+        items=items,
         not_finite=not_finite,
-        max_abs_error=_defined(errors.max_abs) if errors else None,
-        mean_abs_error=_defined(errors.mean_abs) if errors else None,
-        max_logit_error=_defined(errors.max_logit) if errors else None,
-        mean_logit_error=_defined(errors.mean_logit) if errors else None,
+        max_abs_error=_defined(summary.max_abs) if summary else None,
+        mean_abs_error=_defined(summary.mean_abs) if summary else None,
+        max_logit_error=_defined(summary.max_logit) if summary else None,
+        mean_logit_error=_defined(summary.mean_logit) if summary else None,
         mismatches=mismatches,
-        auc=our_auc,
-        reference_auc=reference_auc,
-        log_loss=our_log_loss,
-        reference_log_loss=reference_log_loss,
+        auc=ours.auc,
+        reference_auc=theirs.auc,
+        log_loss=ours.log_loss,
+        reference_log_loss=theirs.log_loss,
         rules=(
             Rule("every prediction finite", not not_finite),
             _tolerance_rule(gate, mismatches, has_auc_ratio=auc_rule.kept is not None),
             auc_rule,
         ),
         is_logit=is_logit,
+        auc_error=ours.auc_error,
     )
 
 
@@ -185,7 +211,8 @@ def verdict_text(verdict: Verdict, gate: Gate) -> str:
     return "\n".join(
         [
             f"{'':<22}{'this library':>14}{'reference':>14}{'ratio':>14}",
-            _row("AUC", verdict.auc, verdict.reference_auc, verdict.auc_ratio),
+            _row("AUC", verdict.auc, verdict.reference_auc, verdict.auc_ratio)
+            + (f"   (± {verdict.auc_error:.1g}, from counts)" if verdict.auc_error else ""),
             _row("log loss", verdict.log_loss, verdict.reference_log_loss)
             + ("   (the model gives logits: of their sigmoid)" if verdict.is_logit and verdict.log_loss else ""),
             _row("largest |error|", verdict.max_abs_error, digits=".3g"),
@@ -200,12 +227,12 @@ def verdict_text(verdict: Verdict, gate: Gate) -> str:
     )
 
 
-def verdict_json(verdict: Verdict, gate: Gate) -> str:
-    """The last stdout line."""
+def verdict_json(verdict: Verdict, gate: Gate, more: Mapping[str, object] | None = None) -> str:
+    """The last stdout line. more: fields of a caller's."""
     errors = ("max_abs_error", "mean_abs_error", "max_logit_error", "mean_logit_error", "mismatches")
     fields = {key: getattr(verdict, key) for key in ("items", *errors, "auc", "reference_auc", "auc_ratio")}
     fields |= {"min_auc_ratio": gate.min_auc_ratio, "log_loss": verdict.log_loss, "passed": verdict.passed}
-    return result_line(fields)
+    return result_line({**fields, **(more or {})})
 
 
 def _row(name: str, *values: float | None, digits: str = ".6f") -> str:
@@ -223,15 +250,13 @@ def _tolerance_rule(gate: Gate, mismatches: int | None, *, has_auc_ratio: bool) 
     return Rule(name, not mismatches)
 
 
-def _auc_rule(score: Score, gate: Gate, ratio: float | None) -> Rule:
+def _auc_rule(gate: Gate, ratio: float | None, *, missing: str, all_finite: bool) -> Rule:
     name = f"AUC ratio at least {gate.min_auc_ratio}"
     if ratio is not None:
         return Rule(name, ratio >= gate.min_auc_ratio)
-    if score.reference is None:
-        return Rule(name, None, "the data has no reference outputs")
-    if score.labels is None:
-        return Rule(name, None, "the data has no labels")
-    if not np.isfinite(score.predictions).all():
+    if missing:
+        return Rule(name, None, f"the data has no {missing}")
+    if not all_finite:
         return Rule(name, None, "not all predictions are finite")
     return Rule(name, None, "the reference's AUC is undefined or 0 on these items")
 
@@ -240,11 +265,17 @@ def _outside_0_to_1(values: np.ndarray | None) -> bool:
     return values is not None and bool(((values < 0) | (values > 1)).any())  # NaN tells nothing
 
 
-def _rank(labels: np.ndarray | None, scores: np.ndarray | None, is_logit: bool) -> tuple[float | None, float | None]:
-    """AUC and log loss, or None and None where there is nothing to rank."""
-    if labels is None or scores is None or not np.isfinite(scores).all():
-        return None, None
-    return _defined(auc(labels, scores)), _defined((logit_loss if is_logit else log_loss)(labels, scores))
+def _rank(parts: Iterable[Score], column: str, *, is_logit: bool, exact_auc: bool) -> _Ranking:
+    """Of one column of parts that have labels; None where there is nothing to rank."""
+    area, losses = AucSum(exact=exact_auc), []
+    for part in parts:
+        scores = getattr(part, column)
+        if not np.isfinite(scores).all():
+            return _UNRANKED
+        area.add(part.labels, scores)
+        losses.append(((logit_loss if is_logit else log_loss)(part.labels, scores), len(scores)))
+    value, error = area.value()
+    return _Ranking(_defined(value), _defined(error), _defined(mean_of(losses)))
 
 
 def _ratio(ours: float | None, reference: float | None) -> float | None:

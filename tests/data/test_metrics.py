@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dlrm_tvm.bench.statistics import percentiles_ms
-from dlrm_tvm.data.metrics import auc, compare, log_loss, logit
+from dlrm_tvm.data.metrics import AucSum, auc, compare, joined_errors, log_loss, logit
 
 
 def auc_by_pairs(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -38,6 +38,49 @@ def test_auc_is_that_of_scikit_learn(distinct):
     scores = ((rng.integers(0, distinct, 20_000) + 0.3 * distinct * labels) / distinct).astype(np.float32)
     assert auc(labels, scores) == pytest.approx(metrics.roc_auc_score(labels, scores), abs=1e-12)
     assert log_loss(labels, scores / 2) == pytest.approx(metrics.log_loss(labels, np.clip(scores / 2, 1.2e-7, 1)))
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        np.random.default_rng(1).beta(0.3, 8, 20_000),  # as clicks are predicted: skewed, many near 0
+        np.random.default_rng(2).normal(0, 3, 20_000),  # logits, of both signs
+        np.random.default_rng(3).uniform(0.5, 0.5002, 20_000),  # many in one bucket
+        np.repeat([-0.0, 0.0, 0.25, -1e-39, 1e30], 4000),
+    ],
+)
+def test_auc_from_counts_is_within_its_own_bound_of_the_exact_one(scores):
+    scores = scores.astype(np.float32)
+    labels = np.random.default_rng(4).random(len(scores)) < np.clip(np.abs(scores), 0.05, 0.9)
+    exact, counted = AucSum(exact=True), AucSum(exact=False)
+    for part in np.array_split(np.arange(len(scores)), 7):
+        exact.add(labels[part], scores[part])
+        counted.add(labels[part], scores[part])
+    (value, error), wanted = counted.value(), auc_by_pairs(labels, scores)
+    assert exact.value() == (pytest.approx(wanted, abs=1e-12), 0)
+    assert abs(value - wanted) <= error + 1e-15
+    distinct = len(np.unique(scores))
+    assert error < (1e-5 if distinct > 15_000 and scores.max() > 0.6 else 0.5)
+
+
+def test_auc_from_counts_is_exact_where_each_bucket_holds_one_value_and_undefined_without_positives():
+    labels, scores = np.array([0, 1, 0, 1, 1]), np.array([-2, -1, 0.5, 0.25, 3], np.float32)
+    counted = AucSum(exact=False)
+    counted.add(labels, scores)
+    assert counted.value() == (auc_by_pairs(labels, scores), 0)
+    for exact in (True, False):
+        area = AucSum(exact=exact)
+        area.add(np.zeros(3), np.ones(3, np.float32))
+        assert np.isnan(area.value()[0]) and np.isnan(AucSum(exact=exact).value()[0])
+
+
+def test_errors_of_parts_join_to_those_of_the_whole():
+    rng = np.random.default_rng(5)
+    ours, reference = rng.random((2, 1000), np.float32)
+    whole = compare(ours, reference, rtol=0, atol=0.3)
+    cuts = [slice(0, 10), slice(10, 600), slice(600, 1000)]
+    joined = joined_errors([compare(ours[cut], reference[cut], rtol=0, atol=0.3) for cut in cuts])
+    assert vars(joined) == pytest.approx(vars(whole), rel=1e-12)
 
 
 def test_metrics_take_little_memory_beside_their_arrays():

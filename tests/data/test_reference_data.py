@@ -381,3 +381,49 @@ def test_data_of_the_real_exports_is_read(name):
     card = Card(table_rows=(1000,) * 26, graph_inputs=GraphInputs("dense_x", indices, ("offsets",), "pred"))
     dense, rows, outputs, labels = read_all(open_reference(path, card))
     assert (dense.shape, rows.shape, outputs.shape, labels) == ((4, 13), (4, 26), (4,), None)
+
+
+def test_a_stored_npz_is_entered_midway_without_reading_what_is_before(tmp_path, items):
+    """The bytes before are damaged: whoever read them would stumble over the CRC."""
+    path = save(tmp_path, mlperf_arrays(items), compressed=False)
+    data = open_reference(path, Card())
+    assert [(each.start, each.stop) for each in data.shards(100)] == [(0, 100), (100, 200), (200, 250)]
+    content = bytearray(path.read_bytes())
+    row = logs_of(items["counts"]).astype(np.float32)[3].tobytes()
+    content[content.index(row)] ^= 1
+    path.write_bytes(content)
+    dense, indices, reference, labels = read_all(data.only(range(200, 250)))
+    np.testing.assert_allclose(dense, logs_of(items["counts"])[200:], rtol=1e-6)
+    np.testing.assert_array_equal(indices, items["categories"][200:])
+    np.testing.assert_array_equal(reference, items["outputs"][200:])
+    np.testing.assert_array_equal(labels, items["labels"][200:])
+    with pytest.raises(UserError, match="Bad CRC"):
+        list(data)
+
+
+def test_what_cannot_be_entered_midway_is_one_shard(tmp_path, items):
+    by_columns = np.asfortranarray(mlperf_arrays(items)["X_int"])
+    for path in (
+        save(tmp_path, mlperf_arrays(items), compressed=True),
+        save(tmp_path, mlperf_arrays(items, X_int=by_columns), compressed=False),
+        save(tmp_path, graph_arrays(items), compressed=False),
+    ):
+        assert open_reference(path, Card()).shards(100) == [range(NUM_ITEMS)]
+
+
+def test_shards_end_at_borders_and_hold_no_more_items_than_asked_for_where_borders_allow(tmp_path, items):
+    data = open_reference(save_binary(tmp_path, items), Card())
+    cut = replace(data, borders=(10, 30, 130, 150, 200, 250))
+    assert cut.shards(50) == [range(30), range(30, 130), range(130, 150), range(150, 200), range(200, 250)]
+    assert replace(cut, items=range(140, 160)).shards(5) == [range(140, 150), range(150, 160)]
+    assert data.shards(1000) == [range(NUM_ITEMS)]
+
+
+@pytest.mark.parametrize("absent", [("torch_res",), ("target",), ("torch_res", "target")])
+def test_outputs_and_labels_may_be_missing_where_that_is_allowed(tmp_path, items, absent):
+    path = save(tmp_path, mlperf_arrays(items, **dict.fromkeys(absent)))
+    data = open_reference(path, Card(), outputs_optional=True)
+    check_items(data, items)
+    assert (data.has_reference, data.has_labels) == ("torch_res" not in absent, "target" not in absent)
+    with pytest.raises(UserError, match=f"lacks {absent[0]}"):
+        open_reference(path, Card())
