@@ -7,7 +7,8 @@ Ctrl-C ends the run early and prints what was measured so far, except of LoadGen
 combinations, and leaves NAME.sweep.json and its state NAME.sweep.jsonl beside the libraries.
 
     python multi_instance.py --num-instances 2 --duration 4
-    python multi_instance.py --sweep "instances=1,2;threads=1,2;batch=16,100,400" --max-latency-ms 10
+    python multi_instance.py --max-latency-ms 10 --percentile 99
+    python multi_instance.py --sweep instances=1,2 threads=1,2 batch=16,100,400 --max-latency-ms 10
 """
 
 from __future__ import annotations
@@ -19,11 +20,19 @@ with reported():
 
     from dlrm_tvm.bench.baseline import compare_with_baselines, comparison_json, comparison_text, read_baselines
     from dlrm_tvm.bench.measure import measure, profiled
-    from dlrm_tvm.bench.options import add_run_options, check_run_options, duration_s, run_settings, warmup_s
+    from dlrm_tvm.bench.options import (
+        add_run_options,
+        arrivals_of,
+        check_run_options,
+        duration_s,
+        run_settings,
+        target_of,
+        warmup_s,
+    )
+    from dlrm_tvm.bench.rate_search import find_rate
     from dlrm_tvm.bench.report import results_json, results_text
     from dlrm_tvm.bench.session import open_session
     from dlrm_tvm.console import add_version, result_line, summary
-    from dlrm_tvm.instances.arrivals import Arrivals
     from dlrm_tvm.loadgen.options import add_loadgen_options, check_loadgen_options, loadgen_options
     from dlrm_tvm.loadgen.report import loadgen_json, loadgen_text, score_accuracy_log
     from dlrm_tvm.loadgen.run import run_loadgen
@@ -48,19 +57,20 @@ def main() -> int:
     if args.sweep is not None:
         return run_sweep(sweep_settings(args), show)
     baselines = read_baselines(args.baseline or ())
+    timing = {"duration_s": duration_s(args), "warmup_s": warmup_s(args), "show": show}
     with open_session(run_settings(args), show) as session:
-        report = measure(
-            session,
-            duration_s=duration_s(args),
-            warmup_s=warmup_s(args),
-            show=show,
-            arrivals=Arrivals(args.arrivals, args.rate),
-            until_stable=args.until_stable,
-        )
+        target, arrivals, search = target_of(args), arrivals_of(args), None
+        if target is not None:
+            search = find_rate(session.instances, target, **timing)
+            arrivals = search.arrivals
+        report = measure(session, **timing, arrivals=arrivals, until_stable=args.until_stable)
         if args.profile:
             report = profiled(session, report)
     show(results_text(report))
     fields = results_json(report)
+    if search:
+        show(search.text())
+        fields["rate_search"] = search.to_json()
     if baselines:
         comparison = compare_with_baselines(fields, baselines)
         show(comparison_text(comparison))

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from ..engines.interface import ENGINES, OURS, check_precision
 from ..errors import UserError
-from ..instances.arrivals import KINDS
+from ..instances.arrivals import KINDS, Arrivals, read_trace
 from ..instances.progress import LEAST_STABLE_S
 from ..machine.numa import POLICIES
 from ..model.precision import PRECISIONS
 from ..paths import DEFAULT_LIBRARY
+from .rate_search import Target
 from .session import RunSettings
 
 _DURATION_S, _WARMUP_S = 10.0, 2.0
@@ -75,7 +76,16 @@ def _add_setting_options(parser: argparse.ArgumentParser) -> None:
 def _add_arrival_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("arrivals")
     group.add_argument("--arrivals", choices=KINDS, default="closed", help="when batches are requested; default closed")
-    group.add_argument("--rate", type=float, metavar="R", help="of fixed and poisson: batches per second in all")
+    group.add_argument("--rate", type=float, metavar="R", help="batches per second in all; of a trace: as recorded")
+    group.add_argument("--burst", type=count, default=1, metavar="N", help="so many at a time, at the same rate")
+    group.add_argument("--trace", type=Path, metavar="FILE", help="of --arrivals trace: a time in seconds per line")
+    group.add_argument(
+        "--max-latency-ms",
+        type=float,
+        metavar="X",
+        help="search the highest poisson rate that keeps to X ms; in a sweep: name the fastest whose p99 does",
+    )
+    group.add_argument("--percentile", type=float, metavar="P", help="of the latency that X bounds; default 99")
     group.add_argument("--until-stable", action="store_true", help="end early when throughput is stable within 1 %%")
 
 
@@ -150,17 +160,45 @@ def _check_arrival_options(args: argparse.Namespace) -> None:
             f"--until-stable --duration {args.duration:g}: three windows of a second must be alike. Give "
             f"{LEAST_STABLE_S:g} s or more."
         )
-    if is_open and args.rate is None:
+    if is_open and args.rate is None and args.arrivals != "trace":
         raise UserError(f"--arrivals {args.arrivals} needs a rate. Give --rate R, in batches per second.")
     if not is_open and args.rate is not None:
-        raise UserError("--rate goes with --arrivals fixed or --arrivals poisson; a closed loop has none.")
-    if is_open and not 0 < args.rate <= MOST_QPS:
+        raise UserError("--rate goes with --arrivals fixed, poisson or trace; a closed loop has none.")
+    if args.rate is not None and not 0 < args.rate <= MOST_QPS:
         raise UserError(f"--rate {args.rate:g}: more than 0 and at most {MOST_QPS:,} were wanted.")
-    if is_open and args.rate * (args.duration or 0) > _MOST_REQUESTS:
+    if args.burst > 1 and args.arrivals not in ("fixed", "poisson"):
+        raise UserError(f"--burst {args.burst} goes with --arrivals fixed or poisson, not with {args.arrivals}.")
+    if (args.arrivals == "trace") != (args.trace is not None):
+        raise UserError("--arrivals trace and --trace FILE go together: give both or none.")
+    _check_target(args, is_open=is_open)
+    rate = args.rate
+    if args.trace:
+        times_s = read_trace(str(args.trace))
+        rate = rate or (len(times_s) - 1) / times_s[-1]
+    if is_open and rate * (args.duration or 0) > _MOST_REQUESTS:
         raise UserError(
-            f"--rate {args.rate:g} for {args.duration:g} s are more than {_MOST_REQUESTS:,} batches, whose times are "
+            f"{rate:g} batches/s for {args.duration:g} s are more than {_MOST_REQUESTS:,} batches, whose times are "
             "kept in memory. Give a lower rate or a shorter --duration."
         )
+
+
+def _check_target(args: argparse.Namespace, *, is_open: bool) -> None:
+    bound, percentile = args.max_latency_ms, args.percentile
+    if bound is not None and not 0 < bound < float("inf"):
+        raise UserError(f"--max-latency-ms {bound:g}: milliseconds above 0 were wanted.")
+    if percentile is not None and (bound is None or args.sweep is not None or not 0 < percentile < 100):
+        raise UserError(f"--percentile {percentile:g}: above 0, below 100, with --max-latency-ms, not in a sweep.")
+    if bound is not None and args.sweep is None and (is_open or args.until_stable or args.profile):
+        raise UserError("--max-latency-ms searches a rate: leave --arrivals, --until-stable and --profile out.")
+
+
+def arrivals_of(args: argparse.Namespace) -> Arrivals:
+    return Arrivals(args.arrivals, args.rate, args.burst, args.trace and str(args.trace))
+
+
+def target_of(args: argparse.Namespace) -> Target | None:
+    """What the search of a rate is for, None where none was asked for."""
+    return None if args.max_latency_ms is None else Target(args.max_latency_ms, args.percentile or 99.0)
 
 
 def run_settings(args: argparse.Namespace) -> RunSettings:

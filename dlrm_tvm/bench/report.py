@@ -252,8 +252,8 @@ def _counted(report: RunReport) -> str:
 def _arrival_lines(report: RunReport) -> list[str]:
     measurement, lines = report.measurement, []
     if report.arrivals.is_open:
-        text = f"{report.arrivals.kind}, {report.arrivals.rate:,.6g} batches/s wanted, {measurement.offered_per_s:,.1f}"
-        lines.append(line("arrivals", f"{text} asked for; latency counts from then"))
+        text = f"{report.arrivals}, {measurement.offered_per_s:,.1f} asked for; latency counts from then"
+        lines.append(line("arrivals", text))
     if report.stable:
         lines.append(line("stable", f"within 1 % over three windows, after {measurement.duration_s:.1f} s"))
     return lines

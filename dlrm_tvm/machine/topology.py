@@ -9,6 +9,7 @@ for them.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,19 +84,24 @@ def parse_cpu_list(text: str) -> list[int]:
 
 
 def parse_ranges(text: str, *, least: int, most: int, noun: str, of: str = "") -> list[int]:
-    """Numbers and ranges of them, "1-4,8" -> [1, 2, 3, 4, 8], in the order given.
+    """Numbers and ranges of them, "1-4,8" -> [1, 2, 3, 4, 8], in the order given; "1-8*2" (or x) -> [1, 2, 4, 8] and
+    "2-8+3" -> [2, 5, 8].
 
     Raises ValueError that names the wrong part, followed by `of`, and the `noun` that was wanted.
     """
     numbers: list[int] = []
     for part in (each.strip() for each in text.split(",")):
         first, dash, last = part.partition("-")
+        last, sign, by = re.fullmatch(r"([^*x+]*)(?:([*x+])(.*))?", last, re.DOTALL).groups()
         low, high = _number(first.strip()), _number((last if dash else first).strip())
-        if low is None or high is None or not least <= low <= high:
+        step, grows = _number(by.strip()) if sign else 1, sign in ("*", "x")
+        if low is None or high is None or not least <= low <= high or not step or (grows and (step < 2 or low < 1)):
             raise ValueError(f"{part!r}{of} is neither {noun} nor a range")
         if high > most:  # before a range of them fills the memory
             raise ValueError(f"{part!r}{of} goes beyond {most}")
-        numbers += range(low, high + 1)
+        while low <= high:
+            numbers.append(low)
+            low = low * step if grows else low + step
     return numbers
 
 

@@ -70,10 +70,10 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sweep",
         metavar="SPEC",
-        help='auto, or axes such as "instances=1,2;threads=1-4;batch=16,100;engine=ours,openvino;precision=fp32,int8"',
+        nargs="+",
+        help="auto, or axes such as cores=1-8*2 threads=1,2 batch=16,100 engine=ours,openvino precision=int8 rate=50",
     )
     group.add_argument("--repeats", type=count, metavar="N", help="rounds over all combinations; default 3")
-    group.add_argument("--max-latency-ms", type=float, metavar="X", help="name the fastest whose p99 is at most X ms")
     group.add_argument("--csv", type=Path, metavar="FILE", help="write the table there")
     group.add_argument(
         "--json",
@@ -88,21 +88,20 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
 
 def check_sweep_options(args: argparse.Namespace) -> None:
     """Raises UserError for flags that need --sweep, flags that --sweep excludes, and an impossible latency."""
-    named = ("repeats", "max_latency_ms", "csv", "json", "plot", "resume", "sweep_seed")
+    named = ("repeats", "csv", "json", "plot", "resume", "sweep_seed")
     given = [name for name in named if getattr(args, name) not in (None, False)]
     if given and args.sweep is None:
         raise UserError(f"--{given[0].replace('_', '-')} is of a sweep: add --sweep auto, or leave it out.")
     if args.sweep is not None and (args.arrivals != "closed" or args.until_stable or args.profile or args.baseline):
         raise UserError(
-            "--sweep runs closed loops of one length. Leave arrivals, --until-stable, --profile and --baseline out."
+            "--sweep runs windows of one length, of rates by its axis rate=. Leave --arrivals, --until-stable, "
+            "--profile and --baseline out."
         )
-    if args.max_latency_ms is not None and not 0 < args.max_latency_ms < float("inf"):
-        raise UserError(f"--max-latency-ms {args.max_latency_ms:g}: milliseconds above 0 were wanted.")
 
 
 def sweep_settings(args: argparse.Namespace) -> SweepSettings:
     return SweepSettings(
-        spec=args.sweep,
+        spec=";".join(args.sweep),
         run=run_settings(args),
         duration_s=_DURATION_S if args.duration is None else args.duration,
         warmup_s=_WARMUP_S if args.warmup is None else args.warmup,
@@ -150,6 +149,7 @@ def check_contradictions(settings: SweepSettings, spec: SweepSpec) -> None:
         chosen = {"instances", "threads"}
     for axis, flag, is_given in (
         ("instances", "--num-instances", run.instances is not None),
+        ("cores", "--num-instances", run.instances is not None),
         ("threads", "--num-threads", run.threads != 1),
         ("engine", "--engine", run.engine != OURS),
         ("precision", "--engine-precision", run.engine_precision is not None),

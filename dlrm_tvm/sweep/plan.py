@@ -1,7 +1,10 @@
 """What a sweep measures and in which order: text -> combinations -> rounds. Pure; knows neither files nor workers.
 
-    "instances=1,2;threads=1-4;batch=16,100"      every combination; an axis left out: as in a single run
-    "engine=ours,openvino;precision=fp32,int8"    two more axes, of names
+    instances=1,2;threads=1-4;batch=16,100        every combination; an axis left out: as in a single run
+    batch=1-2048*2  cores=8-32+8                  steps as llama-bench writes them; x for * where a shell takes that
+    engine=ours,openvino;precision=fp32,int8      two more axes, of names
+    cores=1-8*2                                   in all: as many instances as fill them
+    rate=50,100                                   Poisson arrivals, batches per second in all
     auto                                          ways to fill the usable cores x batches from 1 to 2048
 
 Each round runs every combination once, in a new random order, so that slow drift of the machine hits all alike.
@@ -10,6 +13,7 @@ Engines that differ in nothing else run one after the other: their ratio is what
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,20 +26,21 @@ from ..model.precision import PRECISIONS
 
 AUTO = "auto"
 AUTO_BATCHES = (1, 16, 100, 400, 2048)
-_LIMITS = {"instances": 65_536, "threads": 65_536, "batch": 1_000_000}
+_LIMITS = {"instances": 65_536, "threads": 65_536, "batch": 1_000_000, "cores": 65_536, "rate": 1_000_000}
 _NAMES = {"engine": (OURS, *ENGINES), "precision": PRECISIONS}
 _AXES = (*_LIMITS, *_NAMES)
 _MAX_COMBINATIONS = 1000
 _MAX_PLACEMENTS = 8
 _AUTO_SECONDS = 1800  # the most that --sweep auto may take; it drops the least important placements first
-_EXAMPLE = 'Write it like --sweep "instances=1,2;threads=1-4;batch=16,100", or --sweep auto.'
+_EXAMPLE = "Write it like --sweep instances=1,2 threads=1-8*2 batch=16,100, or --sweep auto."
 
 
 @dataclass(frozen=True, order=True)
 class Combination:
     """One way to run the model: instances, threads of each, items per batch.
 
-    engine, precision: None where the sweep has no such axis; the single run's settings say them.
+    engine, precision: None where the sweep has no such axis; the single run's settings say them. rate: of batches that
+    arrive at random, per second; None for a closed loop.
     """
 
     instances: int
@@ -43,13 +48,15 @@ class Combination:
     batch: int
     engine: str | None = None
     precision: str | None = None
+    rate: int | None = None
 
     def __str__(self) -> str:
         return f"{self.placement}, {self.variant}"
 
     @property
     def variant(self) -> str:
-        named = (f"batch {self.batch}", self.precision, TITLES.get(self.engine, self.engine))
+        rate = None if self.rate is None else f"{self.rate:,} batches/s"
+        named = (f"batch {self.batch}", self.precision, TITLES.get(self.engine, self.engine), rate)
         return ", ".join(filter(None, named))
 
     @property
@@ -75,6 +82,8 @@ class SweepSpec:
     batch: tuple[int, ...] | None = None
     engine: tuple[str, ...] | None = None
     precision: tuple[str, ...] | None = None
+    cores: tuple[int, ...] | None = None
+    rate: tuple[int, ...] | None = None
 
 
 def parse_spec(text: str) -> SweepSpec:
@@ -90,6 +99,8 @@ def parse_spec(text: str) -> SweepSpec:
         if key in values:
             raise UserError(f"--sweep names {key} twice. {_EXAMPLE}")
         values[key] = _names(key, listed) if key in _NAMES else _values(key, listed)
+    if "cores" in values and "instances" in values:
+        raise UserError(f"--sweep names cores and instances: the one decides the other. {_EXAMPLE}")
     return SweepSpec(**values)
 
 
@@ -118,19 +129,22 @@ def expand(
     fitting(instances, threads): how many instances there will be, None where they need too many cores.
     Raises UserError where there are more combinations than anyone waits for.
     """
-    instances = spec.instances or single_run.instances or (None,)
+    instances = spec.instances or spec.cores or single_run.instances or (None,)
     threads, batches = spec.threads or single_run.threads, spec.batch or single_run.batch
-    engines, precisions = spec.engine or (None,), spec.precision or (None,)
-    size = len(instances) * len(threads) * len(batches) * len(engines) * len(precisions)
+    others = [batches, spec.engine or (None,), spec.precision or (None,), spec.rate or (None,)]
+    size = math.prod(map(len, (instances, threads, *others)))
     if size > _MAX_COMBINATIONS:
         raise UserError(
             f"--sweep names {size} combinations; at most {_MAX_COMBINATIONS} were wanted. Name fewer values."
         )
     found, left_out = [], []
     for count, each in product(instances, threads):
+        if spec.cores and count % each:
+            continue  # no number of instances fills so many cores
+        count = count // each if spec.cores else count
         fit = fitting(count, each)
-        for others in product(batches, engines, precisions):
-            (left_out if fit is None else found).append(Combination(fit or count or 1, each, *others))
+        for other in product(*others):
+            (left_out if fit is None else found).append(Combination(fit or count or 1, each, *other))
     return found, left_out
 
 

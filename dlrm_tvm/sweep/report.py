@@ -35,6 +35,7 @@ _COLUMNS = (
     _Column("instances", "instances", "d", lambda row: row.combination.instances),
     _Column("threads", "threads", "d", lambda row: row.combination.threads),
     _Column("batch_size", "batch", "d", lambda row: row.combination.batch),
+    _Column("rate", "rate", ",d", lambda row: row.combination.rate),
     _Column("items_per_s", "items/s", ",.0f", lambda row: row.items_per_s),
     _Column("items_per_s_min", "lowest", ",.0f", lambda row: row.items_per_s_min),
     _Column("items_per_s_max", "highest", ",.0f", lambda row: row.items_per_s_max),
@@ -45,7 +46,7 @@ _COLUMNS = (
 )
 
 
-_SETTING = ("precision", "instances", "threads", "batch_size")  # the columns that engines side by side share
+_SETTING = ("precision", "instances", "threads", "batch_size", "rate")  # the columns that engines side by side share
 
 
 def _columns(rows: Sequence[Row]) -> list[_Column]:
@@ -168,7 +169,7 @@ def sweep_json(summary: Summary, outcomes: Sequence[Outcome], facts: Mapping[str
 
 
 def combination_json(combination: Combination) -> dict[str, object]:
-    named = {"engine": combination.engine, "precision": combination.precision}
+    named = {"engine": combination.engine, "precision": combination.precision, "rate": combination.rate}
     return {
         **{key: value for key, value in named.items() if value is not None},
         "instances": combination.instances,

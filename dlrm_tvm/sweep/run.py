@@ -22,6 +22,7 @@ from ..bench.report import results_json
 from ..bench.session import open_session
 from ..console import progress_bar, result_line
 from ..errors import UserError, one_line
+from ..instances.arrivals import CLOSED, Arrivals
 from ..machine.files import write_whole_file
 from .libraries import Kind, deleted_text
 from .options import SweepSettings, check_files
@@ -113,8 +114,10 @@ def measure_combination(settings: SweepSettings, combination: Combination, libra
         threads=combination.threads,
         engine=combination.engine or settings.run.engine,
     )
+    arrivals = CLOSED if combination.rate is None else Arrivals("poisson", combination.rate)
+    timing = {"duration_s": settings.duration_s, "warmup_s": settings.warmup_s}
     with open_session(run, _quiet) as session:
-        report = measure(session, duration_s=settings.duration_s, warmup_s=settings.warmup_s, show=_quiet)
+        report = measure(session, **timing, show=_quiet, arrivals=arrivals)
     if report.interrupted:
         raise KeyboardInterrupt
     return results_json(report)

@@ -143,7 +143,7 @@ def _entry(line: bytes) -> dict:
 
 def _outcome(entry: dict) -> Outcome:
     numbers = (entry[key] for key in ("instances", "threads", "batch_size"))
-    combination = Combination(*numbers, entry.get("engine"), entry.get("precision"))
+    combination = Combination(*numbers, *(entry.get(key) for key in ("engine", "precision", "rate")))
     return Outcome(Planned(entry["round"], combination), entry.get("figures"), entry.get("error"))
 
 

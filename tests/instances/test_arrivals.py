@@ -7,13 +7,15 @@ import signal
 import threading
 import time
 from array import array
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes import CORES, MS, fakes
 
 from dlrm_tvm.bench.warnings import overload_warnings, stability_warnings, stall_warnings
-from dlrm_tvm.instances.arrivals import Arrivals, schedule_ns
+from dlrm_tvm.errors import UserError
+from dlrm_tvm.instances.arrivals import Arrivals, read_trace, schedule_ns
 from dlrm_tvm.instances.loops import StopClock, open_loop
 from dlrm_tvm.instances.progress import ProgressBoard, StabilityWatch
 from dlrm_tvm.instances.window import Run, merge_runs
@@ -59,6 +61,58 @@ def test_poisson_gaps_are_exponential_and_differ_by_instance() -> None:
 def test_rates_too_low_for_one_arrival_give_none_or_one() -> None:
     assert len(schedule("poisson", 1e-6, 1)) == 0
     assert len(schedule("fixed", 1e-6, 1)) == 1
+
+
+def whole_stream(arrivals: Arrivals, seconds: float, instances: int) -> np.ndarray:
+    """Of all instances together, in s from the beginning."""
+    span = {"instances": instances, "begin_ns": 7 * SECOND, "end_ns": round((7 + seconds) * SECOND)}
+    parts = [schedule_ns(arrivals, instance=instance, **span) for instance in range(instances)]
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    return np.sort(np.concatenate(parts)) / 1e9 - 7
+
+
+@pytest.mark.parametrize("kind", ["fixed", "poisson"])
+def test_bursts_come_at_one_moment_and_keep_the_rate(kind: str) -> None:
+    times = whole_stream(Arrivals(kind, 1000, burst=5), 200, instances=3)
+    moments, sizes = np.unique(times, return_counts=True)
+    assert set(sizes[:-1]) == {5}
+    assert len(times) / 200 == pytest.approx(1000, rel=0.03)
+    gaps = np.diff(moments)
+    assert gaps.std() == pytest.approx(0 if kind == "fixed" else gaps.mean(), rel=0.03, abs=1e-8)
+
+
+def test_another_seed_is_another_stream_of_the_same_rate() -> None:
+    one, other = (whole_stream(Arrivals("poisson", 2000, seed=seed), 20, 1) for seed in (0, 1))
+    assert len(np.intersect1d(one, other)) < 10 and len(one) == pytest.approx(len(other), rel=0.05)
+
+
+def test_a_trace_is_replayed_over_and_over(tmp_path: Path) -> None:
+    """Four requests in 0.3 s: the next round begins where a fifth would be expected, 0.1 s later."""
+    (tmp_path / "t.csv").write_text("100.0,a\n100.05,b\n100.05,c\n100.3,d\n")
+    arrivals = Arrivals("trace", trace=str(tmp_path / "t.csv"))
+    times = whole_stream(arrivals, 1.0, instances=2)
+    assert times == pytest.approx([0, 0.05, 0.05, 0.3, 0.4, 0.45, 0.45, 0.7, 0.8, 0.85, 0.85], abs=1e-8)
+    at_rate = whole_stream(Arrivals("trace", 100, trace=str(tmp_path / "t.csv")), 1.0, instances=2)
+    assert at_rate[:5] == pytest.approx(np.array([0, 0.05, 0.05, 0.3, 0.4]) / 10, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1\n2\n1.5\n", "the time number 3 is 1.5. Two or more times in seconds that ascend"),
+        ("1\nnan\n", "the time number 2 is nan"),
+        ("1\n", "1 times. Two or more"),
+        ("1\n1\n", "2 times. Two or more"),
+        ("time\n1\n", "A trace was wanted: a time in seconds per line"),
+        ("", "0 times. Two or more"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_trace_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(UserError, match=f"t.csv: .*{message}") as error:
+        read_trace(str(tmp_path / "t.csv"))
+    assert "\n" not in str(error.value)
 
 
 # From runs to figures

@@ -186,7 +186,15 @@ def test_cpu_lists_round_trip() -> None:
 def test_ranges_keep_to_their_limits_and_their_order() -> None:
     limits = {"least": 1, "most": 9, "noun": "a number from 1 up", "of": " of batch"}
     assert parse_ranges("4, 1 - 3,9,4", **limits) == [4, 1, 2, 3, 9, 4]
+    assert parse_ranges("1-9*2,1-8x3", **limits) == [1, 2, 4, 8, 1, 3]
+    assert parse_ranges("2-9+3, 3 - 4 + 5", **limits) == [2, 5, 8, 3]
     for text, message in {
+        "1-8*1": r"'1-8\*1' of batch is neither",
+        "1-8+0": r"'1-8\+0' of batch is neither",
+        "1-8*": r"'1-8\*' of batch is neither",
+        "1-8*2*2": r"'1-8\*2\*2' of batch is neither",
+        "1*2": r"'1\*2' of batch is neither",
+        "1-64*2": r"'1-64\*2' of batch goes beyond 9",
         "0-3": "'0-3' of batch is neither a number from 1 up nor a range",
         "2,": "'' of batch is neither",
         "": "'' of batch is neither",

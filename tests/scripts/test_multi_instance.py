@@ -217,11 +217,49 @@ def test_poisson_arrivals_are_reported_with_their_rate(demo_library: Path) -> No
     assert "poisson, 20 batches/s wanted" in done.stdout
 
 
+@pytest.fixture(scope="module")
+def small_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_plain(random_dlrm(), 16, tmp_path_factory.mktemp("small"))
+
+
+def test_the_highest_rate_within_a_bound_is_found_and_measured(small_library: Path) -> None:
+    """Half of the batches within 2 s: any rate a busy machine keeps up with will do."""
+    options = ("--model", small_library, "--num-instances", 1, "--duration", 0.3, "--warmup", 0.1)
+    done = run(*options, "--max-latency-ms", 1900, "--percentile", 50)
+    assert done.returncode == 0, done.stderr
+    result = read_result(done.stdout)
+    search = result["rate_search"]
+    assert search["target"] == {"max_latency_ms": 1900, "percentile": 50}
+    assert (result["arrivals"], result["rate"]) == ("poisson", search["rate"])
+    assert search["rate"] in [probe["rate"] for probe in search["probes"] if probe["holds"]]
+    assert search["rate"] < search["not_held"] <= search["closed_loop_rate"]
+    assert "keeps p50 within 1900 ms" in done.stdout
+
+
+def test_a_recorded_trace_and_bursts_are_asked_for(small_library: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("0\n0.01\n0.2\n")
+    options = ("--model", small_library, "--num-instances", 1, "--duration", 1, "--warmup", 0)
+    result = read_result(run(*options, "--arrivals", "trace", "--trace", tmp_path / "t.csv").stdout)
+    assert 8 <= result["batches"] <= 11 and result["rate"] is None  # 0.3 s a round
+    done = run(*options, "--arrivals", "fixed", "--rate", 40, "--burst", 8)
+    assert (
+        read_result(done.stdout)["batches"] in (32, 40) and "fixed in bursts of 8, 40 batches/s wanted" in done.stdout
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--arrivals", "poisson"), "--arrivals poisson needs a rate. Give --rate R, in batches per second."),
-        (("--rate", "5"), "--rate goes with --arrivals fixed or --arrivals poisson"),
+        (("--rate", "5"), "--rate goes with --arrivals fixed, poisson or trace"),
+        (("--burst", "5"), "--burst 5 goes with --arrivals fixed or poisson, not with closed."),
+        (("--arrivals", "trace"), "--arrivals trace and --trace FILE go together"),
+        (("--arrivals", "poisson", "--rate", "5", "--trace", "x"), "--arrivals trace and --trace FILE go together"),
+        (("--arrivals", "trace", "--trace", "absent.csv"), "absent.csv"),
+        (("--max-latency-ms", "0"), "--max-latency-ms 0: milliseconds above 0 were wanted."),
+        (("--percentile", "99"), "--percentile 99: above 0, below 100, with --max-latency-ms"),
+        (("--max-latency-ms", "5", "--percentile", "100"), "--percentile 100: above 0, below 100"),
+        (("--max-latency-ms", "5", "--arrivals", "fixed", "--rate", "5"), "--max-latency-ms searches a rate: leave"),
         (("--arrivals", "fixed", "--rate", "0"), "--rate 0: more than 0 and at most"),
         (("--arrivals", "fixed", "--rate", "nan"), "--rate nan: more than 0 and at most"),
         (("--arrivals", "fixed", "--rate", "1e6", "--duration", "80000"), "Give a lower rate or a shorter --duration"),

@@ -62,6 +62,20 @@ def test_sweep_measures_the_demo_and_ends_in_one_json_line(demo_library: Path, t
     assert f"{len(rates)}/{len(rates)} " in done.stdout
 
 
+def test_axes_need_no_quoting_and_rates_and_cores_are_axes(small_library: Path, tmp_path: Path) -> None:
+    axes = ("cores=1-2*2" if len(os.sched_getaffinity(0)) > 1 else "cores=1", "rate=20-40*2", "batch=16")
+    options = ("--repeats", 1, "--json", tmp_path / "a.json", "--duration", 1, "--warmup", 0.1)
+    done = run("--model", small_library, "--sweep", *axes, *options)
+    assert done.returncode == 0, done.stderr
+    entries = json.loads((tmp_path / "a.json").read_text())["combinations"]
+    assert {(each["instances"], each["rate"]) for each in entries} >= {(1, 20), (1, 40)}
+    for entry in entries:
+        (repeat,) = entry["repeats"]
+        assert len(repeat["cores"]) == entry["instances"] * entry["threads"] == entry["instances"]
+        assert 0.3 * entry["rate"] < repeat["batches"] < 2 * entry["rate"]  # Poisson's, in a second
+    assert "20 batches/s" in done.stdout and " rate " in done.stdout
+
+
 def interrupted(number: signal.Signals, *options: object) -> dict:
     """The JSON of a sweep that gets the signal once its first run is done."""
     script = start(*options)
@@ -136,7 +150,8 @@ def test_missing_library_is_compiled_from_the_same_model_by_the_same_flags(tmp_p
         (("--sweep", "auto", "--max-latency-ms", "nan"), ("--max-latency-ms nan", "above 0")),
         (("--sweep", "auto", "--resume", "--json", "/tmp/absent.json"), ("there is no sweep to resume",)),
         (("--resume",), ("--resume is of a sweep: add --sweep auto",)),
-        (("--max-latency-ms", 5), ("--max-latency-ms is of a sweep",)),
+        (("--sweep", "cores=1", "--num-instances", 1), ("--sweep chooses cores, --num-instances too",)),
+        (("--sweep", "auto", "--percentile", 95), ("--percentile 95: above 0, below 100", "not in a sweep")),
     ],
 )
 def test_mistakes_are_one_line(small_library: Path, options: tuple, parts: tuple[str, ...]) -> None:

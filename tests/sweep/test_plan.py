@@ -36,6 +36,8 @@ def four_cores(instances: int | None, threads: int) -> int | None:
         ("threads=1-3,2,8", SweepSpec(None, (1, 2, 3, 8), None)),
         ("batch=1000000", SweepSpec(None, None, (1_000_000,))),
         ("engine=openvino, ours", SweepSpec(engine=("openvino", "ours"))),
+        ("batch=1-2048*2;cores=2-8+2", SweepSpec(batch=tuple(2**n for n in range(12)), cores=(2, 4, 6, 8))),
+        ("rate=50,100;batch=1-100x10", SweepSpec(batch=(1, 10, 100), rate=(50, 100))),
         ("precision=int8,fp32,int8;batch=1", SweepSpec(None, None, (1,), None, ("int8", "fp32"))),
     ],
 )
@@ -49,7 +51,9 @@ def test_values_of_each_key_are_read_in_their_order_once_each(text: str, spec: S
         ("", "'' is no KEY=VALUES"),
         ("1,2", "'1,2' is no KEY=VALUES"),
         ("instances=1;;batch=2", "'' is no KEY=VALUES"),
-        ("cores=1", "'cores' is none of instances, threads, batch, engine, precision"),
+        ("rows=1", "'rows' is none of instances, threads, batch, cores, rate, engine, precision"),
+        ("cores=4;instances=2", "names cores and instances: the one decides the other"),
+        ("rate=0.5", "'0.5' of rate is neither"),
         ("engine=ours,tensorrt", "'tensorrt' of engine is none of ours, onnxruntime, openvino"),
         ("precision=fp32,fp8", "'fp8' of precision is none of fp32, bf16, int8"),
         ("precision=", "'' of precision is none of"),
@@ -69,7 +73,7 @@ def test_text_that_is_no_sweep_is_refused_with_what_was_found_and_an_example(tex
     with pytest.raises(UserError) as error:
         parse_spec(text)
     assert found in str(error.value)
-    assert 'Write it like --sweep "instances=1,2;threads=1-4;batch=16,100"' in str(error.value)
+    assert "Write it like --sweep instances=1,2 threads=1-8*2 batch=16,100" in str(error.value)
 
 
 def test_keys_left_out_are_as_in_a_single_run() -> None:
@@ -93,6 +97,18 @@ def test_engines_and_precisions_multiply_what_fits() -> None:
     assert found == [Combination(4, 1, 100, *each) for each in named]
     assert left_out == [Combination(1, 8, 100, *each) for each in named]
     assert str(found[3]) == "4 instances × 1 thread, batch 100, int8, OpenVINO"
+
+
+def test_cores_are_filled_by_instances_of_each_number_of_threads() -> None:
+    found, left_out = expand(parse_spec("cores=1,4,8;threads=1,2"), single_run=SINGLE_RUN, fitting=four_cores)
+    assert found == [Combination(1, 1, 100), Combination(4, 1, 100), Combination(2, 2, 100)]
+    assert left_out == [Combination(8, 1, 100), Combination(4, 2, 100)]
+
+
+def test_rates_are_an_axis_of_their_own() -> None:
+    found, _ = expand(parse_spec("rate=50,2000"), single_run=SINGLE_RUN, fitting=four_cores)
+    assert found == [Combination(4, 1, 100, rate=50), Combination(4, 1, 100, rate=2000)]
+    assert str(found[1]) == "4 instances × 1 thread, batch 100, 2,000 batches/s"
 
 
 def test_more_combinations_than_anyone_waits_for_are_refused() -> None:

@@ -1,0 +1,149 @@
+"""The highest rate of Poisson arrivals at which a percentile of the latency stays within a bound.
+
+    0 < low (holds) .. high (does not) <= the closed loop's rate     halved until within 2 % of the closed loop's rate
+
+A rate is judged by the share of batches that are late, those given up included, over windows of different arrivals. Its
+95 % interval is the wider one of two: Wilson's of all batches together (Journal of the American Statistical Association
+22, 1927), which few batches widen, and Student's of the windows' shares, which stalls and queues widen. While the
+interval holds both answers, another window is run; what stays open counts as not held.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from ..console import line
+from ..errors import UserError
+from ..instances.arrivals import Arrivals
+from ..instances.group import Instances, MeasuredRun
+from .statistics import percentiles_ms, t_975
+
+_FEWEST, _MOST_WINDOWS = 3, 8
+_HOPELESS = 0.5  # share of late batches in one window: the queue grows
+_PRECISION = 0.02
+_Z_975 = 1.96
+
+
+@dataclass(frozen=True)
+class Target:
+    """A share of `percentile` % of all batches within max_latency_ms."""
+
+    max_latency_ms: float
+    percentile: float = 99.0
+
+    @property
+    def late_allowed(self) -> float:
+        return 1 - self.percentile / 100
+
+    @property
+    def text(self) -> str:
+        return f"p{self.percentile:g} within {self.max_latency_ms:g} ms"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One rate, in batches per second. late: share of its batches; interval: that share's, 95 %; None of one window
+    that was hopeless. holds: None where the interval holds both answers."""
+
+    rate: float
+    windows: int
+    batches: int
+    late: float
+    interval: tuple[float, float] | None
+    holds: bool | None
+
+
+@dataclass(frozen=True)
+class RateSearch:
+    """rate: the highest that held; not_held: the lowest above it that did not, or the closed loop's."""
+
+    target: Target
+    rate: float
+    not_held: float
+    closed_loop_rate: float
+    probes: tuple[Probe, ...]
+
+    @property
+    def arrivals(self) -> Arrivals:
+        return Arrivals("poisson", self.rate)
+
+    def text(self) -> str:
+        below = f"; {self.not_held:,.1f} does not" if self.not_held < self.closed_loop_rate else ""
+        found = f"{self.rate:,.1f} batches/s, {self.rate / self.closed_loop_rate:.2f} of the closed loop's"
+        return line("highest rate", f"{found}, keeps {self.target.text}{below}")
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def find_rate(
+    instances: Instances, target: Target, *, duration_s: float, warmup_s: float, show: Callable[[str], None]
+) -> RateSearch:
+    """Raises UserError where no rate holds, KeyboardInterrupt on Ctrl-C."""
+    timing = {"duration_s": duration_s, "warmup_s": warmup_s}
+    closed = _completed(instances.measure(**timing)).measurement
+    fastest, quickest_ms = closed.total_batches_per_s, percentiles_ms(np.concatenate(closed.latencies_ns))["p50"]
+    wanted = f"{target.text}: {target.late_allowed:.3g} of all batches may be late"
+    show(line("closed loop", f"{fastest:,.1f} batches/s, p50 {quickest_ms:.3f} ms"))
+    show(line("wanted", wanted))
+    probes: list[Probe] = []
+    low, high = 0.0, fastest
+    while quickest_ms <= target.max_latency_ms and high - low > _PRECISION * fastest:
+        probes.append(_probe(instances, target, (low + high) / 2, timing))
+        show(line("rate", _said(probes[-1])))
+        low, high = (probes[-1].rate, high) if probes[-1].holds else (low, probes[-1].rate)
+    if not low:
+        raise UserError(
+            f"No rate keeps {target.text}; back to back half of all batches take more than {quickest_ms:.3g}. "
+            "Give a larger --max-latency-ms, or a library of a smaller batch."
+        )
+    return RateSearch(target, low, high, fastest, tuple(probes))
+
+
+def _completed(run: MeasuredRun) -> MeasuredRun:
+    if run.interrupted:
+        raise KeyboardInterrupt
+    return run
+
+
+def _probe(instances: Instances, target: Target, rate: float, timing: dict[str, float]) -> Probe:
+    late: list[int] = []
+    asked: list[int] = []
+    for window in range(_MOST_WINDOWS):
+        arrivals = Arrivals("poisson", rate, seed=window)
+        measurement = _completed(instances.measure(**timing, arrivals=arrivals)).measurement
+        latencies_ns = np.concatenate(measurement.latencies_ns)
+        late.append(int((latencies_ns > target.max_latency_ms * 1e6).sum()))
+        asked.append(len(latencies_ns))
+        share = sum(late) / sum(asked)
+        if window == 0 and share > max(_HOPELESS, target.late_allowed):
+            return Probe(rate, 1, sum(asked), share, None, False)
+        if window + 1 < _FEWEST:
+            continue
+        low, high = interval = late_interval(late, asked)
+        if high <= target.late_allowed or low > target.late_allowed:
+            return Probe(rate, window + 1, sum(asked), share, interval, high <= target.late_allowed)
+    return Probe(rate, _MOST_WINDOWS, sum(asked), share, interval, None)
+
+
+def late_interval(late: Sequence[int], asked: Sequence[int]) -> tuple[float, float]:
+    """The 95 % interval of the share of late batches; late, asked: numbers of each of two or more windows."""
+    total, share = sum(asked), sum(late) / sum(asked)
+    z2 = _Z_975**2 / total
+    middle = (share + z2 / 2) / (1 + z2)
+    half = _Z_975 * math.sqrt(share * (1 - share) / total + z2 / total / 4) / (1 + z2)
+    spread = float(np.std(np.array(late) / np.array(asked), ddof=1))
+    student = t_975(len(late) - 1) * spread / math.sqrt(len(late))
+    return max(min(middle - half, share - student), 0.0), min(max(middle + half, share + student), 1.0)
+
+
+def _said(probe: Probe) -> str:
+    verdict = {True: "holds", False: "does not hold", None: "stays open"}[probe.holds]
+    interval = f" ({probe.interval[0]:.2%} to {probe.interval[1]:.2%})" if probe.interval else ""
+    windows = f"{probe.windows} window{'s' * (probe.windows > 1)}"
+    late = f"{probe.late:.2%}{interval} of {probe.batches:,} late"
+    return f"{probe.rate:,.1f} batches/s {verdict}: {late}, {windows}"

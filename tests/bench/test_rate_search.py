@@ -1,0 +1,102 @@
+"""The search of the highest rate, on a simulated machine of known service time, and its interval."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dlrm_tvm.bench.rate_search import Target, find_rate, late_interval
+from dlrm_tvm.errors import UserError
+from dlrm_tvm.instances.arrivals import CLOSED, Arrivals, schedule_ns
+
+SERVICE_NS = 2_000_000
+
+
+class Machine:
+    """One instance that serves a batch in 2 ms, in order; every window is simulated, none is waited for."""
+
+    def __init__(self, stall_ns: int = 0) -> None:
+        """stall_ns: in the middle of every second window."""
+        self.stall_ns, self.windows = stall_ns, []
+
+    def measure(self, *, duration_s: float, warmup_s: float, arrivals: Arrivals = CLOSED) -> SimpleNamespace:
+        if not arrivals.is_open:
+            latencies = np.full(1000, SERVICE_NS)
+            return run(latencies, 1e9 / SERVICE_NS)
+        self.windows.append(arrivals)
+        span = {"begin_ns": 0, "end_ns": round(duration_s * 1e9)}
+        asked, latencies, free = schedule_ns(arrivals, instance=0, instances=1, **span), [], 0
+        for number, arrival in enumerate(asked.tolist()):
+            stall = self.stall_ns if number == len(asked) // 2 and len(self.windows) % 2 else 0
+            free = max(arrival, free) + SERVICE_NS + stall
+            latencies.append(free - arrival)
+        return run(np.array(latencies), len(asked) / duration_s)
+
+
+def run(latencies_ns: np.ndarray, rate: float) -> SimpleNamespace:
+    measurement = SimpleNamespace(latencies_ns=(latencies_ns,), total_batches_per_s=rate)
+    return SimpleNamespace(interrupted=False, measurement=measurement)
+
+
+def search(machine: Machine, target: Target, duration_s: float = 10) -> tuple:
+    lines: list[str] = []
+    found = find_rate(machine, target, duration_s=duration_s, warmup_s=0, show=lines.append)
+    return found, lines
+
+
+def true_share(rate: float, bound_ms: float) -> float:
+    """Of late batches, in an hour of that machine."""
+    found = Machine().measure(duration_s=3600, warmup_s=0, arrivals=Arrivals("poisson", rate, seed=99))
+    return float((found.measurement.latencies_ns[0] > bound_ms * 1e6).mean())
+
+
+@pytest.mark.parametrize(("bound_ms", "percentile"), [(6, 99), (20, 99), (8, 90)])
+def test_the_rate_found_holds_in_the_long_run_and_one_not_much_higher_does_not(bound_ms: float, percentile: float):
+    found, lines = search(Machine(), Target(bound_ms, percentile))
+    allowed = 1 - percentile / 100
+    assert true_share(found.rate, bound_ms) < allowed
+    assert true_share(found.not_held + 0.05 * 500, bound_ms) > allowed
+    assert 0 < found.not_held - found.rate <= 0.02 * 500
+    assert sum(line.startswith("  rate") for line in lines) == len(found.probes)
+    assert found.arrivals == Arrivals("poisson", found.rate)
+
+
+def test_no_rate_is_judged_by_one_window_unless_most_of_it_is_late() -> None:
+    found, _ = search(Machine(), Target(6))
+    for probe in found.probes:
+        assert probe.windows >= 3 or (probe.late > 0.5 and not probe.holds)
+        if probe.interval:
+            assert probe.interval[0] <= probe.late <= probe.interval[1]
+    assert {arrivals.seed for arrivals in found_windows(Machine(), Target(6))} >= {0, 1, 2}
+
+
+def found_windows(machine: Machine, target: Target) -> list[Arrivals]:
+    search(machine, target)
+    return machine.windows
+
+
+def test_stalls_in_some_windows_widen_the_interval() -> None:
+    steady, stalling = (search(Machine(stall), Target(6, 95), 2)[0] for stall in (0, 20_000_000))
+    assert max(probe.windows for probe in stalling.probes) > 3
+    assert stalling.rate < steady.rate
+
+
+def test_a_bound_below_the_service_time_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"No rate keeps p99 within 1 ms; back to back half of all batches"):
+        search(Machine(), Target(1))
+
+
+def test_few_batches_leave_the_share_open() -> None:
+    """None late of 90 says no more than 4 %; of 600 less than 1 %."""
+    assert late_interval([0, 0, 0], [30, 30, 30])[1] == pytest.approx(0.041, abs=0.001)
+    assert late_interval([0, 0, 0], [200, 200, 200])[1] < 0.01
+
+
+def test_the_interval_is_the_wider_one_of_wilsons_and_students() -> None:
+    """Wilson, 20 of 400: 0.0326 to 0.0758. Student, shares 0.02, 0.08 (t = 12.706): beyond 0 and at 0.43."""
+    low, high = late_interval([10, 10], [200, 200])
+    assert (low, high) == (pytest.approx(0.0326, abs=5e-4), pytest.approx(0.0758, abs=5e-4))
+    low, high = late_interval([4, 16], [200, 200])
+    assert low == 0 and high == pytest.approx(0.05 + 12.706 * 0.0424264 / 2**0.5, abs=1e-3)
