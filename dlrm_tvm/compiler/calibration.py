@@ -2,7 +2,7 @@
 
     between layers   one scale per layer: largest / 255 after a ReLU or sigmoid, / 127 where values may be negative
     x, dots          x's scale: largest / 127; each pair's dot has a scale of its own, as pairs differ a hundredfold
-    x0, x_l          of cross layers, see model/cross.py
+    x0, x_l          of joined vectors and cross layers, see model/joined.py
 
 The inputs' scales are folded into the layer's weights: W[n, k] * scales[k]. One pair with a far larger range than the
 others (x . x where vectors are paired with themselves) makes the other weights of its row coarse; scales per row, the
@@ -34,12 +34,6 @@ def calibrate(model: Dlrm, numerics: Numerics, path: Path, max_ind_range: int | 
     The float32 model runs the first 32,768 items, of those for calibration where MLPerf cuts the file (data/splits.py).
     Raises UserError for a file that does not fit the model or is empty.
     """
-    kind = model.interaction
-    if not kind.takes_static_scales:
-        raise UserError(
-            f'{model.name}: layers around its interaction "{kind.name}" have a scale for each row alone. Leave out '
-            "--calibration-data."
-        )
     largest: list[np.ndarray] | None = None
     items = {"max_items": MOST_ITEMS, "for_calibration": True, "max_ind_range": max_ind_range}
     data = open_reference(path, describe(model), outputs_wanted=False, **items)

@@ -76,7 +76,7 @@ def check_finite(model: Dlrm) -> None:
 def choose_precision(job: Job) -> Job:
     """The precisions to try, and for "auto" the gate, whose data is looked at before the slow part."""
     settings = job.settings
-    found = candidates(job.model, job.cpu, settings.precision)
+    found = candidates(job.cpu, settings.precision)
     judge = None
     if settings.precision == "auto":
         judge = judge_on(job.model, settings.ref_data, settings.min_auc_ratio, settings.max_ind_range)

@@ -51,7 +51,7 @@ def plan_network(
     numerics = numerics or numerics_of(model, "fp32")
     packer, forms = _LayerPacker(dense_schedule), forms_of(numerics, family)
     columns, shapes = layer_columns(model, numerics, family), layer_shapes(model, numerics, family)
-    rows = layer_rows(model, numerics)
+    rows = layer_rows(model, numerics, forms)
     num_bottom, first_top, last = len(model.bottom), model.first_top, len(model.layers) - 1
 
     def pack(at: int) -> PackedDense:
@@ -64,7 +64,8 @@ def plan_network(
 
     bottom = tuple(pack(at) for at in range(num_bottom))
     inner = tuple(pack(at) for at in range(num_bottom, first_top))
-    interaction = plan_of(model).pack(model, numerics, packer, inner, family.tile_dots)
+    between = forms[num_bottom : first_top + 1]
+    interaction = plan_of(model).pack(model, numerics, packer, inner, between, family.tile_dots)
     top = tuple(pack(at) for at in range(first_top, last))
     final = packer.pack_final(model.layers[-1], columns[-1])
     factors_at = 0
@@ -124,10 +125,11 @@ def layer_columns(model: Dlrm, numerics: Numerics, family: Family = AVX512) -> l
     return columns
 
 
-def layer_rows(model: Dlrm, numerics: Numerics) -> list[np.ndarray | None]:
+def layer_rows(model: Dlrm, numerics: Numerics, forms: list[Form]) -> list[np.ndarray | None]:
     """Per layer and column of its outputs, the model's output in that column (-1: none); None for their own order."""
     rows: list[np.ndarray | None] = [None] * len(model.layers)
-    rows[len(model.bottom) : model.first_top] = plan_of(model).rows(model, numerics)
+    between = forms[len(model.bottom) : model.first_top + 1]
+    rows[len(model.bottom) : model.first_top] = plan_of(model).rows(model, numerics, between)
     return rows
 
 
@@ -142,9 +144,9 @@ def arranged(layer: Dense, rows: np.ndarray | None) -> Dense:
 def layer_shapes(model: Dlrm, numerics: Numerics | None = None, family: Family = AVX512) -> list[LayerShape]:
     """Of all layers that dense kernels compute: all but the last, which is a dot product."""
     numerics = numerics or numerics_of(model, "fp32")
-    columns, rows = layer_columns(model, numerics, family), layer_rows(model, numerics)
-    outputs = [layer.outputs if own is None else len(own) for layer, own in zip(model.layers, rows)]
     forms = forms_of(numerics, family)
+    columns, rows = layer_columns(model, numerics, family), layer_rows(model, numerics, forms)
+    outputs = [layer.outputs if own is None else len(own) for layer, own in zip(model.layers, rows)]
     units = [after.unit for after in forms[1:]]
     x = len(model.bottom) - 1
     units[x] = max(units[x], table_form(numerics.precision).unit)

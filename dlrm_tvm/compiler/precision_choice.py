@@ -16,7 +16,7 @@ from ..data.scoring import MIN_AUC_RATIO, Verdict, gate_for, judge, score
 from ..errors import UserError
 from ..model.card import describe
 from ..model.dlrm import Dlrm
-from ..model.precision import PRECISIONS, Numerics, numerics_of, unsupported
+from ..model.precision import Numerics, numerics_of
 from ..runtime.artifact import open_artifact
 from ..runtime.executor import Executor
 from ..schedules.target import CpuTarget
@@ -35,29 +35,25 @@ class Candidates:
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
-def candidates(model: Dlrm, cpu: CpuTarget, wanted: str) -> Candidates:
-    """The precision asked for, or for "auto" all that CPU and model allow.
+def candidates(cpu: CpuTarget, wanted: str) -> Candidates:
+    """The precision asked for, or for "auto" all that the CPU allows.
 
     Raises UserError where the precision asked for is not possible.
     """
     if wanted != "auto":
-        check_precision(model, wanted, cpu)
+        check_precision(wanted, cpu)
         return Candidates((wanted,))
     refused: dict[str, str] = {}
     for precision in CANDIDATES:
         try:
-            check_precision(model, precision, cpu)
+            check_precision(precision, cpu)
         except UserError as error:
             refused[precision] = str(error)
     return Candidates(tuple(each for each in CANDIDATES if each not in refused), refused)
 
 
-def check_precision(model: Dlrm, precision: str, cpu: CpuTarget) -> None:
-    """Raises UserError where the CPU lacks a precision's instructions, or the model has no kernels of it."""
-    reason = unsupported(model, precision)
-    if reason is not None:
-        served = " or ".join(other for other in reversed(PRECISIONS) if unsupported(model, other) is None)
-        raise UserError(f"{model.name} cannot be compiled with --precision {precision}: {reason}. Use {served}.")
+def check_precision(precision: str, cpu: CpuTarget) -> None:
+    """Raises UserError where the CPU lacks a precision's instructions."""
     if precision != "fp32":  # which TVM's default code computes on any CPU
         cpu.family(precision)
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..model.bags import Bags
-from .chunks import Chunk, ReferenceData, as_labels, pieces
+from .chunks import Chunk, ReferenceData, as_float32, as_labels, pieces
 from .npz import NpyHeader, map_members, map_npy, require
 from .splits import halves
 
@@ -89,7 +89,7 @@ def open_multi_hot(files: tuple[Path, Path, Path], card: ModelCard) -> Reference
             )
             of_one = bags.of_one
             yield Chunk(
-                np.array(dense[part], np.float32),
+                as_float32(dense[part]),
                 np.stack(bags.indices, axis=1).astype(np.int64) if of_one else None,
                 None,
                 as_labels(labels_file, "the label", labels[part].reshape(-1), piece.start),

@@ -89,7 +89,7 @@ def read_headers(path: Path) -> dict[str, NpyHeader]:
     """The header of every array in the npz, by key. Raises UserError for a damaged or pickled file."""
     with _damage_named(path), zipfile.ZipFile(path) as archive:
         headers = {}
-        for info in archive.infolist():
+        for info in members_of(archive):
             if info.filename.endswith(".npy"):
                 with archive.open(info) as member:
                     header = _read_header(member)
@@ -186,13 +186,21 @@ def map_members(path: Path) -> dict[str, np.ndarray]:
     """
     arrays = {}
     with _damage_named(path), zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        for member in archive.infolist():
+        for member in members_of(archive):
             begin = stored_at(path, file, member)
             file.seek(begin)
             arrays[member.filename.removesuffix(".npy")] = _mapped(
                 path, file, member.filename, begin + member.file_size
             )
     return arrays
+
+
+def members_of(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """Raises BadZipFile where two have one name: programs differ in which of them they read."""
+    members = archive.infolist()
+    if len(members) > len({member.filename for member in members}):
+        raise zipfile.BadZipFile("two members of one name")
+    return members
 
 
 def stored_at(path: Path, file: IO[bytes], member: zipfile.ZipInfo) -> int:

@@ -17,14 +17,16 @@ import pickle
 import pickletools
 import zipfile
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from ..errors import UserError
 from .npz import is_npz as is_zip
-from .npz import stored_at
+from .npz import members_of, stored_at
 
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # the pickled magic number before PyTorch 1.6's zips
+_MOST_VALUES = 1_000_000  # of a checkpoint: tensors, numbers, dicts
 _LONGEST_HEADER = 100_000_000  # of safetensors, by its own definition
 _SAVE = "Give what torch.save(model.state_dict(), FILE) or safetensors writes."
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1}
@@ -175,7 +177,7 @@ def _check_operations(path: Path, pickled: bytes) -> None:
 
 def _of_zip(path: Path, file: IO[bytes]) -> dict[str, TorchTensor]:
     with zipfile.ZipFile(file) as archive:
-        members = {member.filename: member for member in archive.infolist()}
+        members = {member.filename: member for member in members_of(archive)}
         pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
             raise UserError(f"{path}: a zip, but none that torch.save wrote: data.pkl is not in it. {_SAVE}")
@@ -194,15 +196,18 @@ def _of_zip(path: Path, file: IO[bytes]) -> dict[str, TorchTensor]:
         pickled = archive.read(pickles[0])
         _check_operations(path, pickled)
         content = _Unpickler(path, io.BytesIO(pickled), storage).load()
-    return _unique(list(_named(content, "")))
+    return _unique(list(_named(content, "", count())))
 
 
-def _named(content: object, prefix: str) -> Iterator[tuple[str, TorchTensor]]:
+def _named(content: object, prefix: str, seen: Iterator[int]) -> Iterator[tuple[str, TorchTensor]]:
+    """seen: counts all values: dicts that hold each other twice are a few bytes and endless."""
+    if next(seen) > _MOST_VALUES:
+        raise ValueError(f"more than {_MOST_VALUES:,} values")
     if isinstance(content, TorchTensor):
         yield prefix.removesuffix("."), content
     elif isinstance(content, dict):
         for key, value in content.items():
-            yield from _named(value, f"{prefix}{key}.")
+            yield from _named(value, f"{prefix}{key}.", seen)
 
 
 # --- safetensors
@@ -216,7 +221,7 @@ def _of_safetensors(path: Path, file: IO[bytes]) -> dict[str, TorchTensor]:
         raise ValueError(f"a header of {length} bytes in a file of {size}")
     entries = json.loads(file.read(length), object_pairs_hook=_unique)
     entries.pop("__metadata__", None)
-    tensors = {}
+    tensors, parts = {}, []
     for name, entry in entries.items():
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         dtype = _SAFETENSORS.get(dtype, str(dtype))
@@ -226,7 +231,20 @@ def _of_safetensors(path: Path, file: IO[bytes]) -> dict[str, TorchTensor]:
         if end - begin != wanted or 8 + length + end > size:
             raise ValueError(f"{name} of shape {shape} from {begin} to {end}, {size - 8 - length} bytes are there")
         tensors[name] = TorchTensor(dtype, shape, 8 + length + begin)
+        parts.append((begin, end, name))
+    _check_whole(parts, size - 8 - length)
     return tensors
+
+
+def _check_whole(parts: list[tuple[int, int, str]], size: int) -> None:
+    """That the tensors' bytes follow each other, without overlaps and gaps, as the format has it."""
+    at = 0
+    for begin, end, name in sorted(parts):
+        if begin != at:
+            raise ValueError(f"{name} begins at byte {begin}, where {at} was wanted")
+        at = end
+    if at != size:
+        raise ValueError(f"{size} bytes of tensors, {at} are used")
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict:

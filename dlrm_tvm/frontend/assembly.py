@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import printable
 from ..model.dlrm import Dense, Dlrm, Table
 from ..model.interactions import Concat, Cross, Dot, Interaction
-from .features import folded, merged, permutation
+from .features import distinct_places, folded, merged
 from .graph import OnnxGraph
 from .recognition import Found
 
@@ -66,20 +66,23 @@ def _dotted(graph: OnnxGraph, found: Found) -> tuple[Dot, Dense]:
 
 def _crossed(graph: OnnxGraph, found: Found) -> tuple[Cross, Dense]:
     """x0 in the model's order: the same order for all that cross layers read and give."""
-    order = permutation(found.joined, found.width)
-    if order is None:
-        reason = f"gives the cross layers other values than x and all rows once each, {found.width} in all"
+    places = distinct_places(found.joined)
+    if places is None:
+        reason = "gives the cross layers a value of x or of a row twice, or multiplied"
         raise graph.refusal(found.joiner, reason)
-    crossings = tuple(_ordered(each, np.argsort(order)) for each in found.crossings)
-    return Cross(crossings), folded(found.top[0], found.crossed.renumbered(order), found.width)
+    crossings = tuple(_placed(each, places, found.width) for each in found.crossings)
+    return Cross(crossings), folded(found.top[0], found.crossed.renumbered(places), found.width)
 
 
-def _ordered(crossing: tuple[Dense, ...], inverse: np.ndarray) -> tuple[Dense, ...]:
-    """inverse: the graph's place of each value of the model."""
+def _placed(crossing: tuple[Dense, ...], places: np.ndarray, width: int) -> tuple[Dense, ...]:
+    """places: the model's place of each value of the graph; what it does not read is left as it is."""
     layers = list(crossing)
-    layers[0] = replace(layers[0], weight=np.ascontiguousarray(layers[0].weight[:, inverse]))
-    last = layers[-1]
-    layers[-1] = replace(last, weight=np.ascontiguousarray(last.weight[inverse]), bias=last.bias[inverse])
+    weight = np.zeros((layers[0].outputs, width), np.float32)
+    weight[:, places] = layers[0].weight
+    layers[0] = replace(layers[0], weight=weight)
+    weight, bias = np.zeros((width, layers[-1].inputs), np.float32), np.zeros(width, np.float32)
+    weight[places], bias[places] = layers[-1].weight, layers[-1].bias
+    layers[-1] = replace(layers[-1], weight=weight, bias=bias)
     return tuple(layers)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..model.computed_rows import ComputedRows
 from ..model.dlrm import Table
 from .domains import NoTableError, domain
-from .functions import INDEX_TYPES, Function
+from .functions import INDEX_TYPES, Function, Functions
 
 
 def computed_table(name: str, pooling: str, function: Function) -> Table:
@@ -24,6 +24,13 @@ def computed_table(name: str, pooling: str, function: Function) -> Table:
     wraps = found.last if found.last >= found.rows else 0
     about = {"origin": function.form, "sources": function.sources}
     return Table(name, ComputedRows(function, found.rows, function.width, **about), pooling, wraps=wraps)
+
+
+def filled_up(functions: Functions, function: Function, dim: int) -> Function:
+    """Its values with zeros behind them, `dim` in all: as a table of a joined model, whose vectors have one width."""
+    if function.width == dim:
+        return function
+    return functions.pick([function, np.zeros(dim - function.width, function.dtype)], range(dim))
 
 
 def _shift(function: Function) -> int | None:

@@ -178,11 +178,16 @@ def folded(layer: Dense, found: Origins, count: int) -> Dense:
     return replace(layer, weight=np.ascontiguousarray(weight.T, np.float32), bias=bias.astype(np.float32))
 
 
-def permutation(found: Origins, count: int) -> np.ndarray | None:
-    """places, where every feature is read once and as it is; else None."""
-    places = found.places
+def widened(layer: Dense, outputs: int) -> Dense:
+    """The layer with further outputs, which nothing reads."""
+    more = outputs - layer.outputs
+    return replace(layer, weight=np.pad(layer.weight, ((0, more), (0, 0))), bias=np.pad(layer.bias, (0, more)))
+
+
+def distinct_places(found: Origins) -> np.ndarray | None:
+    """places, where each feature is read once at most, and as it is; else None."""
     as_it_is = (found.coefficients == 1).all() and not found.constants.any()
-    return places if as_it_is and np.array_equal(np.sort(places), np.arange(count)) else None
+    return found.places if as_it_is and len(np.unique(found.places)) == len(found.places) else None
 
 
 def merged(runs: Sequence[Origins]) -> Origins | None:

@@ -81,6 +81,8 @@ class Function:
             kind = "projected rows"
         elif "Equal" in operators:
             kind = "padding index"
+        elif self.operator == "pick" and len(self.functions) < len(self.operands):
+            kind = f"rows of {self.functions[0].width} values, filled up to {self.width}"
         else:
             kind = f"rows of {types.pop()}" if len(types) == 1 else "function of the index"
         return f"{kind}, {tables}" if tables else kind

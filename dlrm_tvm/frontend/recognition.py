@@ -16,7 +16,7 @@ from ..model.interactions import Dot
 from .computations import NeedsValues
 from .crossings import Crossings, take_apart
 from .expressions import Expressions, Symbols
-from .features import Origins, Terms, folded, is_layer, origins, terms_of
+from .features import Origins, Terms, folded, is_layer, origins, terms_of, widened
 from .functions import Functions
 from .graph import OnnxGraph
 from .interpreter import Interpreter
@@ -97,7 +97,7 @@ class Recognition:
         joined = self._joined(terms, vectors, tables, uses.dots, joiner)
         return Found(
             graph_inputs=self._graph_inputs(),
-            bottom=tuple(layer.dense for layer in bottom),
+            bottom=(*(layer.dense for layer in bottom[:-1]), widened(bottom[-1].dense, tables[0].dim)),
             tables=tables,
             dots=uses.dots,
             crossings=tuple(tuple(layer.dense for layer in each) for each in crossings.layers),

@@ -9,7 +9,7 @@ them, so that recognition.py can compare them all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ import onnx
 
 from ..errors import printable
 from ..model.dlrm import Table
-from .computed_tables import computed_table, without_overlap
+from .computed_tables import computed_table, filled_up, without_overlap
 from .expressions import Expressions
 from .features import is_layer
 from .functions import Function
@@ -64,15 +64,20 @@ class TableUses:
         for column in self.roles.columns:
             if column not in self._parts:
                 raise self.graph.refusal(None, f"no table is looked up with {_called(column)}")
-        return self._fitting([self._table(column) for column in self.roles.columns])
+        widths = [sum(map(self._width, self._parts[column])) for column in self.roles.columns]
+        dim = max(self.x.shape[1], *widths)
+        return self._fitting([self._table(column, dim) for column in self.roles.columns])
 
-    def vectors(self, tables: Iterable[Table], probe: Probe) -> np.ndarray:
-        """The numbers of x and of each pooled bag as a DLRM computes them, [batch, 1 + T, D]."""
-        if self.x.shape[1] != next(iter(tables)).dim:
-            reason = f"joins the bottom MLP's {self.x.shape[1]} outputs and rows of {next(iter(tables)).dim} values"
-            raise self.graph.refusal(self.joiner, f"{reason}; a DLRM has vectors of one dimension")
+    def _width(self, use: Use) -> int:
+        return self.expressions.array(use.table).shape[1] if use.function is None else use.function.width
+
+    def vectors(self, tables: Sequence[Table], probe: Probe) -> np.ndarray:
+        """The numbers of x and of each pooled bag as a DLRM computes them, [batch, 1 + T, D]; zeros fill up to D."""
+        dim, zero = tables[0].dim, self.expressions.scalar("constant", "float32", 0.0)
         columns = zip(self.roles.columns, tables, probe.starts, probe.lengths, strict=True)
-        return np.stack([self.x, *(self._bags(*column) for column in columns)], axis=1)
+        vectors = [self.x, *(self._bags(*column) for column in columns)]
+        filled = [np.pad(each, ((0, 0), (0, dim - each.shape[1])), constant_values=zero) for each in vectors]
+        return np.stack(filled, axis=1)
 
     def _bags(self, column: Column, table: Table, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         indices = self.expressions.vector(("index", *column), int(lengths.sum()))
@@ -140,7 +145,7 @@ class TableUses:
             self._note(column, own)
         vectors = single
         for operand in operands:
-            elements = self.expressions.elements(operand)
+            elements = self._without_zeros(self.expressions.elements(operand))
             own = list(dict.fromkeys(self.expressions.whereabouts(elements)[0].tolist()))
             if all(self.expressions.kind_of(first) == "constant" for first in own):
                 continue  # an empty bag
@@ -149,6 +154,11 @@ class TableUses:
             else:
                 vectors = [*vectors, *(own if len(own) == 1 and self._is_whole(elements, own) else [operand])]
         return list(dict.fromkeys(vectors))
+
+    def _without_zeros(self, elements: np.ndarray) -> np.ndarray:
+        """Without those that fill a narrow vector up; one at least is left."""
+        filled = np.flatnonzero(elements != self.expressions.scalar("constant", "float32", 0.0))
+        return elements[: filled[-1] + 1 if filled.size else 1]
 
     def _is_whole(self, elements: np.ndarray, firsts: Sequence[int]) -> bool:
         whole = [self.expressions.elements(first) for first in firsts]
@@ -232,14 +242,14 @@ class TableUses:
     def _names(self, use: Use) -> tuple[str, ...]:
         return (self.expressions.array_name(use.table),) if use.function is None else use.function.tables
 
-    def _table(self, column: Column) -> Table:
+    def _table(self, column: Column, dim: int) -> Table:
         parts, node = self._parts[column], self._makers[column]
         pooling = "mean" if column in self._averaged else "sum"
         name = printable(self._name(parts))
-        if len(parts) == 1 and parts[0].function is None:
+        if len(parts) == 1 and parts[0].function is None and self._width(parts[0]) == dim:
             rows = self.expressions.array(parts[0].table)
             return Table(name, rows, pooling, self._row_weights(parts[0].factor, len(rows), node))
-        function = self._whole_function(parts)
+        function = filled_up(self.expressions.functions, self._whole_function(parts), dim)
         try:
             return computed_table(name, pooling, function)
         except (
@@ -286,9 +296,6 @@ class TableUses:
     def _fitting(self, tables: list[Table]) -> tuple[Table, ...]:
         tables = without_overlap(tables)
         for table in tables:
-            if table.dim != tables[0].dim:
-                reason = f"table {table.name!r} has rows of {table.dim} values, {tables[0].name!r} of {tables[0].dim}"
-                raise self.graph.refusal(None, reason)
             same = next(one for one in tables if one.rows is table.rows)
             if same.pooling != table.pooling or not np.array_equal(same.row_weights, table.row_weights):
                 raise self.graph.refusal(None, f"table {table.name!r} is used twice, in different ways")

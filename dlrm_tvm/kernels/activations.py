@@ -45,6 +45,11 @@ class Activations:
         """The same words, but of values in `staging`, of which `settle` makes them."""
         return Activations(self.form, self.tiles, staging, self._scales)
 
+    @property
+    def unit(self) -> int:
+        """Vectors of 16 values that are written together."""
+        return self.form.unit if self._staging is None else 1
+
     def source(self, tile, row, block, lane):
         """A word for a dense layer."""
         return self.tiles.buffer[self.tiles.index(tile, row, block, lane)]
@@ -104,12 +109,6 @@ class Activations:
 
             pack_units(self.form.unit, count, value, scales, write)
             first += -(-count // self.form.unit)
-
-    def write_vector(self, tile, row, number, count: int, value: Callable) -> None:
-        """One of a row's vectors of `count` vectors of 16 each, which all begin a new unit; value(v): 16 float32."""
-        units = -(-count // self.form.unit)
-        write = lambda unit, vectors: self._store_unit(tile, row, number * units + unit, vectors)  # noqa: E731
-        pack_units(self.form.unit, count, value, None, write)
 
     def _store_unit(self, tile, row, unit, vectors: list) -> None:
         form = self.form

@@ -3,8 +3,8 @@
     Dot       row   = x in the form of the tables                  int8: divided by its own scale, or a static one
               dots  = of row and the item's vectors, float32       pair_dots.py, Int8Dots
               input = [x, dots] in the form of the first top layer
-    Concat    input = the words of x, then the words of the item's vectors                          concat.py
-    Cross     input = x_L of cross layers on all vectors joined                                     cross.py
+    Concat    input = x, then the item's vectors                                                    joined.py
+    Cross     input = x_L of cross layers on all vectors joined                                     joined.py
 
 Int8Dots, for a pair (i, j) of one item, z = factor * q with q in -127 .. 127, gives
 
@@ -17,11 +17,11 @@ A plan, whose class `plan_of` looks up once, answers:
 
     columns(model, numerics, forms, tiles)  for each layer of the interaction and the first top layer, whose inputs have
                                        these forms: per column, the model's input in it (-1: none)
-    rows(model, numerics)              for each layer of the interaction: likewise of its outputs; None for their order
-    pack(model, numerics, packer, layers, tiles)  the plan; its arrays, with its packed `layers`, lie between those of
-                                       the MLPs
+    rows(model, numerics, forms)       for each layer of the interaction: likewise of its outputs; None for their order
+    pack(model, numerics, packer, layers, forms, tiles)  the plan; its arrays, with its packed `layers`, lie between
+                                       those of the MLPs
     copies(family)                     whether its emitter copies an item's vectors before it computes with them
-    takes_sums                       whether vectors are bytes with static scales, made of whole sums
+    takes_sums                         whether vectors are bytes with static scales, made of whole sums
     layers, parts                      its packed layers, and their names among the parts of a call
     emitter(plan, mlp, lookup, top)    emits one task's interaction and holds its buffers; plan: the network's
         x_writer(tile)                 how the last bottom layer writes its outputs, for tile `tile` of the block
@@ -44,10 +44,9 @@ from ..model.dlrm import Dlrm
 from ..model.interactions import Concat, Cross, Dot
 from ..model.precision import Numerics
 from .activations import Activations, Tiles, pack_units, row_scales
-from .concat import ConcatPlan
-from .cross import CrossPlan
 from .dense import PackedDense
 from .isa import Family
+from .joined import JoinedPlan
 from .packing import Packer, unit_padded
 from .pair_dots import Grouping, Lanes, dot_interaction, group_pairs, sum_lanes
 from .tile_dots import PairOrder, TileDots
@@ -85,12 +84,18 @@ class DotPlan:
         return dots
 
     @staticmethod
-    def rows(model: Dlrm, numerics: Numerics) -> list[np.ndarray | None]:
+    def rows(model: Dlrm, numerics: Numerics, forms: list[Form]) -> list[np.ndarray | None]:
         return []
 
     @classmethod
     def pack(
-        cls, model: Dlrm, numerics: Numerics, packer: Packer, layers: tuple[PackedDense, ...], tiles: bool = False
+        cls,
+        model: Dlrm,
+        numerics: Numerics,
+        packer: Packer,
+        layers: tuple[PackedDense, ...],
+        forms: list[Form],
+        tiles: bool = False,
     ) -> DotPlan:
         grouping = _grouping(model, tiles)
         scales = numerics.layers[model.first_top].scales
@@ -288,8 +293,8 @@ class Int8Dots:
         return floats(sums - j.of(self._compensation)) * factors
 
 
-_PLANS = {Dot: DotPlan, Concat: ConcatPlan, Cross: CrossPlan}
+_PLANS = {Dot: DotPlan, Concat: JoinedPlan, Cross: JoinedPlan}
 
 
-def plan_of(model: Dlrm) -> type[DotPlan] | type[ConcatPlan] | type[CrossPlan]:
+def plan_of(model: Dlrm) -> type[DotPlan] | type[JoinedPlan]:
     return _PLANS[type(model.interaction)]

@@ -12,7 +12,7 @@
                 locate the tile's rows, touch them    # bags: pool them, for a group of tiles at once
                 bottom MLP of the tile, fetching the rest of those rows meanwhile
                 interaction of the tile, straight from the tables, into the top MLP's input (interaction.py)
-            the interaction's own layers over the block, if it has any (cross.py)
+            the interaction's own layers over the block, if it has any (joined.py)
             top MLP over the block, layer by layer
             pred = sigmoid(last layer), clamped
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .concat import ConcatPlan
-from .cross import CrossPlan
 from .dense import PackedDense
 from .embedding_bag import BAG_PREFETCH, BagPrefetch
 from .gather import Prefetch
 from .interaction import DotPlan
 from .isa import AVX512, Family
+from .joined import JoinedPlan
 from .words import Form
 
 
@@ -32,7 +31,7 @@ class NetworkPlan:
     table_elements: int
     mlp_elements: int
     bottom: tuple[PackedDense, ...]
-    interaction: DotPlan | ConcatPlan | CrossPlan
+    interaction: DotPlan | JoinedPlan
     top: tuple[PackedDense, ...]
     final: PackedDense
     mr: int

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .conf_files import check_conf_file
 
 # What is typed -> LoadGen's name.
 SCENARIOS = {each.lower(): each for each in ("Offline", "Server", "SingleStream", "MultiStream")}
@@ -93,6 +95,7 @@ def test_settings(loadgen: Any, request: LoadgenRequest, samples: int) -> Any:
         settings.server_target_latency_ns = _V1_LATENCY_MS * 10**6
     settings.min_duration_ms = _DURATION_S * 1000
     for path in request.conf_files:
+        check_conf_file(Path(path), request.model, scenario)
         if settings.FromConfig(path, request.model, scenario, _FILE) != 0:
             raise UserError(f"{path}: LoadGen cannot read it; lines such as *.Server.target_qps = 100 were wanted.")
     modes = {"performance": loadgen.TestMode.PerformanceOnly, "accuracy": loadgen.TestMode.AccuracyOnly}

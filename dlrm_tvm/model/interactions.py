@@ -1,13 +1,13 @@
 """How x, the bottom MLP's output, and the embedding vectors e1, .., eT meet: one class per kind of interaction.
 
     Dot       [x, dots]          dots: z_i . z_j of z = [x, e1, .., eT] for j < i, row by row: (1,0), (2,0), (2,1), ..
-    Concat    [x, e1, .., eT]
-    Cross     x_L of x0 = [x, e1, .., eT], x_{l+1} = x0 * (W_l V_l x_l + b_l) + x_l, * elementwise       cross.py
+    Concat    [x, e1, .., eT]                                                                            joined.py
+    Cross     x_L of x0 = [x, e1, .., eT], x_{l+1} = x0 * (W_l V_l x_l + b_l) + x_l, * elementwise       joined.py
 
-A kind answers here for its name, dimensions, layers, multiply-adds, the precisions and scales that have no kernels of
-it, and its definition in NumPy, at full precision and quantized. A kind with weights keeps them in its fields, and its
-`layers` are among the model's. Three wings need more than that, and each has one table from these classes to its own
-objects: frontend/assembly.py, kernels/interaction.py and compiler/lower_default.py. Nothing else tells kinds apart.
+A kind answers here for its name, dimensions, layers, multiply-adds, static scales, and its definition in NumPy, at full
+precision and quantized. A kind with weights keeps them in its fields, and its `layers` are among the model's. Three
+wings need more than that, and each has one table from these classes to its own objects: frontend/assembly.py,
+kernels/interaction.py and compiler/lower_default.py. Nothing else tells kinds apart.
 
 n: items; V = 1 + T: vectors of an item; D: dimension of each.
 """
@@ -20,33 +20,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from .cross import Cross
+from .joined import Concat, Cross
 from .layers import Dense, Outputs, Scales, scale_of
 
 
-class _WithoutLayers:
-    """What kinds without weights answer alike."""
-
-    layers: ClassVar[tuple[Dense, ...]] = ()
-
-    def output_scale(self, layer: int, scales: Scales) -> None:
-        """There are no layers."""
-
-    def vector_factors(self, table_scales: np.ndarray, scales: Scales) -> np.ndarray:
-        """[T] float32: by which bytes of the tables are multiplied."""
-        return table_scales
-
-    def takes_sums(self, scales: Scales) -> bool:
-        """Whether int8's sums of rows are taken as they are; else they are brought within a byte first."""
-        return False
-
-
 @dataclass(frozen=True)
-class Dot(_WithoutLayers):
+class Dot:
     """Dot products of all pairs of vectors behind x; with_self: z_i . z_i as well."""
 
     with_self: bool = False
-    takes_static_scales: ClassVar[bool] = True
+    layers: ClassVar[tuple[Dense, ...]] = ()
 
     @property
     def name(self) -> str:
@@ -75,15 +58,22 @@ class Dot(_WithoutLayers):
     def summary(self, num_vectors: int) -> str:
         return f"{len(self.pairs(num_vectors))} dots"
 
-    def refusal(self, precision: str, top_layers: int) -> str | None:
-        """Why a model with this interaction and so many top layers has no kernels of a precision; None if it has."""
-        return None
-
     def static_scales(self, largest: Sequence[np.ndarray], dim: int, table_scales: np.ndarray) -> list[np.ndarray]:
         """Scales, of inputs with these largest magnitudes in calibration: x has one, each dot its own."""
         scales = scale_of(largest[-1])
         scales[:dim] = scale_of(largest[-1][:dim].max())
         return [scales]
+
+    def output_scale(self, layer: int, scales: Scales) -> None:
+        """There are no layers."""
+
+    def vector_factors(self, table_scales: np.ndarray, scales: Scales) -> np.ndarray:
+        """[T] float32: by which bytes of the tables are multiplied."""
+        return table_scales
+
+    def takes_sums(self, scales: Scales) -> bool:
+        """Whether int8's sums of rows are taken as they are; else they are brought within a byte first."""
+        return False
 
     def join(self, vectors: np.ndarray, outputs: Outputs | None = None) -> np.ndarray:
         """vectors [n, V, D] -> [n, num_outputs] of the same dtype; outputs: by default of its layers in that dtype."""
@@ -117,51 +107,6 @@ class Dot(_WithoutLayers):
         elif x_scale is not None:
             x = x * np.float32(x_scale)
         return np.concatenate([x, dots], axis=1)
-
-
-@dataclass(frozen=True)
-class Concat(_WithoutLayers):
-    """All vectors, one after the other."""
-
-    name = "cat"
-    identity = "Interaction(kind='cat', with_self=False)"
-    takes_static_scales: ClassVar[bool] = False
-
-    def check(self, num_vectors: int, dim: int) -> None:
-        """Any will do."""
-
-    def num_outputs(self, num_vectors: int, dim: int) -> int:
-        return num_vectors * dim
-
-    def macs(self, num_vectors: int, dim: int) -> int:
-        return 0
-
-    def summary(self, num_vectors: int) -> str:
-        return "joined"
-
-    def refusal(self, precision: str, top_layers: int) -> str | None:
-        if precision == "int8":
-            return 'its interaction is "cat", whose vectors would need one scale for all: int8 is made for "dot"'
-        if precision == "bf16" and top_layers == 1:
-            return "its only top layer stays fp32 and cannot take bf16 rows"
-        return None
-
-    def join(self, vectors: np.ndarray, outputs: Outputs | None = None) -> np.ndarray:
-        return vectors.reshape(len(vectors), -1)
-
-    def join_quantized(
-        self,
-        x: np.ndarray,
-        numbers: np.ndarray,
-        factors: np.ndarray,
-        outputs: Outputs | None = None,
-        *,
-        x_scale: float | None,
-        scales: Scales,
-        rounded: Callable[[np.ndarray], np.ndarray] = lambda values: values,
-    ) -> np.ndarray:
-        """Of bf16 alone, which has no factors and no scales."""
-        return self.join(numbers).astype(np.float32)
 
 
 Interaction = Dot | Concat | Cross

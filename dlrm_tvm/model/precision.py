@@ -85,12 +85,8 @@ def numerics_of(
 ) -> Numerics:
     """A precision without calibration: int8's activation scales are dynamic.
 
-    table_scales: [T] float32, for int8; first_layer: its precision in bf16 and int8. Raises ValueError
-    if there are no kernels (see unsupported).
+    table_scales: [T] float32, for int8; first_layer: its precision in bf16 and int8.
     """
-    reason = unsupported(model, precision)
-    if reason is not None:
-        raise ValueError(reason)
     if precision == "fp32":
         return Numerics("fp32", (LayerNumerics(),) * len(model.layers))
     inner = [LayerNumerics(precision, signed) for signed in signed_inputs(model)[1:-1]]
@@ -107,11 +103,6 @@ def signed_inputs(model: Dlrm) -> list[bool]:
     after = [layer.activation == "none" for layer in model.layers[:-1]]
     after[len(model.bottom) - 1] = True  # x and what it meets
     return [True, *after]
-
-
-def unsupported(model: Dlrm, precision: str) -> str | None:
-    """Why there are no kernels of a precision for this model; None if there are."""
-    return model.interaction.refusal(precision, len(model.top))
 
 
 def to_bf16(values: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from dlrm_tvm.errors import UserError
 from dlrm_tvm.frontend.reader import read_dlrm
 from dlrm_tvm.model.computed_rows import ComputedRows
 from dlrm_tvm.model.dlrm import Dlrm
-from dlrm_tvm.model.interactions import Concat, Dot
+from dlrm_tvm.model.interactions import Concat, Cross, Dot
 from dlrm_tvm.model.reference import predict
 from dlrm_tvm.paths import ROOT
 
@@ -174,6 +174,57 @@ def test_vectors_joined_in_any_order_and_number_are_read_as_onnxruntime_computes
         return b.add("Concat", *([x, *vectors][at] for at in order), axis=1), DIM * len(order)
 
     assert check(write_graph(tmp_path / "g.onnx", join=join)).interaction == Concat()
+
+
+def _of_widths(*widths: int):
+    def embed(b: Builder, indices: list[str]) -> list[str]:
+        return [b.add("Gather", b.table(rows, width), index) for rows, width, index in zip(ROWS, widths, indices)]
+
+    return embed
+
+
+def _joined(*widths: int):
+    def join(b: Builder, x: str, vectors: list[str]) -> tuple[str, int]:
+        return b.add("Concat", *vectors, x, axis=1), DIM + sum(widths)
+
+    return join
+
+
+def _crossed(b: Builder, x0: str, width: int) -> str:
+    """A layer of low rank, one of full rank."""
+    x = x0
+    for gate in (lambda x: b.layer(b.layer(x, width, 3), 3, width), lambda x: b.layer(x, width, width)):
+        x = b.add("Add", b.add("Mul", x0, gate(x)), x)
+    return x
+
+
+@pytest.mark.parametrize("widths", [(2, 4, 3), (1, 6, 4), (3, 3, 3)])
+@pytest.mark.parametrize("after_join", [None, _crossed])
+def test_vectors_of_different_widths_are_joined_as_onnxruntime_joins_them(widths, after_join, tmp_path: Path) -> None:
+    path = write_graph(tmp_path / "g.onnx", embed=_of_widths(*widths), join=_joined(*widths), after_join=after_join)
+    model = check(path)
+    assert model.dim == max(DIM, *widths)
+    assert isinstance(model.interaction, Concat if after_join is None else Cross)
+    stored = [isinstance(table.rows, np.ndarray) for table in model.tables]
+    assert stored == [width == model.dim for width in widths], "what is wide enough stays where it is"
+    narrow = model.tables[stored.index(False)].rows
+    assert narrow.origin.startswith("rows of ") and not narrow[:][:, min(widths) :].all()
+
+
+@pytest.mark.parametrize("widths", [(2, 4, 1), (6, 2, 4)])
+def test_vectors_filled_up_with_zeros_have_dots(widths, tmp_path: Path) -> None:
+    dim = max(DIM, *widths)
+
+    def join(b: Builder, x: str, vectors: list[str]) -> tuple[str, int]:
+        filled = [
+            b.add("Pad", each, b.constant([0, 0, 0, dim - width])) for each, width in zip([x, *vectors], (DIM, *widths))
+        ]
+        z = b.add("Reshape", b.add("Concat", *filled, axis=1), b.constant([-1, 4, dim]))
+        dots = picked(b, b.add("MatMul", z, b.add("Transpose", z, perm=[0, 2, 1])), LOWER, 4)
+        return b.add("Concat", x, dots, axis=1), DIM + 6
+
+    model = check(write_graph(tmp_path / "g.onnx", embed=_of_widths(*widths), join=join))
+    assert (model.dim, model.interaction) == (dim, Dot())
 
 
 def test_the_same_weights_are_the_same_model_whatever_the_order_of_the_features(tmp_path: Path) -> None:

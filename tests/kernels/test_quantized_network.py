@@ -12,7 +12,6 @@ from models import random_batch, random_dlrm
 from quantized import QUANTIZED, check_one_hot_and_in_bags, dynamic, needs, network_of, on_tiles, static
 
 from dlrm_tvm.model import reference, reference_quantized
-from dlrm_tvm.model.precision import unsupported
 
 MODELS = {
     "small": {},
@@ -22,6 +21,7 @@ MODELS = {
     "no hidden top": {"top": ()},
     "with itself": {"interaction": "dot_self"},
     "concatenated": {"interaction": "cat", "dim": 20},
+    "concatenated, no hidden top": {"interaction": "cat", "top": ()},
     "signed x": {"bottom_activation": "none"},
     "sigmoid inside": {"sigmoid_layer": 0, "top": (24, 16)},
     "40 tables": {"table_rows": (9,) * 40, "dim": 32},
@@ -42,10 +42,9 @@ def cases() -> list:
     found = []
     for precision in QUANTIZED:
         for at, (name, shape) in enumerate(MODELS.items()):
-            if unsupported(random_dlrm(**shape), precision) is None:
-                is_slow = precision == "bf16" and name in LARGE
-                marks = [needs(precision), *([pytest.mark.slow] if is_slow else [])]
-                found.append(pytest.param(precision, shape, BATCHES[at % 3], marks=marks, id=f"{precision} {name}"))
+            is_slow = precision == "bf16" and name in LARGE
+            marks = [needs(precision), *([pytest.mark.slow] if is_slow else [])]
+            found.append(pytest.param(precision, shape, BATCHES[at % 3], marks=marks, id=f"{precision} {name}"))
     return found
 
 
@@ -64,6 +63,8 @@ def test_a_network_agrees_with_numpy_in_the_same_numbers_one_hot_and_in_bags(pre
         "signed x",
         "sigmoid inside",
         "no hidden top",
+        "concatenated",
+        "concatenated, no hidden top",
         pytest.param("MLPerf's tables", marks=pytest.mark.slow),
     ],
 )

@@ -8,7 +8,6 @@ from models import random_batch, random_dlrm
 from quantized import QUANTIZED, check_one_hot_and_in_bags, dynamic, needs, on_tiles, static
 
 from dlrm_tvm.model import reference_quantized
-from dlrm_tvm.model.precision import unsupported
 
 MODELS = {
     "small": {},
@@ -18,6 +17,7 @@ MODELS = {
     "no hidden top": {"top": ()},
     "with itself": {"interaction": "dot_self"},
     "concatenated": {"interaction": "cat", "dim": 20},
+    "concatenated, no hidden top": {"interaction": "cat", "top": ()},
     "signed x": {"bottom_activation": "none"},
     "sigmoid inside": {"sigmoid_layer": 0, "top": (24, 16)},
     "with itself, x in part of a tile": {"interaction": "dot_self", "dim": 96},
@@ -40,10 +40,9 @@ def cases() -> list:
     found = []
     for precision in QUANTIZED:
         for at, (name, shape) in enumerate(MODELS.items()):
-            if unsupported(random_dlrm(**shape), precision) is None:
-                marks = [needs("bf16"), *([] if (precision, name) in QUICK else [pytest.mark.slow])]
-                sizes = SIZES[at % len(SIZES)]
-                found.append(pytest.param(precision, shape, *sizes, marks=marks, id=f"{precision} {name}"))
+            marks = [needs("bf16"), *([] if (precision, name) in QUICK else [pytest.mark.slow])]
+            sizes = SIZES[at % len(SIZES)]
+            found.append(pytest.param(precision, shape, *sizes, marks=marks, id=f"{precision} {name}"))
     return found
 
 
@@ -56,7 +55,15 @@ def test_a_network_on_tiles_agrees_with_numpy_in_the_same_numbers(precision, sha
 
 @needs("bf16")
 @pytest.mark.parametrize(
-    "name", ["odd widths", *(pytest.param(name, marks=pytest.mark.slow) for name in ("27 vectors", "signed x"))]
+    "name",
+    [
+        "odd widths",
+        "concatenated",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("27 vectors", "signed x", "concatenated, no hidden top")
+        ),
+    ],
 )
 def test_static_scales_on_tiles_agree_with_numpy_in_the_same_numbers(name) -> None:
     model = random_dlrm(**MODELS[name])

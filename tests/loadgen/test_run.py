@@ -266,17 +266,13 @@ def test_file_that_is_no_settings_is_one_line(small: tuple[Path, Path], tmp_path
     (tmp_path / "odd.conf").write_text("*.Offline.target_qps is ten\n")
     done = run(*short(small[0], tmp_path, "--scenario", "offline", "--user-conf", tmp_path / "odd.conf"))
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
-    assert "odd.conf: LoadGen cannot read it" in done.stderr
+    assert "odd.conf, line 1: '*.Offline.target_qps is ten' is no setting" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (
-            "*.Server.target_qps = nan",
-            "a target_qps of nan (",
-        ),
-        ("*.Server.target_qps = -5", "a target_qps of -5 ("),
+        ("*.Server.target_qps = nan", "*.Server.target_qps is 'nan'"),
         ("*.Server.target_latency = 0\n*.Server.target_qps = 5", "nothing would ever be valid"),
     ],
 )

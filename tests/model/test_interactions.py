@@ -16,7 +16,6 @@ from dlrm_tvm.frontend import assembly
 from dlrm_tvm.kernels import interaction
 from dlrm_tvm.model.interactions import Concat, Cross, Dot, Interaction
 from dlrm_tvm.model.layers import Dense
-from dlrm_tvm.model.precision import unsupported
 from dlrm_tvm.paths import ROOT
 
 KINDS = get_args(Interaction)
@@ -107,7 +106,6 @@ def test_mlperfs_second_model_costs_what_mlperf_says() -> None:
     assert model.first_top == 3 + 6
     biases = 512 + 256 + 128 + 3 * (512 + 3456) + 1024 + 1024 + 512 + 256 + 1
     assert model.mlp_bytes == 4 * (16_030_464 + biases)
-    assert unsupported(model, "fp32") is None
 
 
 def test_dots_are_scaled_by_their_factors_and_brought_to_the_scales_that_are_given() -> None:

@@ -11,11 +11,9 @@ from models import random_dlrm
 from dlrm_tvm.model.dlrm import Dlrm
 from dlrm_tvm.model.precision import (
     ACTIVATION_SCALES,
-    PRECISIONS,
     Numerics,
     numerics_of,
     signed_inputs,
-    unsupported,
 )
 
 MODEL = random_dlrm(bottom=(40, 24), top=(40, 24, 8))  # 3 + 4 layers
@@ -58,29 +56,6 @@ def test_a_model_of_two_layers_is_fp32_but_for_its_tables():
     numerics = numerics_of(model, "bf16")
     assert [layer.precision for layer in numerics.layers] == ["fp32", "fp32"]
     assert numerics.precision == "bf16"
-
-
-@pytest.mark.parametrize(
-    ("precision", "interaction", "top", "said"),
-    [
-        ("int8", "cat", (24,), "int8 is made for"),
-        ("int8", "cat", (), "int8 is made for"),
-        ("bf16", "cat", (), "stays fp32"),
-    ],
-)
-def test_what_has_no_kernels_is_refused_with_the_reason(precision, interaction, top, said):
-    model = random_dlrm(interaction=interaction, top=top)
-    assert said in unsupported(model, precision)
-    with pytest.raises(ValueError, match=said):
-        numerics_of(model, precision, np.ones(3, np.float32))
-
-
-@pytest.mark.parametrize("interaction", ["dot", "dot_self", "cat"])
-@pytest.mark.parametrize("top", [(), (24,)])
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_everything_else_has_kernels(precision, interaction, top):
-    refused = interaction == "cat" and (precision == "int8" or (precision == "bf16" and not top))
-    assert (unsupported(random_dlrm(interaction=interaction, top=top), precision) is not None) is refused
 
 
 def test_scales_are_static_where_x_has_a_step():

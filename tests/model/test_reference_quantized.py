@@ -15,7 +15,8 @@ from quantized_formulas import in_scale, quantized_predictions
 
 from dlrm_tvm.model import reference_quantized
 from dlrm_tvm.model.dlrm import Dlrm
-from dlrm_tvm.model.precision import LayerNumerics, Numerics, scales_of, unsupported
+from dlrm_tvm.model.interactions import Concat
+from dlrm_tvm.model.precision import LayerNumerics, Numerics, scales_of
 
 MODELS = {
     "small": {},
@@ -24,22 +25,13 @@ MODELS = {
     "no hidden layers": {"bottom": (), "top": ()},
     "with itself": {"interaction": "dot_self", "bottom": (24,)},
     "concatenated": {"interaction": "cat", "dim": 20},
+    "concatenated, no hidden top": {"interaction": "cat", "top": ()},
     "crossed": {"interaction": "cross", "dim": 20, "ranks": (9, None), "top": (24, 16)},
     "crossed, no hidden layers": {"interaction": "cross", "top": ()},
     "signed x": {"bottom_activation": "none"},
     "sigmoids": {"sigmoid_layer": 0, "top": (24, 16), "bottom_activation": "sigmoid"},
 }
-CASES = [
-    (precision, name)
-    for precision in QUANTIZED
-    for name, shape in MODELS.items()
-    if unsupported(random_dlrm(**shape), precision) is None
-]
-STATIC = [
-    name
-    for precision, name in CASES
-    if precision == "int8" and random_dlrm(**MODELS[name]).interaction.takes_static_scales
-]
+CASES = [(precision, name) for precision in QUANTIZED for name in MODELS]
 ITEMS = 60
 
 
@@ -54,7 +46,7 @@ def static(model: Dlrm, scale: float = 0.02) -> Numerics:
     first_top = len(model.bottom)
     if layers[first_top].precision == "int8":
         scales = rng.uniform(scale / 2, scale, model.top_inputs).astype(np.float32)
-        if model.interaction.layers:  # one for each vector
+        if isinstance(model.interaction, Concat):  # one for each vector
             scales = np.repeat(scales[:: model.dim], model.dim)
         scales[: model.dim] = scale
         layers[first_top] = replace(layers[first_top], scales=scales)
@@ -94,7 +86,7 @@ def test_quantized_reference_pools_bags_as_described(precision, name):
     assert_agree(got, quantized_predictions(model, numerics, dense, *bags))
 
 
-@pytest.mark.parametrize("name", STATIC)
+@pytest.mark.parametrize("name", MODELS)
 def test_quantized_reference_takes_given_scales_as_described(name):
     model = random_dlrm(**MODELS[name])
     numerics = static(model)

@@ -41,12 +41,13 @@ def _prediction(model: Dlrm, numerics: Numerics, dense: np.ndarray, bags: list[n
     for layer in layers[: len(model.bottom)]:
         x = _outputs(*layer, x)
     scales = [None] * len(bags) if numerics.table_scales is None else numerics.table_scales
-    kinds = [(numerics.precision, isinstance(model.interaction, Cross) and numerics.x_scale is not None)] * len(bags)
+    joins_bytes = isinstance(model.interaction, Concat) and layers[len(model.bottom)][1].scales is not None
+    kinds = [(numerics.precision, joins_bytes)] * len(bags)
     vectors = [_as_row(numerics, x), *map(_pooled, kinds, model.tables, bags, scales)]
     if isinstance(model.interaction, Cross):
         top = _crossed(model.interaction, iter(layers[len(model.bottom) :]), np.concatenate([x, *vectors[1:]]))
     elif model.interaction == Concat():
-        top = np.concatenate(vectors)
+        top = np.concatenate([x, *vectors[1:]])
     else:
         pairs = model.interaction.pairs(len(vectors))
         top = np.concatenate([x, [vectors[i] @ vectors[j] for i, j in pairs]])

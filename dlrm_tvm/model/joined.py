@@ -1,4 +1,7 @@
-"""Cross layers on an item's joined vectors: a kind of interaction, as interactions.py has them."""
+"""All of an item's vectors joined, and cross layers on them: two kinds of interaction, as interactions.py has them.
+
+What holds for the joined vectors alone is what holds for cross layers of which there are none.
+"""
 
 from __future__ import annotations
 
@@ -14,42 +17,20 @@ from .layers import Dense, Outputs, Scales, scale_of
 _MARGIN = 1.1  # of scales beyond the largest value of calibration
 
 
-@dataclass(frozen=True, eq=False)
-class Cross:
-    """Cross layers on all vectors joined (DCN v2: Wang et al., arXiv 2008.13535, section 3.2).
+@dataclass(frozen=True)
+class Concat:
+    """All vectors, one after the other: x0. What its methods say of cross layers is for Cross."""
 
-        x_{l+1} = x0 * (W_l (V_l x_l) + b_l) + x_l        of low rank:  crossings[l] = (V_l, W_l)
-        x_{l+1} = x0 * (W_l x_l + b_l) + x_l              of full rank: crossings[l] = (W_l,)
-
-    * is elementwise. V may have a bias too; none has an activation. Raises ValueError where they do not fit together.
-    """
-
-    crossings: tuple[tuple[Dense, ...], ...]
-    name = "cross"
-    takes_static_scales: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not self.crossings:
-            raise ValueError("a cross interaction has at least one layer")
-        for at, crossing in enumerate(self.crossings):
-            widths = [crossing[0].inputs, *(layer.outputs for layer in crossing)] if crossing else []
-            if len(crossing) not in (1, 2) or crossing[-1].inputs != widths[-2] or widths[-1] != widths[0]:
-                raise ValueError(f"cross layer {at} has the widths {widths}, not N, rank, N or N, N")
-            if widths[0] != self.crossings[0][0].inputs:
-                raise ValueError(f"cross layer {at} takes {widths[0]} values, the first {self.crossings[0][0].inputs}")
-            if any(layer.activation != "none" for layer in crossing):
-                raise ValueError(f"cross layer {at} has an activation")
-
-    @property
-    def identity(self) -> str:
-        return f"Interaction(kind='cross', crossings={[len(crossing) for crossing in self.crossings]})"
+    name = "cat"
+    identity = "Interaction(kind='cat', with_self=False)"
+    crossings: ClassVar[tuple[tuple[Dense, ...], ...]] = ()
 
     @property
     def layers(self) -> tuple[Dense, ...]:
         return tuple(layer for crossing in self.crossings for layer in crossing)
 
     def check(self, num_vectors: int, dim: int) -> None:
-        if self.layers[0].inputs != num_vectors * dim:
+        if self.layers and self.layers[0].inputs != num_vectors * dim:
             found = f"{num_vectors} vectors of dimension {dim}"
             raise ValueError(f"the cross layers take {self.layers[0].inputs} values, not {found}")
 
@@ -61,9 +42,6 @@ class Cross:
 
     def summary(self, num_vectors: int) -> str:
         return "joined"
-
-    def refusal(self, precision: str, top_layers: int) -> str | None:
-        return None
 
     def static_scales(self, largest: Sequence[np.ndarray], dim: int, table_scales: np.ndarray) -> list[np.ndarray]:
         """x0 has a scale for x and one for each table: the table's own where sums of rows stay within its bytes. x_l
@@ -125,9 +103,9 @@ class Cross:
     ) -> np.ndarray:
         """With static scales x_{l+1} = x0 * y + ratio * x_l, ratio: of the scales of x_l and x_{l+1}; fused."""
         vectors, outputs = (numbers * factors[:, :, None]).astype(np.float32), outputs or self._outputs
-        vectors[:, 0] = x
-        first = x = vectors.reshape(len(vectors), -1)
         x_scales = self.x_scales(scales)
+        vectors[:, 0] = x if x_scales is not None or x_scale is None else x * np.float32(x_scale)
+        first = x = vectors.reshape(len(vectors), -1)
         ratios = [np.float32(1)] * len(self.crossings)
         if x_scales is not None:
             ratios = [old / new for old, new in pairwise(x_scales)]
@@ -146,6 +124,36 @@ class Cross:
     def _outputs(self, at: int, x: np.ndarray) -> np.ndarray:
         layer = self.layers[at]
         return x @ layer.weight.astype(x.dtype).T + layer.bias.astype(x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Cross(Concat):
+    """Cross layers on all vectors joined (DCN v2: Wang et al., arXiv 2008.13535, section 3.2).
+
+        x_{l+1} = x0 * (W_l (V_l x_l) + b_l) + x_l        of low rank:  crossings[l] = (V_l, W_l)
+        x_{l+1} = x0 * (W_l x_l + b_l) + x_l              of full rank: crossings[l] = (W_l,)
+
+    * is elementwise. V may have a bias too; none has an activation. Raises ValueError where they do not fit together.
+    """
+
+    crossings: tuple[tuple[Dense, ...], ...]
+    name = "cross"
+
+    def __post_init__(self) -> None:
+        if not self.crossings:
+            raise ValueError("a cross interaction has at least one layer")
+        for at, crossing in enumerate(self.crossings):
+            widths = [crossing[0].inputs, *(layer.outputs for layer in crossing)] if crossing else []
+            if len(crossing) not in (1, 2) or crossing[-1].inputs != widths[-2] or widths[-1] != widths[0]:
+                raise ValueError(f"cross layer {at} has the widths {widths}, not N, rank, N or N, N")
+            if widths[0] != self.crossings[0][0].inputs:
+                raise ValueError(f"cross layer {at} takes {widths[0]} values, the first {self.crossings[0][0].inputs}")
+            if any(layer.activation != "none" for layer in crossing):
+                raise ValueError(f"cross layer {at} has an activation")
+
+    @property
+    def identity(self) -> str:
+        return f"Interaction(kind='cross', crossings={[len(crossing) for crossing in self.crossings]})"
 
 
 def _alive(largest: np.ndarray) -> np.ndarray:

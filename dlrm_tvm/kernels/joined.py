@@ -1,4 +1,5 @@
-"""Cross layers on the joined vectors of a block of items: a kind of interaction.py's.
+"""The joined vectors of a block of items, and cross layers on them, of which there may be none: two kinds of
+interaction.py's.
 
     x0 = [x, e1, .., eT]        x_{l+1} = x0 * (W_l (V_l x_l) + b_l) + x_l        * elementwise; V_l only for low rank
 
@@ -17,7 +18,8 @@ static scale s_l per column. Those fold into the layers' weights, and what is le
             x[n] = fma(x0[n], W_l[n, :] . u + b_l[n], x[n] * ratio_l[n])        ratio_l = s_l / s_{l+1}
 
 Where a word is not made of its own values alone (int8's dynamic scales, fp32 in parts) x0 and x_l are float32, and
-their words are made of them when a layer is complete (`settle` of activations.py).
+their words are made of them when a layer is complete (`settle` of activations.py). Without cross layers x0 is the
+first top layer's input, in its form; float32 behind rows of bf16 or int8, if that layer is the last.
 
 Columns: x in its own order, then each vector as its words have it, or for float32 in the order in which `planes` takes
 its words apart. So nothing is permuted at run time: V's inputs, W's outputs and the first top layer's inputs are packed
@@ -45,49 +47,58 @@ from .words import UNPACKED, Form, column_order, row_words, table_form
 
 
 @dataclass(frozen=True)
-class CrossPlan:
-    """crossings: of each cross layer its packed layers, as in model/cross.py; vector_columns: of x0, for each
-    of the joined vectors; a multiple of 16. Only for int8 with static scales: ratios_at: in mlp, for each cross layer
-    the ratio of each column; copies_rows: whether tables have x0's scales.
+class JoinedPlan:
+    """crossings: of each cross layer its packed layers, as in model/joined.py; vector_columns: of x0, for each
+    of the joined vectors; whole units of its form. Only for int8 with static scales: ratios_at: in mlp, for each cross
+    layer the ratio of each column; takes_sums: see interaction.py; copies_rows: whether tables have x0's scales;
+    x_gain: what x is multiplied by where x0 has no scales.
     """
 
     crossings: tuple[tuple[PackedDense, ...], ...]
     vector_columns: int
     ratios_at: tuple[int, ...] = ()
+    takes_sums: bool = False
     copies_rows: bool = True
+    x_gain: float | None = None
 
     @staticmethod
     def columns(model: Dlrm, numerics: Numerics, forms: list[Form], tiles: bool = False) -> list[np.ndarray]:
-        joined = _joined_columns(model, numerics)
+        joined = _joined_columns(model, numerics, forms[0])
         return [
             joined if at == 0 else plain_columns(layer.inputs, form.precision)
             for form, (at, layer) in zip(forms, _placed(model))
         ] + [joined]
 
     @staticmethod
-    def rows(model: Dlrm, numerics: Numerics) -> list[np.ndarray | None]:
-        joined = _joined_columns(model, numerics)
+    def rows(model: Dlrm, numerics: Numerics, forms: list[Form]) -> list[np.ndarray | None]:
+        joined = _joined_columns(model, numerics, forms[0])
         last = [len(crossing) - 1 for crossing in model.interaction.crossings for _ in crossing]
         return [joined if at == end else None for (at, _), end in zip(_placed(model), last)]
 
     @classmethod
     def pack(
-        cls, model: Dlrm, numerics: Numerics, packer: Packer, layers: tuple[PackedDense, ...], tiles: bool = False
-    ) -> CrossPlan:
-        left, joined = iter(layers), _joined_columns(model, numerics)
+        cls,
+        model: Dlrm,
+        numerics: Numerics,
+        packer: Packer,
+        layers: tuple[PackedDense, ...],
+        forms: list[Form],
+        tiles: bool = False,
+    ) -> JoinedPlan:
+        left, joined = iter(layers), _joined_columns(model, numerics, forms[0])
         crossings = tuple(tuple(next(left) for _ in crossing) for crossing in model.interaction.crossings)
         width = len(joined) // model.num_vectors
         scales = model.interaction.x_scales(numerics.interaction_scales(model))
         if scales is None:
-            return cls(crossings, width)
+            return cls(crossings, width, x_gain=numerics.x_scale)
         ratios = [np.where(joined >= 0, (old / new)[joined] / UNPACKED, 0) for old, new in pairwise(scales)]
-        copies = bool((numerics.vector_factors(model) == 1).all())
-        return cls(crossings, width, tuple(packer.add(ratio.astype(np.float32)) for ratio in ratios), copies)
-
-    @property
-    def takes_sums(self) -> bool:
-        """Whether vectors are bytes with static scales, made of whole sums."""
-        return bool(self.ratios_at)
+        return cls(
+            crossings,
+            width,
+            tuple(packer.add(ratio.astype(np.float32)) for ratio in ratios),
+            takes_sums=True,
+            copies_rows=bool((numerics.vector_factors(model) == 1).all()),
+        )
 
     @property
     def layers(self) -> tuple[PackedDense, ...]:
@@ -102,8 +113,8 @@ class CrossPlan:
     def copies(family: Family) -> bool:
         return True
 
-    def emitter(self, plan, mlp, lookup, top: Activations) -> CrossEmitter:
-        return CrossEmitter(self, plan, mlp, lookup, top)
+    def emitter(self, plan, mlp, lookup, top: Activations) -> JoinedEmitter:
+        return JoinedEmitter(self, plan, mlp, lookup, top)
 
 
 def _placed(model: Dlrm) -> list[tuple[int, object]]:
@@ -111,37 +122,46 @@ def _placed(model: Dlrm) -> list[tuple[int, object]]:
     return [pair for crossing in model.interaction.crossings for pair in enumerate(crossing)]
 
 
-def _joined_columns(model: Dlrm, numerics: Numerics) -> np.ndarray:
-    """Per column of x0 the model's (-1: none): of x in order, of each table's vector in that of its words, or plane by
-    plane of them where it is taken apart."""
-    words, form = row_words(model.dim, numerics.precision), table_form(numerics.precision)
-    stored = np.full(words * form.values, -1, np.int64)
+def _joined_columns(model: Dlrm, numerics: Numerics, form: Form) -> np.ndarray:
+    """Per column of x0, in this form, the model's (-1: none): of x in order, of each table's vector in that of its
+    words, or plane by plane of them where it is taken apart."""
+    words, rows = row_words(model.dim, numerics.precision), table_form(numerics.precision)
+    stored = np.full(words * rows.values, -1, np.int64)
     stored[: model.dim] = np.arange(model.dim)
     vector = stored
-    if numerics.precision == "int8" and numerics.x_scale is None:
+    if not _takes_words(form, rows):
         # [block of 16 words][word][value] -> [block][value][word]
-        in_words = stored[column_order(numerics.precision, len(stored))].reshape(-1, LANES, form.values)
+        in_words = stored[column_order(numerics.precision, len(stored))].reshape(-1, LANES, rows.values)
         vector = in_words.transpose(0, 2, 1).reshape(-1)
-    vectors = [stored, *[vector] * len(model.tables)]
+    filled = (0, -len(stored) % (LANES * form.unit))
+    vectors = [np.pad(each, filled, constant_values=-1) for each in (stored, *[vector] * len(model.tables))]
     return np.concatenate([np.where(own >= 0, own + at * model.dim, -1) for at, own in enumerate(vectors)])
 
 
-class CrossEmitter:
-    def __init__(self, cross: CrossPlan, plan, mlp, lookup, top: Activations) -> None:
+def _takes_words(form: Form, rows: Form) -> bool:
+    """Whether x0 of this form is made of the words of rows."""
+    return form.is_direct and form.precision == rows.precision
+
+
+class JoinedEmitter:
+    def __init__(self, cross: JoinedPlan, plan, mlp, lookup, top: Activations) -> None:
         self._cross, self._plan, self._mlp, self._lookup = cross, plan, mlp, lookup
         self._columns = cross.vector_columns * (plan.num_tables + 1)
         if plan.table_form.precision == "int8":
             self._factors = _floats(padded(plan.num_tables + 1))
         projected = [(last.takes, first.outputs) for first, *rest in cross.crossings for last in rest]
         self._projections = PingPongBuffers(plan.most_tiles, plan.mr, projected)
-        form = cross.layers[0].takes
-        self._is_direct = form.is_direct
-        self._states = self._direct(form, top) if form.is_direct else self._settled(form, top)
+        form = (*cross.layers, *plan.top, plan.final)[0].takes
+        self._is_copied = _takes_words(form, plan.table_form)
+        if cross.crossings:
+            self._states = self._direct(form, top) if form.is_direct else self._settled(form, top)
+        else:
+            self._states = [top.staged(self._tiles(self._columns)) if form.by_row else top]
         if plan.is_tiled:
             self._projections.each_whole(touch)
             for state in self._states:
                 touch(state.tiles.buffer, plan.most_tiles * state.tiles.tile_size)
-        self._is_pooled = form.is_direct and plan.is_tiled and lookup.pools_into(self._place)
+        self._is_pooled = self._is_copied and plan.is_tiled and lookup.pools_into(self._place)
 
     def _direct(self, form: Form, top: Activations) -> list[Activations]:
         """x_0 .. x_L, the last one in the first top layer's input; before a layer of full rank x_l lies in the other
@@ -176,15 +196,19 @@ class CrossEmitter:
         """Nothing: no tile registers are used before `finish`."""
 
     def x_writer(self, tile) -> Callable:
-        return self._states[0].writer(tile)
+        write, gain = self._states[0].writer(tile), self._cross.x_gain
+        if gain is None:
+            return write
+        return lambda tile, row, block, values: write(
+            tile, row, block, [value * T.broadcast(T.float32(gain), LANES) for value in values]
+        )
 
     def run(self, tile) -> None:
         """The tile's vectors behind x."""
-        plan, x0 = self._plan, self._states[0]
-        unit, write = x0.form.unit if self._is_direct else 1, x0.writer()
+        plan, x0, per_vector = self._plan, self._states[0], self._cross.vector_columns // LANES
+        unit, write = x0.unit, x0.writer()
         with T.serial(plan.mr) as item:
-            filled, whole = (-(-columns // (LANES * unit)) for columns in (plan.dim, self._cross.vector_columns))
-            for at in range(filled, whole):  # behind x
+            for at in range(-(-plan.dim // (LANES * unit)), per_vector // unit):  # behind x
                 write(tile, item, at * unit, [zeros()] * unit)
             if self._is_pooled:
                 return
@@ -193,22 +217,23 @@ class CrossEmitter:
             with T.serial(plan.num_tables) as table:
                 buffer, at = self._lookup.vector(item, table)
                 self._lookup.beside_copy(item, table)
-                for block in range(plan.row_words // LANES):
-                    words = load(buffer, at + block * LANES)
-                    if self._is_direct:
+                blocks = [load(buffer, at + block * LANES) for block in range(plan.row_words // LANES)]
+                if self._is_copied:
+                    for block, words in enumerate(blocks):
                         self._copy(tile, item, table, block, words)
-                    else:
-                        self._take(tile, item, table, block, words)
+                else:
+                    values = [value for words in blocks for value in self._values(table, words)]
+                    values += [zeros()] * (per_vector - len(values))
+                    write(tile, item, (table + 1) * per_vector, values)
 
-    def _take(self, tile, item, table, block: int, words) -> None:
+    def _values(self, table, words) -> list:
         """16 words of a vector as float32."""
-        form, write = self._plan.table_form, self._states[0].writer()
+        form = self._plan.table_form
         values = form.planes(words)
         if form.precision == "int8":
             factor = T.bind(T.broadcast(self._factors[table + 1], LANES))
             values = [value * factor for value in values]
-        per_vector = self._cross.vector_columns // LANES
-        write(tile, item, (table + 1) * per_vector + block * form.values, values)
+        return values
 
     def _copy(self, tile, item, table, block: int, words) -> None:
         """16 words of a vector as they are, but for the scale."""
