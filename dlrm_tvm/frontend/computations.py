@@ -301,6 +301,8 @@ class Computations:
             return data.astype(np.float32)
         if isinstance(data, Symbols) and isinstance(like, Symbols) and data.real and like.real:
             return data
+        if isinstance(data, np.ndarray) and isinstance(like, Symbols) and (dtype := self.lookups.dtype(like)):
+            return data.astype(dtype)
         raise ValueError("casts to a type that may be 32 or 64 bits wide")
 
 

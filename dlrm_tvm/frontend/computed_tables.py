@@ -33,6 +33,12 @@ def filled_up(functions: Functions, function: Function, dim: int) -> Function:
     return functions.pick([function, np.zeros(dim - function.width, function.dtype)], range(dim))
 
 
+def without_rows(functions: Functions, function: Function, kept: Function, value: bool) -> Function:
+    """Its values, with zeros where `kept` does not give this value."""
+    zeros = np.zeros(function.width, function.dtype)
+    return functions.apply("Where", [kept, function, zeros] if value else [kept, zeros, function], {})
+
+
 def _shift(function: Function) -> int | None:
     """s of a function that is row index + s of a float32 table; None for any other."""
     if function.operator != "gather" or function.dtype != np.float32 or function.operands[0].ndim != 2:

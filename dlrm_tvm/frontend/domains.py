@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -23,7 +23,6 @@ _MOST_ROWS = 1 << 33
 _MOST_PARTS = 256  # Python calls go that deep
 _MOST_TRIED = 1 << 28
 _AT_ONCE = 1 << 20
-_KNOWN = 4096
 _LIMITS = ("Max", "Min", "Clip", "Floor", "Cast")
 
 
@@ -164,7 +163,19 @@ def _constant(function: Function) -> np.ndarray | None:
     return constants[0] if len(constants) == len(function.functions) == 1 and constants[0].size == 1 else None
 
 
-@lru_cache(_KNOWN)  # a function may be used many times in another one
+def _remembered(tell: Callable[[Function], object]) -> Callable:
+    """A function may be used many times in another one. It holds tables, and must not outlive its model."""
+    known: WeakKeyDictionary[Function, object] = WeakKeyDictionary()
+
+    def told(function: Function) -> object:
+        if function not in known:
+            known[function] = tell(function)
+        return known[function]
+
+    return told
+
+
+@_remembered
 def _rises(function: Function) -> bool:
     """Whether it never falls, as far as its form tells."""
     if function.operator == "index":
@@ -181,7 +192,7 @@ def _rises(function: Function) -> bool:
     return function.operator == "Sub" or (function.operator in ("Mul", "Div") and bool(constant.item() > 0))
 
 
-@lru_cache(_KNOWN)
+@_remembered
 def _steps(function: Function) -> _Steps | None:
     """None where its form tells none."""
     if function.operator == "index":

@@ -80,7 +80,7 @@ class Function:
         elif "linear" in operators:
             kind = "projected rows"
         elif "Equal" in operators:
-            kind = "padding index"
+            kind = "padding_idx"
         elif self.operator == "pick" and len(self.functions) < len(self.operands):
             kind = f"rows of {self.functions[0].width} values, filled up to {self.width}"
         else:

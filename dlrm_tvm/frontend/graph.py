@@ -25,9 +25,6 @@ _LARGEST_INPUT = 1 << 20
 ADVICE = "docs/compile.md tells which graphs are read."
 
 
-OF_LONG_BAGS = "of bags of several indices no table tells what node"
-
-
 class PooledRowsError(UserError):
     """What is computed from pooled rows is a table for bags of one index alone."""
 
@@ -92,6 +89,11 @@ class OnnxGraph:
             raise UserError(f"{self.path}: the graph has outputs {names}; a DLRM has one, its prediction. {ADVICE}")
         return names[0]
 
+    @property
+    def most_rows(self) -> int:
+        """Of the largest table."""
+        return max((tensor.dims[0] for tensor in self._tensors.values() if len(tensor.dims) == 2), default=0)
+
     def producer(self, name: str) -> onnx.NodeProto | None:
         return next((node for node in self.nodes if name in node.output), None)
 
@@ -146,6 +148,11 @@ class OnnxGraph:
         """The error for a graph that is not a DLRM, with the node and the reason."""
         where = f"node {label(node)} " if node is not None else ""
         return UserError(f"{self.path}: {where}{reason}. {ADVICE}")
+
+    def of_long_bags(self, node: onnx.NodeProto, reason: str) -> PooledRowsError:
+        return PooledRowsError(
+            f"{self.path}: of bags of several indices no table tells what node {label(node)} {reason}."
+        )
 
     def _data_file(self, tensor: onnx.TensorProto) -> Path:
         locations = [entry.value for entry in tensor.external_data if entry.key == "location"]

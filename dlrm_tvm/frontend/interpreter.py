@@ -12,20 +12,22 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 
 from ..errors import UserError
 from . import aten
+from .branches import Branches
 from .computations import Computations, LateCast, Value
 from .expressions import Expressions, Symbols
 from .fused import FUSED, domains_of
-from .graph import OF_LONG_BAGS, OnnxGraph, PooledRowsError, live_nodes
+from .graph import OnnxGraph, live_nodes
 from .lookup_operators import on_lookups
 from .lookups import BagsDifferError
 from .masks import MASKS
-from .names import label, names_read
+from .names import names_read
 from .operators import MOST_COPIED_ELEMENTS, MOVES, ON_CONSTANTS, constant, evaluate, shape, size
 
 Scope = ChainMap[str, Value]
@@ -70,11 +72,14 @@ class Interpreter:
     """One run of `graph`. The keys of index symbols are ("index", input name, ...): see `NeedsValues`.
 
     most_tried: the largest number that sizes and positions of bags may be compared with. The runs would not show what
-    happens beyond a larger one (as in `Min(size, 1000)`).
+    happens beyond a larger one (as in `Min(size, 1000)`). branches: see branches.py.
     """
 
-    def __init__(self, graph: OnnxGraph, expressions: Expressions, most_tried: int) -> None:
+    def __init__(
+        self, graph: OnnxGraph, expressions: Expressions, most_tried: int, branches: Branches | None = None
+    ) -> None:
         self.graph = graph
+        self._branches = branches
         self.expressions = expressions
         self._computations = Computations(expressions)
         self._most_trips = _MOST_TRIPS
@@ -99,19 +104,25 @@ class Interpreter:
             (max(_shape(value), default=0) for value in inputs.values()), default=0
         )
         varying = set(inputs) | self.graph.size_constants
-        steps = (self._prepared(node, varying) for node in self.graph.nodes)
+        steps = (self._followed(node, self._step, node, varying) for node in self.graph.nodes)
         self._run_steps((step for step in steps if made.keys().isdisjoint(step.node.output)), scope)
         return self._read(self.graph.output, scope, None)
 
     def _run_steps(self, steps: Iterable[_Step], scope: Scope) -> None:
         for step in steps:
-            try:
-                results = self._run_step(step, scope)
-            except UserError:
-                raise
-            except _MISFITS as error:
-                raise self._misfit(step.node, error) from None
+            results = self._followed(step.node, self._run_step, step, scope)
             scope.maps[0].update(zip(step.node.output, results))
+
+    def _followed(self, node: onnx.NodeProto, follow: Callable, *arguments: object) -> Any:
+        """What `follow` gives; the node is named where its inputs and attributes do not fit together."""
+        try:
+            return follow(*arguments)
+        except UserError:
+            raise
+        except BagsDifferError as error:
+            raise self.graph.of_long_bags(node, str(error)) from None
+        except _MISFITS as error:
+            raise self.graph.refusal(node, f"cannot be followed: {_one_line(error)}") from None
 
     def _run_step(self, step: _Step, scope: Scope) -> tuple[Value, ...]:
         node = step.node
@@ -225,7 +236,9 @@ class Interpreter:
 
     def _if(self, step: _Step, scope: Scope) -> tuple[Value, ...]:
         (condition,) = [self._read(name, scope, step.node) for name in step.node.input]
-        branch = step.bodies["then_branch" if self._truth(condition) else "else_branch"]
+        taken = None if self._branches is None else self._branches.taken(self._computations.lookups, condition)
+        taken = self._truth(condition) if taken is None else taken
+        branch = step.bodies["then_branch" if taken else "else_branch"]
         return tuple(self._run_body(branch, [], scope))
 
     def _truth(self, value: Value) -> bool:
@@ -261,21 +274,8 @@ class Interpreter:
 
     # --- preparing nodes
 
-    def _prepared(self, node: onnx.NodeProto, varying: set[str]) -> _Step:
-        """varying: the names whose values depend on the graph's inputs; the node's outputs are added."""
-        try:
-            return self._step(node, varying)
-        except UserError:
-            raise
-        except _MISFITS as error:
-            raise self._misfit(node, error) from None
-
-    def _misfit(self, node: onnx.NodeProto, error: Exception) -> UserError:
-        if isinstance(error, BagsDifferError):
-            return PooledRowsError(f"{self.graph.path}: {OF_LONG_BAGS} {label(node)} {error}.")
-        return self.graph.refusal(node, f"cannot be followed: {_one_line(error)}")
-
     def _step(self, node: onnx.NodeProto, varying: set[str]) -> _Step:
+        """varying: the names whose values depend on the graph's inputs; the node's outputs are added."""
         graphs = [attribute for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
         values = [attribute for attribute in node.attribute if attribute.type != onnx.AttributeProto.GRAPH]
         attributes = {attribute.name: self._attribute(attribute) for attribute in values}

@@ -15,7 +15,17 @@ from .operators import MOVES, ON_CONSTANTS
 from .row_operators import ELEMENTWISE, ROW_BY_ROW, of_last_axis
 
 ROWS = {"row", "constant"}
-_NOT_OF_ELEMENTS = {*MOVES, "ConstantOfShape", "NonZero", "Range", "Shape", "Size", "Trilu"}
+_NOT_OF_ELEMENTS = {
+    *MOVES,
+    "ConstantOfShape",
+    "NonZero",
+    "Range",
+    "ReduceProd",
+    "ScatterElements",
+    "Shape",
+    "Size",
+    "Trilu",
+}
 _ELEMENTWISE = {"Clip", *ON_CONSTANTS, *ELEMENTWISE} - _NOT_OF_ELEMENTS
 
 

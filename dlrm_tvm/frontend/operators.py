@@ -79,10 +79,6 @@ def gather_elements(data: np.ndarray, indices: np.ndarray, *, axis: int = 0) -> 
     return np.take_along_axis(data, indices, axis)
 
 
-def identity(data: np.ndarray) -> np.ndarray:
-    return data
-
-
 def reshape(data: np.ndarray, shape: np.ndarray, *, allowzero: int = 0) -> np.ndarray:
     sizes = [int(size) for size in shape]
     if min(sizes, default=0) < -1:  # NumPy takes any negative size for -1
@@ -164,10 +160,6 @@ def constant_of_shape(shape: np.ndarray, *, value: np.ndarray | None = None) -> 
     return np.full(tuple(shape), fill[0], fill.dtype)
 
 
-def range_(start: np.ndarray, limit: np.ndarray, delta: np.ndarray) -> np.ndarray:
-    return np.arange(start, limit, delta, dtype=start.dtype)
-
-
 def divide(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     if left.dtype.kind == "f":
         return np.divide(left, right)
@@ -227,12 +219,24 @@ def modulo(left: np.ndarray, right: np.ndarray, *, fmod: int = 0) -> np.ndarray:
     return (np.fmod if fmod else np.mod)(left, right)
 
 
+def product(data: np.ndarray, axes: np.ndarray | None = None, *, keepdims: int = 1) -> np.ndarray:
+    """The number of elements of a shape, as exporters compute it."""
+    axes = None if axes is None else tuple(int(axis) for axis in axes)
+    return np.prod(data, axes, data.dtype, keepdims=bool(keepdims))
+
+
+def scatter_elements(
+    data: np.ndarray, indices: np.ndarray, updates: np.ndarray, *, axis: int = 0, reduction: bytes = b"none"
+) -> np.ndarray:
+    if reduction != b"none":
+        raise ValueError("adds up what it scatters")
+    changed = data.copy()
+    np.put_along_axis(changed, indices, updates.astype(data.dtype), axis)
+    return changed
+
+
 def sigmoid(data: np.ndarray) -> np.ndarray:
     return (1 / (1 + np.exp(-data.astype(np.float64)))).astype(data.dtype)
-
-
-def tile(data: np.ndarray, repeats: np.ndarray) -> np.ndarray:
-    return np.tile(data, repeats)
 
 
 def trilu(data: np.ndarray, k: np.ndarray | None = None, *, upper: int = 1) -> np.ndarray:
@@ -248,12 +252,12 @@ MOVES: dict[str, Callable] = {
     "Gather": gather,
     "GatherElements": gather_elements,
     "GatherND": gather_nd,
-    "Identity": identity,
+    "Identity": lambda data: data,
     "Reshape": reshape,
     "Slice": slice_,
     "Split": split,
     "Squeeze": squeeze,
-    "Tile": tile,
+    "Tile": lambda data, repeats: np.tile(data, repeats),
     "Transpose": transpose,
     "Unsqueeze": unsqueeze,
 }
@@ -285,9 +289,11 @@ ON_CONSTANTS: dict[str, Callable] = MOVES | {
     "NonZero": lambda data: np.array(np.nonzero(data), np.int64),
     "Not": np.logical_not,
     "Or": _alike(np.logical_or),
-    "Range": range_,
+    "Range": lambda start, limit, delta: np.arange(start, limit, delta, dtype=start.dtype),
     "Reciprocal": np.reciprocal,
+    "ReduceProd": product,
     "Relu": lambda data: np.maximum(data, data.dtype.type(0)),
+    "ScatterElements": scatter_elements,
     "Shape": shape,
     "Sigmoid": sigmoid,
     "Size": size,

@@ -18,9 +18,11 @@ _INDICES_PER_BAG = 5
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """One run. lengths: [columns, batch], the number of indices in each bag."""
+    """One run. lengths: [columns, batch], the number of indices in each bag; are_unusual: some of them take the other
+    branch of an If, see branches.py."""
 
     lengths: np.ndarray
+    are_unusual: bool = False
 
     @property
     def batch(self) -> int:

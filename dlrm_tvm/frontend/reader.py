@@ -22,6 +22,7 @@ from ..errors import UserError
 from ..model.computed_rows import ComputedRows
 from ..model.dlrm import Dlrm, Table
 from .assembly import model_of
+from .branches import Branches
 from .functions import Functions
 from .graph import OnnxGraph, PooledRowsError
 from .probes import probes_for, shrunk
@@ -60,16 +61,20 @@ def _read_as(graphs: list[OnnxGraph], roles: Sequence[Roles]) -> Dlrm:
     try:
         return _read_in_bags(graphs, roles)
     except PooledRowsError as error:
-        if not all(own.offsets for own in roles):
-            raise
         reason = str(error).removeprefix(f"{graphs[0].path}: ").rstrip(".")
-        return _read_in_bags(graphs, [replace(own, one_index=reason) for own in roles])
+        single = [replace(own, one_index=reason) for own in roles]
+        if not all(own.offsets for own in roles) or not all(map(probes_for, single)):
+            raise
+        return _read_in_bags(graphs, single)
 
 
 def _read_in_bags(graphs: list[OnnxGraph], roles: Sequence[Roles]) -> Dlrm:
-    functions, runs = Functions(graphs[0].opset), []
-    for graph, own in zip(graphs, roles):
-        runs += [Recognition(graph, own, probe, functions).found() for probe in probes_for(own)]
+    functions, branches = Functions(graphs[0].opset), Branches(graphs[0])
+    probes = [(graph, own, probe) for graph, own in zip(graphs, roles) for probe in probes_for(own)]
+    runs = [Recognition(*each, functions, branches).found() for each in probes]
+    if branches.of_column:
+        unusual = [(graph, own, replace(probe, are_unusual=True)) for graph, own, probe in probes]
+        runs += [Recognition(*each, functions, branches).found() for each in unusual]
     for run in runs[1:]:
         if not _same(runs[0], run):
             raise graphs[0].refusal(None, "the weights depend on the batch size or on the offsets")

@@ -13,6 +13,7 @@ import onnx
 
 from ..model.dlrm import Dense, GraphInputs, Table
 from ..model.interactions import Dot
+from .branches import Branches
 from .computations import NeedsValues
 from .crossings import Crossings, take_apart
 from .expressions import Expressions, Symbols
@@ -67,8 +68,9 @@ class Found:
 class Recognition:
     """One probe's run, and the model found in its formulas."""
 
-    def __init__(self, graph: OnnxGraph, roles: Roles, probe: Probe, functions: Functions | None = None) -> None:
+    def __init__(self, graph: OnnxGraph, roles: Roles, probe: Probe, functions: Functions, branches: Branches) -> None:
         self.graph = graph
+        self.branches = branches.in_run(probe.are_unusual)
         self.roles = roles
         self.probe = probe
         self.expressions = Expressions(functions)
@@ -76,7 +78,7 @@ class Recognition:
     def found(self) -> Found:
         values = bind(self.roles, self.probe, self.expressions)
         try:
-            prediction = Interpreter(self.graph, self.expressions, self.roles.most_tried).run(values)
+            prediction = Interpreter(self.graph, self.expressions, self.roles.most_tried, self.branches).run(values)
         except NeedsValues as need:
             raise self.graph.refusal(need.node, f"works with the values of {need.input_name!r}") from None
         rows, clamp = self._clamp(self._prediction_rows(prediction))
@@ -90,7 +92,7 @@ class Recognition:
         reader = next((layer for each in crossings.layers for layer in each), top[0])
         joiner = self.graph.producer(reader.node.input[0]) or reader.node
         terms = terms_of(self.expressions, crossings.inputs)
-        uses = TableUses(self.graph, self.roles, self.expressions, terms.ids, joiner)
+        uses = TableUses(self.graph, self.roles, self.expressions, terms.ids, joiner, self.branches)
         tables = uses.tables()
         bottom = self._bottom(uses.x, joiner)
         vectors = uses.vectors(tables, self.probe)

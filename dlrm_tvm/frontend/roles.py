@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import UserError
+from .branches import Branches
 from .computations import NeedsValues, Value
 from .expressions import Expressions, Symbols
 from .functions import Functions
@@ -98,11 +99,7 @@ def find_roles(graph: OnnxGraph) -> list[Roles]:
     dense = _dense_input(graph, used)
     integers = [source for source in used if source is not dense]
     last_offset = bool(dense.dims[0]) and any(one.dims[-1:] == (dense.dims[0] + 1,) for one in integers)
-    try:
-        steering = _steering_inputs(graph, dense, integers, last_offset)
-    except UserError as error:
-        steering = _steering_with_ends(graph, dense, integers, error)
-        last_offset = True
+    steering, last_offset = _steering(graph, dense, integers, last_offset)
     indices, offsets = (tuple(one for one in integers if (one.name in steering) is yes) for yes in (False, True))
     found = []
     for layout in _layouts(dense, indices, offsets):
@@ -123,16 +120,23 @@ def _layouts(dense: Input, indices: tuple[Input, ...], offsets: tuple[Input, ...
     return [ITEMS_FIRST, ONE_BAG] if first in items else [TABLES_FIRST, ITEMS_FIRST]
 
 
-def _steering_with_ends(graph: OnnxGraph, dense: Input, integers: list[Input], error: UserError) -> set[str]:
-    """The same for offsets of open size, one more than there are bags. Raises `error`, that of a run with as many as
-    there are bags, where this run fails too."""
-    try:
-        return _steering_inputs(graph, dense, integers, True)
-    except UserError:
-        raise error from None
+def _steering(graph: OnnxGraph, dense: Input, integers: list[Input], last_offset: bool) -> tuple[set[str], bool]:
+    """(names of the offsets, whether those include the end of the last bag): with as many offsets as there are bags, or
+    one more; without branches by the value of an index, or with them. Raises what the first way of these raises, where
+    all fail."""
+    errors = []
+    for branches in (None, Branches(graph)):
+        for ends in dict.fromkeys((last_offset, True)):
+            try:
+                return _steering_inputs(graph, dense, integers, ends, branches), ends
+            except UserError as error:
+                errors.append(error)
+    raise errors[0]
 
 
-def _steering_inputs(graph: OnnxGraph, dense: Input, integers: list[Input], last_offset: bool) -> set[str]:
+def _steering_inputs(
+    graph: OnnxGraph, dense: Input, integers: list[Input], last_offset: bool, branches: Branches | None
+) -> set[str]:
     """The names of the `integers` whose values the graph needs.
 
     Found by runs of one bag per item, in which all are symbols but those already known to be needed.
@@ -145,7 +149,7 @@ def _steering_inputs(graph: OnnxGraph, dense: Input, integers: list[Input], last
     while True:
         try:
             inputs = _discovery(dense, integers, steering, batch, expressions, last_offset)
-            Interpreter(graph, expressions, most_tried).run(inputs, made)
+            Interpreter(graph, expressions, most_tried, branches).run(inputs, made)
         except NeedsValues as need:
             # Results that do not depend on this input are kept: each table may have such an input.
             for name in _made_from(graph, need.input_name):

@@ -11,17 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import onnx
 
 from ..errors import printable
 from ..model.dlrm import Table
-from .computed_tables import computed_table, filled_up, without_overlap
+from .branches import Branches
+from .computed_tables import computed_table, filled_up, without_overlap, without_rows
 from .expressions import Expressions
 from .features import is_layer
 from .functions import Function
 from .graph import OnnxGraph
+from .names import label
 from .probes import Probe
 from .roles import Roles
 
@@ -42,14 +45,22 @@ class Use:
 class TableUses:
     """The tables used in one run. Raises UserError where no DLRM uses them so.
 
-    joined: [batch, N] numbers of what the interaction gives, -1 for constants. x: [batch, width], the numbers of the
-    only vector among them that is none of tables. dots: whether the values are products of vectors.
+    joined: [batch, N] numbers of what the interaction gives, -1 for constants; branches: by the value of an index.
+    x: [batch, width], the numbers of the only vector among them that is none of tables. dots: whether the values are
+    products of vectors.
     """
 
     def __init__(
-        self, graph: OnnxGraph, roles: Roles, expressions: Expressions, joined: np.ndarray, joiner: onnx.NodeProto
+        self,
+        graph: OnnxGraph,
+        roles: Roles,
+        expressions: Expressions,
+        joined: np.ndarray,
+        joiner: onnx.NodeProto,
+        branches: Branches,
     ) -> None:
         self.graph = graph
+        self.branches = branches
         self.roles = roles
         self.expressions = expressions
         self.joiner = joiner
@@ -64,26 +75,26 @@ class TableUses:
         for column in self.roles.columns:
             if column not in self._parts:
                 raise self.graph.refusal(None, f"no table is looked up with {_called(column)}")
-        widths = [sum(map(self._width, self._parts[column])) for column in self.roles.columns]
+        widths = [sum(self._function(use).width for use in self._parts[column]) for column in self.roles.columns]
         dim = max(self.x.shape[1], *widths)
         return self._fitting([self._table(column, dim) for column in self.roles.columns])
-
-    def _width(self, use: Use) -> int:
-        return self.expressions.array(use.table).shape[1] if use.function is None else use.function.width
 
     def vectors(self, tables: Sequence[Table], probe: Probe) -> np.ndarray:
         """The numbers of x and of each pooled bag as a DLRM computes them, [batch, 1 + T, D]; zeros fill up to D."""
         dim, zero = tables[0].dim, self.expressions.scalar("constant", "float32", 0.0)
-        columns = zip(self.roles.columns, tables, probe.starts, probe.lengths, strict=True)
+        columns = zip(self.roles.columns, tables, probe.lengths, strict=True)
         vectors = [self.x, *(self._bags(*column) for column in columns)]
         filled = [np.pad(each, ((0, 0), (0, dim - each.shape[1])), constant_values=zero) for each in vectors]
         return np.stack(filled, axis=1)
 
-    def _bags(self, column: Column, table: Table, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        indices = self.expressions.vector(("index", *column), int(lengths.sum()))
+    def _bags(self, column: Column, table: Table, lengths: np.ndarray) -> np.ndarray:
+        count = int(lengths.sum())
+        kept = self.branches.are_kept(column, count)
+        indices = self.expressions.vector(("index", *column), count)[kept]
+        ends = np.concatenate([[0], np.cumsum(kept)])[np.cumsum(lengths)]
+        starts = np.concatenate([[0], ends[:-1]])
         pooled = [
-            self.expressions.bags(table.pooling, self._rows(use, indices), starts, starts + lengths)
-            for use in self._parts[column]
+            self.expressions.bags(table.pooling, self._rows(use, indices), starts, ends) for use in self._parts[column]
         ]
         return np.concatenate(pooled, axis=1)
 
@@ -121,7 +132,7 @@ class TableUses:
                 raise self.graph.refusal(self.joiner, reason)
             x.append(self.expressions.elements(others[0]))
         if len({len(each) for each in x}) > 1:
-            raise self.graph.refusal(self.joiner, "joins vectors of different dimensions for different items")
+            raise self.graph.refusal(self.joiner, "joins vectors of other dimensions for other items")
         return np.stack(x)
 
     def _vectors_of(self, ids: np.ndarray) -> list[int]:
@@ -136,7 +147,7 @@ class TableUses:
             node = self.expressions.maker_of(rows[0])
             raise self.graph.refusal(
                 self.joiner,
-                f"joins dots and rows themselves (those of {_label(node)}); a DLRM joins x and the one or the other",
+                f"joins dots and rows themselves (those of {label(node)}); a DLRM joins x and the one or the other",
             )
         columns: dict[Column, list[int]] = {}
         for first in rows:
@@ -161,8 +172,7 @@ class TableUses:
         return elements[: filled[-1] + 1 if filled.size else 1]
 
     def _is_whole(self, elements: np.ndarray, firsts: Sequence[int]) -> bool:
-        whole = [self.expressions.elements(first) for first in firsts]
-        return np.array_equal(np.concatenate(whole), elements)
+        return np.array_equal(np.concatenate([self.expressions.elements(first) for first in firsts]), elements)
 
     def _is_other(self, first: int) -> bool:
         """Whether it is no vector of a table; constants are pooled bags of none."""
@@ -220,9 +230,8 @@ class TableUses:
         if kind == "scaled":
             row, factor = (self.expressions.key(number)[0] for number in operands)
             if row[0] != "row":
-                raise self.graph.refusal(
-                    self.expressions.maker_of(first), "weights something other than rows of a table"
-                )
+                node = self.expressions.maker_of(first)
+                raise self.graph.refusal(node, "weights something other than rows of a table")
             return Use(row[1], factor[:2] if factor[0] == "factor" else factor)
         return None
 
@@ -236,30 +245,26 @@ class TableUses:
     # --- tables made of them
 
     def _name(self, parts: tuple[Use, ...]) -> str:
-        names = [name for use in parts for name in self._names(use)]
-        return " and ".join(dict.fromkeys(names))
-
-    def _names(self, use: Use) -> tuple[str, ...]:
-        return (self.expressions.array_name(use.table),) if use.function is None else use.function.tables
+        names = ((self.expressions.array_name(use.table),) if use.table else use.function.tables for use in parts)
+        return " and ".join(dict.fromkeys(chain.from_iterable(names)))
 
     def _table(self, column: Column, dim: int) -> Table:
         parts, node = self._parts[column], self._makers[column]
         pooling = "mean" if column in self._averaged else "sum"
         name = printable(self._name(parts))
-        if len(parts) == 1 and parts[0].function is None and self._width(parts[0]) == dim:
+        padding = self.branches.of_column.get(column)
+        if padding and pooling == "mean" and not self.roles.one_index:
+            raise self.graph.of_long_bags(node, f"leaves out of the mean (padding_idx, {name})")
+        if len(parts) == 1 and parts[0].function is None and self._function(parts[0]).width == dim and not padding:
             rows = self.expressions.array(parts[0].table)
             return Table(name, rows, pooling, self._row_weights(parts[0].factor, len(rows), node))
-        function = filled_up(self.expressions.functions, self._whole_function(parts), dim)
+        functions = self.expressions.functions
+        function = filled_up(functions, self._whole_function(parts), dim)
         try:
+            for kept, value in (padding or {}).values():
+                function = without_rows(functions, function, kept, value)
             return computed_table(name, pooling, function)
-        except (
-            ArithmeticError,
-            IndexError,
-            MemoryError,
-            RecursionError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except (ArithmeticError, IndexError, MemoryError, RecursionError, TypeError, ValueError) as error:
             raise self.graph.refusal(node, f"({function.form}) {error}") from None
 
     def _whole_function(self, parts: tuple[Use, ...]) -> Function:
@@ -278,9 +283,8 @@ class TableUses:
         return self.expressions.functions.apply("Mul", [rows, factor], {})
 
     def _looked_up(self, array: int) -> Function:
-        functions = self.expressions.functions
-        index = functions.index(np.dtype(np.int64))
-        return functions.gather(self.expressions.array(array), index, self.expressions.array_name(array))
+        functions, name = self.expressions.functions, self.expressions.array_name(array)
+        return functions.gather(self.expressions.array(array), functions.index(np.dtype(np.int64)), name)
 
     def _row_weights(self, factor: tuple | None, num_rows: int, node: onnx.NodeProto) -> np.ndarray | None:
         if factor is None:
@@ -304,7 +308,3 @@ class TableUses:
 
 def _called(column: Column) -> str:
     return f"{column[0]}, row {column[1]}"
-
-
-def _label(node: onnx.NodeProto) -> str:
-    return node.name or node.output[0]

@@ -93,7 +93,7 @@ def test_the_row_of_a_padding_index_counts_as_zeros_in_sums(tmp_path: Path) -> N
     wanted = np.array(plain.rows)
     wanted[2] = 0
     np.testing.assert_array_equal(table.rows[:], wanted)
-    assert table.rows.origin.startswith("padding index")
+    assert table.rows.origin.startswith("padding_idx")
 
 
 def test_a_mean_without_a_padding_index_is_read_for_bags_of_one_index_alone(tmp_path: Path) -> None:

@@ -58,6 +58,17 @@ def test_pooling_and_interaction_are_what_was_exported(models: dict) -> None:
         assert all((table.row_weights is not None) == ("weighted" in name) for table in model.tables), name
 
 
+def test_the_row_of_padding_idx_is_zeros_and_no_other_is(models: dict) -> None:
+    padded = {name: model for name, model in models.items() if "padding" in name}
+    assert len(padded) == 3
+    for name, model in padded.items():
+        for table in model.tables:
+            row = {"18_padding_lists": 0, "modules_padding": 1, "last_fixed": -1}
+            place = next(at for end, at in row.items() if name.endswith(end)) % table.num_rows
+            assert table.rows.origin.startswith("padding_idx"), name
+            assert np.flatnonzero(~table.rows[:].any(axis=1)).tolist() == [place], name
+
+
 def test_cross_layers_have_the_ranks_and_biases_that_were_exported(models: dict) -> None:
     low = models["op13_cross_multihot"].interaction
     assert [[layer.weight.shape for layer in crossing] for crossing in low.crossings] == [[(3, 16), (16, 3)]] * 3
@@ -71,7 +82,7 @@ def test_fixed_indices_per_bag_and_offsets_with_the_last_end_are_told_to_who_fee
     for name, model in models.items():
         fixed = {"dynamo20_cross_multihot_fixed": (2, 3, 1, 6)}.get(name, (3, 1, 4))
         assert model.graph_inputs.indices_per_bag == (fixed if "multihot" in name else ()), name
-        assert model.graph_inputs.last_offset == ("cross_last" in name), name
+        assert model.graph_inputs.last_offset == ("_last" in name), name
 
 
 def test_clamp_is_read_with_predictions_on_both_sides_of_its_bounds(models: dict) -> None:

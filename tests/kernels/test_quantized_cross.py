@@ -26,6 +26,7 @@ MODELS = {
     "low rank": {"ranks": (6, 40)},
     "odd widths": {"dim": 20, "ranks": (5, None, 7), "top": (40, 17)},
     "no hidden top": {"ranks": (None, None), "top": ()},
+    "no cross layers": {"interaction": "cat", "dim": 20},
 }
 STEP = 0.02
 SLOW = [pytest.mark.slow]
@@ -60,7 +61,7 @@ def cases() -> list:
 
 
 def static_cases() -> list:
-    quick = {("avx512_vnni", "odd widths"), ("amx_int8", "low rank")}
+    quick = {("avx512_vnni", "odd widths"), ("avx512_vnni", "no cross layers"), ("amx_int8", "low rank")}
     return [
         pytest.param(family, name, id=f"{family.name} {name}", marks=[] if (family.name, name) in quick else SLOW)
         for family in (AVX512_VNNI, AMX_INT8)
@@ -70,7 +71,7 @@ def static_cases() -> list:
 
 @pytest.mark.parametrize("family, name", cases())
 def test_a_network_agrees_with_numpy_in_the_same_numbers(family: Family, name: str, require_fma) -> None:
-    model = random_dlrm(interaction="cross", **MODELS[name])
+    model = random_dlrm(**{"interaction": "cross", **MODELS[name]})
     batch, mr = (23, 5) if family.tiles else (11, 5)
     numerics, run = network(model, family, batch, mr)
     check_one_hot_and_in_bags(run, model, numerics, batch, assert_agree)
@@ -92,7 +93,7 @@ def from_bags(model: Dlrm, first_layer: str) -> Numerics:
 
 @pytest.mark.parametrize("family, name", static_cases())
 def test_static_scales_agree_too(family: Family, name: str, require_fma) -> None:
-    model = random_dlrm(interaction="cross", **MODELS[name])
+    model = random_dlrm(**{"interaction": "cross", **MODELS[name]})
     batch, mr = (23, 5) if family.tiles else (11, 5)
     numerics, run = network(model, family, batch, mr, from_bags(model, "bf16" if family.tiles else "fp32"))
     assert (numerics.vector_factors(model) < 1).any()

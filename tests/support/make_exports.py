@@ -53,6 +53,7 @@ DEEP = Shape(bottom=(9, 7, 6), top=(12, 8, 5), dim=8, table_rows=(5, 30, 4, 9, 2
 CROSS = Shape(interaction="cross", ranks=(3, 3, 3), sigmoid_top=None)
 WIDE = replace(CROSS, ranks=(None, 5), bias_at="VW", sigmoid_top=-1, table_rows=(7, 11, 3, 5), dim=8)
 LAST = replace(CROSS, last_offset=True)
+MODULES = Shape(modules=True)
 HOT = {"inputs": "multihot", "hot": (3, 1, 4)}
 EXPORTS = {
     "op9_aten": Export("aten", 9, fixed=True),
@@ -96,6 +97,13 @@ EXPORTS = {
     "dynamo18_cross_last_stacked": Export("dynamo", 18, LAST),
     "dynamo18_cross_last_lists": Export("dynamo", 18, LAST, inputs="lists"),
     "dynamo18_cross_last_fixed": Export("dynamo", 18, LAST, fixed=True, bag=3),
+    "op11_multihot_modules": Export("legacy", 11, MODULES, **HOT),
+    "op17_mean_multihot_modules": Export("legacy", 17, replace(MODULES, pooling="mean"), **HOT),
+    "dynamo18_mean_multihot_modules": Export("dynamo", 18, replace(MODULES, pooling="mean"), **HOT),
+    "dynamo20_multihot_modules_padding": Export("dynamo", 20, replace(MODULES, padding=1), **HOT),
+    "dynamo18_padding_lists": Export("dynamo", 18, Shape(padding=0), inputs="lists"),
+    "dynamo18_padding_last_fixed": Export("dynamo", 18, Shape(padding=-1, last_offset=True), fixed=True, bag=3),
+    "op17_cat_widths": Export("legacy", 17, replace(CAT, dims=(2, 4, 7))),
     "dynamo18_cross_lists": Export("dynamo", 18, CROSS, inputs="lists"),
 }
 

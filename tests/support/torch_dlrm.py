@@ -22,7 +22,8 @@ class Shape:
 
     weighted: per-sample weights that a constant vector [rows] of each table gives; threshold: predictions are clamped
     to [threshold, 1 - threshold]. ranks: of the cross layers of interaction "cross", None for full rank; bias_at: which
-    of "V" and "W" have a bias. last_offset: EmbeddingBag's include_last_offset.
+    of "V" and "W" have a bias. last_offset: EmbeddingBag's include_last_offset; padding: its padding_idx. dims: of each
+    table in place of `dim`, for "cat". modules: bags of a fixed number are EmbeddingBag's, without offsets.
     """
 
     num_dense: int = 5
@@ -40,6 +41,9 @@ class Shape:
     ranks: tuple[int | None, ...] = ()
     bias_at: str = "W"
     last_offset: bool = False
+    padding: int | None = None
+    dims: tuple[int, ...] = ()
+    modules: bool = False
 
     @property
     def top_inputs(self) -> int:
@@ -47,7 +51,7 @@ class Shape:
         return {
             "dot": self.dim + count * (count - 1) // 2,
             "dot_self": self.dim + count * (count + 1) // 2,
-            "cat": self.dim * count,
+            "cat": self.dim + sum(self.dims or (self.dim,) * len(self.table_rows)),
             "cross": self.dim * count,
         }[self.interaction]
 
@@ -63,7 +67,9 @@ class TorchDlrm(nn.Module):
         self.bot = _mlp((shape.num_dense, *shape.bottom, shape.dim), shape.sigmoid_bottom, last_relu=True)
         self.top = _mlp((shape.top_inputs, *shape.top, 1), shape.sigmoid_top, last_relu=False)
         pooled = {"sparse": True, "mode": shape.pooling, "include_last_offset": shape.last_offset}
-        self.emb = nn.ModuleList([nn.EmbeddingBag(rows, shape.dim, **pooled) for rows in shape.table_rows])
+        pooled |= {} if shape.padding is None else {"padding_idx": shape.padding}
+        dims = shape.dims or (shape.dim,) * len(shape.table_rows)
+        self.emb = nn.ModuleList([nn.EmbeddingBag(*size, **pooled) for size in zip(shape.table_rows, dims)])
         for table in self.emb:
             nn.init.uniform_(table.weight, -0.7, 0.7)
         factors = [nn.Parameter(torch.rand(rows) + 0.5) for rows in shape.table_rows] if shape.weighted else []
@@ -78,6 +84,8 @@ class TorchDlrm(nn.Module):
         return pred if threshold is None else torch.clamp(pred, min=threshold, max=1 - threshold)
 
     def bag(self, t: int, offsets: Tensor | Sequence[Tensor] | None, indices: Tensor) -> Tensor:
+        if offsets is None and self.shape.modules:
+            return self.emb[t](indices)
         if offsets is None:
             rows = nn.functional.embedding(indices, self.emb[t].weight)
             pooled = {"sum": torch.sum, "mean": torch.mean}[self.shape.pooling]
