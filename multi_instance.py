@@ -19,7 +19,7 @@ with reported():
     import argparse
 
     from dlrm_tvm.bench.baseline import compare_with_baselines, comparison_json, comparison_text, read_baselines
-    from dlrm_tvm.bench.measure import measure, profiled
+    from dlrm_tvm.bench.measure import measure, profiled, write_latencies
     from dlrm_tvm.bench.options import (
         add_run_options,
         arrivals_of,
@@ -66,6 +66,8 @@ def main() -> int:
         report = measure(session, **timing, arrivals=arrivals, until_stable=args.until_stable)
         if args.profile:
             report = profiled(session, report)
+    if args.latencies:
+        write_latencies(args.latencies, report.measurement)
     show(results_text(report))
     fields = results_json(report)
     if search:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 
 from ..instances.arrivals import CLOSED, Arrivals
 from ..instances.group import Instances, MeasuredRun
+from ..instances.window import Measurement
+from ..machine.files import write_whole_file
 from ..machine.memory import memory_use
 from .card import peak_line
 from .profile import summarize
@@ -68,8 +74,23 @@ def measure(
         interrupted=interrupted,
         arrivals=arrivals,
         stable=stable,
-        clock_mhz=run.clock_mhz,
+        clocks_mhz=run.clocks_mhz,
     )
+
+
+def write_latencies(path: Path, measurement: Measurement) -> None:
+    """Of each batch in the window the number of its instance and its latency in ms, instance by instance in order; an
+    npz of both or a CSV, by the suffix. With arrivals a latency counts from the arrival.
+    """
+    counts = [len(latencies) for latencies in measurement.latencies_ns]
+    instance, latency_ms = np.repeat(np.arange(len(counts)), counts), np.concatenate(measurement.latencies_ns) / 1e6
+    content = io.BytesIO()
+    if path.suffix == ".npz":
+        np.savez(content, instance=instance, latency_ms=latency_ms)
+    else:
+        columns, header = np.column_stack([instance, latency_ms]), "instance,latency_ms"
+        np.savetxt(content, columns, fmt=("%d", "%.6f"), delimiter=",", header=header, comments="")
+    write_whole_file(path, content.getvalue())
 
 
 def _limits_after(session: Session, run: MeasuredRun) -> tuple[Sequence[float], Sequence[float], bool]:

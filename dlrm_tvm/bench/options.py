@@ -12,6 +12,7 @@ from ..engines.interface import ENGINES, OURS, check_precision
 from ..errors import UserError
 from ..instances.arrivals import KINDS, Arrivals, read_trace
 from ..instances.progress import LEAST_STABLE_S
+from ..machine.files import check_writable
 from ..machine.numa import POLICIES
 from ..model.precision import PRECISIONS
 from ..paths import DEFAULT_LIBRARY
@@ -72,6 +73,8 @@ def _add_setting_options(parser: argparse.ArgumentParser) -> None:
         help="compare with the outputs of earlier runs; the noise between runs is known from two or more",
     )
 
+    parser.add_argument("--latencies", type=Path, metavar="FILE", help="write each batch's latency there: .npz or .csv")
+
 
 def _add_arrival_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("arrivals")
@@ -124,6 +127,10 @@ def _check_setting_options(args: argparse.Namespace) -> None:
             check_seconds(option, seconds)
     if args.duration == 0:
         raise UserError("--duration 0: more than 0 seconds were wanted.")
+    if args.latencies is not None:
+        if args.latencies.suffix not in (".npz", ".csv") or args.sweep is not None or args.scenario:
+            raise UserError(f"--latencies {args.latencies}: a name in .npz or .csv, for a run of its own, was wanted.")
+        check_writable("--latencies", args.latencies)
     if args.ref_data is not None and not args.ref_data.exists():
         raise UserError(f"{args.ref_data}: no such file. Give data with --ref-data FILE.")
     if args.indices_per_bag and args.ref_data:

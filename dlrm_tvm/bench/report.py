@@ -39,7 +39,7 @@ class RunReport:
     """All that is known after a run. Per instance: memory, peaks in GFLOP/s, streams in GB/s.
 
     peak_after_gflops and stream_gbps are empty where that phase was not run. stable: whether throughput became so,
-    None where nobody asked. clock_mhz: of these cores, in the warm-up and after the window.
+    None where nobody asked. clocks_mhz: mean of these cores, at moments in the window.
     """
 
     plan: RunPlan
@@ -54,7 +54,7 @@ class RunReport:
     arrivals: Arrivals = CLOSED
     stable: bool | None = None
     profile: Profile | None = None
-    clock_mhz: tuple[float | None, float | None] = (None, None)
+    clocks_mhz: Sequence[float] = ()
 
     @property
     def manifest(self) -> Manifest:
@@ -183,8 +183,7 @@ def results_json(report: RunReport) -> dict[str, object]:
         "peak_fraction": report.peak_fraction,
         "stream_gbps": sum(report.stream_gbps) if report.stream_gbps else None,
         "streamed_fraction": report.streamed_fraction,
-        "clock_before_mhz": report.clock_mhz[0],
-        "clock_after_mhz": report.clock_mhz[1],
+        "clocks_mhz": list(report.clocks_mhz),
         "pss_mb": report.pss_bytes / 1e6,
         "private_mb": report.private_bytes / 1e6,
         "shared_mb": report.shared_bytes / 1e6,
@@ -239,10 +238,10 @@ def _streamed_lines(report: RunReport) -> list[str]:
 
 
 def _clock_lines(report: RunReport) -> list[str]:
-    if None in report.clock_mhz:
+    if not report.clocks_mhz:
         return []
-    before, after = report.clock_mhz
-    return [line("clock", f"{after:,.0f} MHz after the window, {before:,.0f} in the warm-up, mean of these cores")]
+    lowest, highest, mean = min(report.clocks_mhz), max(report.clocks_mhz), float(np.mean(report.clocks_mhz))
+    return [line("clock", f"{mean:,.0f} MHz in the window ({lowest:,.0f} to {highest:,.0f}), mean of these cores")]
 
 
 def _counted(report: RunReport) -> str:

@@ -39,6 +39,7 @@ _SILENCE_S = 60  # after the end of its phase: a worker without an answer hangs
 _DRAIN_S = 2.0  # after the window, for batches that were asked for in it
 _LOOK_S = 0.1  # between looks at the progress board
 
+_CLOCK_LOOKS, _CLOCK_EVERY_NS = 10, 1e9  # at most, and no more often than that
 _EXIT_WAIT_S = 2.0
 
 
@@ -50,8 +51,8 @@ class NoBatchError(UserError):
 class MeasuredRun:
     """The timed window's results, the kernel's counters at its borders, and whether Ctrl-C ended it.
 
-    stable: whether throughput became stable, None where nobody asked. clock_mhz: mean clock of the instances' cores
-    under this load, in the warm-up and after the window; None where the kernel does not tell.
+    stable: whether throughput became stable, None where nobody asked. clocks_mhz: mean clock of the instances' cores at
+    moments in the window; empty where the kernel does not tell.
     """
 
     measurement: Measurement
@@ -59,7 +60,7 @@ class MeasuredRun:
     after: Snapshot
     interrupted: bool
     stable: bool | None = None
-    clock_mhz: tuple[float | None, float | None] = (None, None)
+    clocks_mhz: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Instances:
         with noted_interrupts() as interrupts:
             fields = {"stop_ns": times.stop_ns, "last_ns": times.last_ns}
             self._send("measure", times.begin_ns, **fields, arrivals=asdict(arrivals), telling=until_stable)
-            before, after, clock_mhz = self._watch_window(interrupts, times, watch)
+            before, after, clocks_mhz = self._watch_window(interrupts, times, watch)
             close_ns = times.close_ns
             if interrupts.seen or (watch and watch.is_stable):
                 close_ns = self._end_early(close_ns, drains=arrivals.is_open)
@@ -152,19 +153,24 @@ class Instances:
                 raise KeyboardInterrupt
             raise NoBatchError(f"No batch was done within the window of {duration_s:g} s. Try --duration 10 or more.")
         stable = watch.is_stable if watch else None
-        return MeasuredRun(measurement, before, after, interrupts.seen, stable, clock_mhz)
+        return MeasuredRun(measurement, before, after, interrupts.seen, stable, clocks_mhz)
 
     def _watch_window(
         self, interrupts: Interrupts, times: _Timetable, watch: StabilityWatch | None
-    ) -> tuple[Snapshot, Snapshot, tuple[float | None, float | None]]:
-        """Counters at the window's borders; the clock outside of it, for that takes milliseconds on large machines."""
-        self._watch(interrupts, until_ns=(times.begin_ns + times.open_ns) // 2)
-        clock_before_mhz = self._clock_mhz()
+    ) -> tuple[Snapshot, Snapshot, tuple[float, ...]]:
+        """Counters at the window's borders, the clock between: a look takes milliseconds on large machines."""
         self._watch(interrupts, until_ns=times.open_ns)
-        before = self.snapshot()
-        self._watch(interrupts, until_ns=times.close_ns, watch=watch)
-        after = self.snapshot()
-        return before, after, (clock_before_mhz, self._clock_mhz())
+        before, clocks_mhz = self.snapshot(), []
+        looks = max(min(_CLOCK_LOOKS, int((times.close_ns - times.open_ns) / _CLOCK_EVERY_NS)), 1)
+        for look in range(looks):
+            middle_ns = times.open_ns + (times.close_ns - times.open_ns) * (2 * look + 1) // (2 * looks)
+            self._watch(interrupts, until_ns=middle_ns, watch=watch)
+            if interrupts.seen or (watch and watch.is_stable):
+                break
+            clocks_mhz.append(self._clock_mhz())
+        else:
+            self._watch(interrupts, until_ns=times.close_ns, watch=watch)
+        return before, self.snapshot(), tuple(filter(None, clocks_mhz))
 
     def _end_early(self, close_ns: int, *, drains: bool) -> int:
         """When the window closed, ns. drains: batches that were asked for have as long as after a whole window."""

@@ -22,6 +22,11 @@ from dlrm_tvm.paths import ROOT
 from dlrm_tvm.runtime.artifact import open_artifact
 
 
+@pytest.fixture(scope="module")
+def small_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_plain(random_dlrm(), 16, tmp_path_factory.mktemp("small"))
+
+
 def allowed_cores(pid: int) -> list[str]:
     """Of every thread of a process, as anyone outside of it sees."""
     statuses = [(task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
@@ -141,6 +146,23 @@ def test_reference_data_serves_as_inputs(demo_library: Path) -> None:
     assert str(data) in done.stdout
 
 
+@pytest.mark.parametrize("suffix", ["npz", "csv"])
+def test_every_batchs_latency_is_in_the_file_that_was_asked_for(
+    small_library: Path, tmp_path: Path, suffix: str
+) -> None:
+    file, count = tmp_path / f"l.{suffix}", min(len(CORES), 2)
+    options = ("--model", small_library, "--num-instances", count, "--duration", 0.3, "--warmup", 0)
+    done = run(*options, "--latencies", file)
+    assert done.returncode == 0, done.stderr
+    result = read_result(done.stdout)
+    found = np.load(file) if suffix == "npz" else np.genfromtxt(file, delimiter=",", names=True)
+    per_instance = [each["batches"] for each in result["per_instance"]]
+    assert np.bincount(found["instance"].astype(int)).tolist() == per_instance
+    assert np.sort(found["latency_ms"])[[0, -1]] == pytest.approx([result["latency_ms"][end] for end in ("min", "max")])
+    assert found["latency_ms"].mean() == pytest.approx(result["latency_ms"]["mean"], rel=1e-4)
+    assert len(result["clocks_mhz"]) in (0, 1) and all(mhz > 100 for mhz in result["clocks_mhz"])
+
+
 def test_random_bags_are_measured(demo_library: Path) -> None:
     options = ("--model", demo_library, "--num-instances", 1, "--duration", 0.3, "--warmup", 0)
     done = run(*options, "--indices-per-bag", 3)
@@ -217,11 +239,6 @@ def test_poisson_arrivals_are_reported_with_their_rate(demo_library: Path) -> No
     assert "poisson, 20 batches/s wanted" in done.stdout
 
 
-@pytest.fixture(scope="module")
-def small_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_plain(random_dlrm(), 16, tmp_path_factory.mktemp("small"))
-
-
 def test_the_highest_rate_within_a_bound_is_found_and_measured(small_library: Path) -> None:
     """Half of the batches within 2 s: any rate a busy machine keeps up with will do."""
     options = ("--model", small_library, "--num-instances", 1, "--duration", 0.3, "--warmup", 0.1)
@@ -257,6 +274,12 @@ def test_a_recorded_trace_and_bursts_are_asked_for(small_library: Path, tmp_path
         (("--arrivals", "poisson", "--rate", "5", "--trace", "x"), "--arrivals trace and --trace FILE go together"),
         (("--arrivals", "trace", "--trace", "absent.csv"), "absent.csv"),
         (("--max-latency-ms", "0"), "--max-latency-ms 0: milliseconds above 0 were wanted."),
+        (("--latencies", "a.txt"), "--latencies a.txt: a name in .npz or .csv"),
+        (("--latencies", "/absent/a.csv"), "--latencies /absent/a.csv: No such file or directory"),
+        (
+            ("--latencies", "a.csv", "--sweep", "auto"),
+            "--latencies a.csv: a name in .npz or .csv, for a run",
+        ),
         (("--percentile", "99"), "--percentile 99: above 0, below 100, with --max-latency-ms"),
         (("--max-latency-ms", "5", "--percentile", "100"), "--percentile 100: above 0, below 100"),
         (("--max-latency-ms", "5", "--arrivals", "fixed", "--rate", "5"), "--max-latency-ms searches a rate: leave"),
