@@ -89,7 +89,17 @@ def test_the_tables_have_all_flags_of_a_script(script: str):
 
 def test_flags_named_anywhere_exist():
     known = set().union(*map(all_flags, (*SCRIPTS, "tests/support/flag_tables.py", "tests/benchmarks/turns.py")))
-    assert set(FLAG.findall(TEXT)) - known == set()
+    others = re.compile(r"^    (?:docker|numactl|srun|taskset) .*?(?:python|$)", re.MULTILINE)  # before ours begins
+    assert set(FLAG.findall(others.sub("", TEXT))) - known == set()
+
+
+def test_the_dockerfile_installs_copies_and_runs_what_exists():
+    text = (ROOT / "Dockerfile").read_text()
+    files = re.findall(r"(?:-r|COPY) (requirements[\w.-]+)", text)
+    runs = re.findall(r"python (\w+\.py)((?: --\w+)*)", text)
+    assert [script for script, _ in runs] == list(SCRIPTS) and files
+    assert all((ROOT / name).is_file() for name in files)
+    assert all(set(options.split()) <= all_flags(script) for script, options in runs)
 
 
 def test_commands_call_what_exists():
