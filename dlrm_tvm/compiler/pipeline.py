@@ -141,6 +141,7 @@ def choose(job: Job) -> Job:
         registers=job.cpu.family(precision).registers,
         precision=precision,
         block_items=job.machine.block_items(job.model, job.numerics, layers),
+        l2=job.machine.caches.l2,
         probe=probe,
     )
     return replace(job, schedules=chosen)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..kernels.dense import DenseSchedule, PackedDense
-from ..kernels.embedding_bag import BAG_PREFETCH, BAG_PREFETCH_AMX
+from ..kernels.embedding_bag import bag_prefetch
 from ..kernels.interaction import plan_of
 from ..kernels.isa import AVX512, Family, beside
 from ..kernels.network_plan import NetworkPlan
@@ -71,7 +71,7 @@ def plan_network(
     factors_at = 0
     if numerics.precision == "int8":
         factors_at = packer.add(pack_numbers(np.concatenate([[0], numerics.vector_factors(model)]).astype(np.float32)))
-    mlp = packer.finish()
+    mlp, words = packer.finish(), row_words(model.dim, numerics.precision)
     plan = NetworkPlan(
         batch=batch,
         num_dense=model.num_dense,
@@ -90,9 +90,9 @@ def plan_network(
         means=tuple(table.pooling == "mean" for table in model.tables),
         clamp=model.clamp,
         table_form=table_form(numerics.precision, family),
-        row_words=row_words(model.dim, numerics.precision),
+        row_words=words,
         factors_at=factors_at,
-        bag_prefetch=BAG_PREFETCH_AMX if family.tiles else BAG_PREFETCH,
+        bag_prefetch=bag_prefetch(words, family.tiles),
         family=family,
     )
     return PlannedNetwork(plan, mlp)

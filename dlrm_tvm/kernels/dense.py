@@ -10,6 +10,9 @@ The first tile that reads it waits for the last-level cache, unless the tiles be
 
     for n in N/nr:  for tile in tiles:  for k in K:  acc[mr][nr] += x[tile, :, k] * W[n, k, :]
 
+Where a block's inputs leave L2 between two panels, K is cut into k blocks, the outermost loop. Sums wait in memory from
+one to the next: one more load and store of each per k block, for inputs that are read from L2.
+
 k counts words of 1, 2 or 4 columns (words.py). int8 sums are integers. They begin with the compensation of the zero
 point, -128 * sum_k W[n, k], and end as   y = act(sum * scale[n] * row's scale, if dynamic + b[n]).
 
@@ -23,21 +26,22 @@ from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
-from .vectors import LANES, bits_of, broadcast, floats, fma, load, padded, prefetch, relu, store, zeros
+from .vectors import LANES, bits_of, broadcast, floats, fma, load, padded, prefetch, relu, store, words_of, zeros
 from .words import FP32, Form
 
 
 @dataclass(frozen=True)
 class DenseSchedule:
     """nr: outputs per register tile, a multiple of 16; unroll: k steps per loop body, a divisor of 16;
-    ahead: whether the next panel of weights is prefetched. On tiles alone: k_outermost: whether each k block goes
-    through all panels before the next one begins (tile_dense.py).
+    ahead: whether the next panel of weights is prefetched; k_blocks: parts of K, of nearly equal size. On tiles alone:
+    k_outermost: whether each k block goes through all panels before the next one begins (tile_dense.py).
     """
 
     nr: int
     unroll: int
     ahead: bool = False
     k_outermost: bool = False
+    k_blocks: int = 1
 
     def registers(self, mr: int) -> int:
         """Vector registers that a tile of mr items takes; more than the CPU has would spill."""
@@ -126,19 +130,32 @@ def dense_layer(
     hook=None,
     row_scale=no_row_scale,
     shared_by=1,
+    sums=None,
 ) -> None:
     """All outputs of `tiles` tiles of `mr` items, `shared_by` as a rule.
 
     source(tile, row, block, lane): a word of x as a scalar expression; row_scale(tile, row): its row's scale;
-    write(tile, row, block, values): takes the vectors of 16 outputs from column 16 * block on.
+    write(tile, row, block, values): takes the vectors of 16 outputs from column 16 * block on;
+    sums: float32 buffer for the sums between k blocks, padded(outputs) of each item; None: K in one. Not with a hook.
     """
+    assert hook is None or sums is None
     places = 0
-    for first, count, nr in layer.column_tiles:
-        with T.serial(count) as n, T.serial(tiles) as tile:
-            shifted = _shifted(hook, layer, places, n)
-            _register_tile(layer, weights, mr, source, write, tile, first, n, nr, shifted, row_scale, shared_by)
-        if hook is not None:
-            places += count * hook_places(layer, hook.every)
+    for part in _k_blocks(layer, 1 if sums is None else layer.schedule.k_blocks):
+        for first, count, nr in layer.column_tiles:
+            with T.serial(count) as n, T.serial(tiles) as tile:
+                shifted = _shifted(hook, layer, places, n)
+                _register_tile(
+                    layer, weights, mr, source, write, tile, first, n, nr, shifted, row_scale, shared_by, part, sums
+                )
+            if hook is not None:
+                places += count * hook_places(layer, hook.every)
+
+
+def _k_blocks(layer: PackedDense, parts: int) -> list[tuple[int, int]]:
+    """(first, end) of each k block; all but the last end at a whole block of 16."""
+    whole, parts = layer.inputs // LANES, max(1, min(parts, layer.inputs // LANES))
+    ends = [whole * (part + 1) // parts * LANES for part in range(parts)]
+    return list(zip([0, *ends[:-1]], [*ends[:-1], layer.inputs]))
 
 
 def _shifted(hook: Hook | None, layer: PackedDense, places: int, n) -> Hook | None:
@@ -153,7 +170,9 @@ def hook_places(layer: PackedDense, hook_every: int) -> int:
     return layer.inputs // LANES // hook_every
 
 
-def _register_tile(layer, weights, mr, source, write, tile, first, n, nr, hook, row_scale, shared_by) -> None:
+def _register_tile(
+    layer, weights, mr, source, write, tile, first, n, nr, hook, row_scale, shared_by, part, sums
+) -> None:
     vectors, unroll = nr // LANES, layer.schedule.unroll
     # One buffer per row, of scope "global": TVM puts small ones on the stack, and LLVM into registers.
     acc = [T.alloc_buffer((nr,), layer.takes.sum_dtype, scope="global") for _ in range(mr)]
@@ -175,11 +194,17 @@ def _register_tile(layer, weights, mr, source, write, tile, first, n, nr, hook, 
             for u in range(unroll):
                 step(first_block, lane * unroll + u)
 
+    begin, end = part
+    kept = (tile * padded(layer.outputs) + (first + column)) * mr
     for row in range(mr):
         for v in range(vectors):
-            store(acc[row], v * LANES, layer.first_sum(weights, first + column + v * LANES))
-    whole = layer.inputs // LANES
-    done = 0
+            if begin:
+                value = load(sums, kept + (row * vectors + v) * LANES)
+                value = bits_of(value) if layer.takes.precision == "int8" else value
+            else:
+                value = layer.first_sum(weights, first + column + v * LANES)
+            store(acc[row], v * LANES, value)
+    done, whole = begin // LANES, end // LANES
     if hook is not None and hook_places(layer, hook.every):
         done = whole // hook.every * hook.every
         with T.serial(whole // hook.every) as group:
@@ -189,9 +214,14 @@ def _register_tile(layer, weights, mr, source, write, tile, first, n, nr, hook, 
     if whole > done:
         with T.serial(whole - done) as block:
             blocks(block + done)
-    if layer.inputs % LANES:
-        with T.serial(layer.inputs % LANES) as lane:
+    if end % LANES:
+        with T.serial(end % LANES) as lane:
             step(whole, lane)
+    if end < layer.inputs:
+        for row in range(mr):
+            for v in range(vectors):
+                store(sums, kept + (row * vectors + v) * LANES, words_of(load(acc[row], v * LANES)))
+        return
     finish = layer.finish(weights, first + column, vectors)
     for row in range(mr):
         scale = row_scale(tile, row)

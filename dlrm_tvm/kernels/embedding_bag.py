@@ -49,10 +49,17 @@ class BagPrefetch:
     locality: int
 
 
-# tests/benchmarks/EXPERIMENTS.md, "Bags".
-BAG_PREFETCH = BagPrefetch(distance=32, stride=8, locality=2)
-# CPUs with AMX bring no neighbouring lines, and have room for more rows on their way.
-BAG_PREFETCH_AMX = BagPrefetch(distance=128, stride=1, locality=2)
+_BYTES_AHEAD = 16 << 10  # tests/benchmarks/EXPERIMENTS.md, "Bags"
+_MOST_AHEAD = 128
+
+
+def bag_prefetch(row_words: int, is_tiled: bool = False) -> BagPrefetch:
+    """Some rows ahead; of a row up to four lines, and the hardware brings those between. CPUs with AMX, is_tiled, bring
+    no neighbouring lines, and have room for more rows on their way."""
+    if is_tiled:
+        return BagPrefetch(distance=_MOST_AHEAD, stride=1, locality=2)
+    distance = min(_MOST_AHEAD, max(1, _BYTES_AHEAD // (4 * row_words)))
+    return BagPrefetch(distance, stride=max(1, row_words // LANES // 4), locality=2)
 
 
 def tiles_at_once(tiles: int, tile_bytes: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .dense import PackedDense
-from .embedding_bag import BAG_PREFETCH, BagPrefetch
+from .embedding_bag import BagPrefetch
 from .gather import Prefetch
 from .interaction import DotPlan
 from .isa import AVX512, Family
@@ -41,9 +41,9 @@ class NetworkPlan:
     means: tuple[bool, ...]
     table_form: Form
     row_words: int
+    bag_prefetch: BagPrefetch
     factors_at: int = 0
     clamp: tuple[float, float] | None = None
-    bag_prefetch: BagPrefetch = BAG_PREFETCH
     family: Family = AVX512
 
     @property

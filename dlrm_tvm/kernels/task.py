@@ -39,6 +39,9 @@ class Task:
         scales = T.alloc_buffer((most * plan.mr,), "float32", scope="global") if plan.top_form.by_row else None
         words = T.alloc_buffer((most * plan.mr * padded(plan.top_words),), "float32", scope="global")
         self.top_in = Activations(plan.top_form, Tiles(words, 0, plan.top_words, plan.mr), None, scales)
+        shared = (*plan.interaction.layers, *plan.top)
+        kept = max((padded(each.outputs) for each in shared if each.schedule.k_blocks > 1), default=0)
+        self.sums = T.alloc_buffer((most * plan.mr * kept,), "float32", scope="global") if kept else None
         self.poison = T.alloc_buffer((most * plan.mr,), "float32", scope="global")
         self.lookup = lookup(self.poison, tiles)
         self.interaction = plan.interaction.emitter(plan, args["mlp"], self.lookup, self.top_in)
@@ -114,8 +117,9 @@ class Task:
             word = lambda k: source(0, 0, 0, k)  # noqa: E731
             gemv_layer(layer, mlp, word, lambda block, values: write(0, 0, block, values), self.live, row_scale(0, 0))
         else:
-            shared_by = tiles if isinstance(tiles, int) else plan.most_tiles
-            dense_layer(layer, mlp, plan.mr, source, write, tiles, hook, row_scale, shared_by)
+            is_one = isinstance(tiles, int)  # tile, of the bottom MLP: nobody shares its panels
+            shared_by, sums = (tiles, None) if is_one else (plan.most_tiles, self.sums)
+            dense_layer(layer, mlp, plan.mr, source, write, tiles, hook, row_scale, shared_by, sums)
 
     def top(self, begin, tiles) -> None:
         """Top MLP of the block: `tiles` tiles from the task's tile `begin` on."""

@@ -7,7 +7,6 @@ No formula of cache sizes and rates that was tried foretold it: a Zen 3 that str
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from time import perf_counter, thread_time
@@ -25,12 +24,12 @@ from ..kernels.vectors import padded, store
 from ..kernels.words import Form
 from .machine_model import own_pages
 from .passes import compile_kernels
-from .rules import LayerShape, NetworkSchedule, Probed, default_block, default_dense, tile_heights
+from .rules import LayerShape, NetworkSchedule, Probed, default_block, default_dense, in_k_blocks, tile_heights
 from .target import CpuTarget
 
 BLOCK_ITEMS = (12, 25, 50, 100, 200, 400, 512)
 _HEIGHTS = 2
-_SECONDS = 0.4  # of finding the fastest of some candidates
+_SECONDS = 0.7  # of finding the fastest of some candidates
 _LEAST_TURNS = 3
 _ITEMS_PER_TURN = 256
 _GAIN = 0.01  # by which a candidate must beat the best one before it
@@ -55,6 +54,7 @@ class LayerProbe:
     def compiled(self, schedule: DenseSchedule) -> Callable[[int], None]:
         """The layer on so many tiles."""
         elements = padded(self._layer.outputs) * (self._layer.inputs + 3)
+        schedule = in_k_blocks(schedule, self._layer, self._cpu.caches.l2, self._tiles)
         function = _dense_function(self._packed(schedule), self._mr, self._tiles, elements)
         run = compile_kernels({"dense": function}, self._cpu)["dense"]
         x, y = (width * self._mr * self._tiles for width in map(padded, (self._layer.inputs, self._layer.outputs)))
@@ -121,8 +121,8 @@ def timed(
 ) -> list[Probed]:
     """The candidates with their GFLOP/s, of the batch's own items; runs[i](tiles) computes a block.
 
-    Turns are interleaved, so that slow drift of the machine hits all alike. The median of a candidate's turns counts,
-    in time on this thread: what other programs take of the core is not its fault.
+    Turns are interleaved, so that slow drift of the machine hits all alike. The faster quarter of a candidate's turns
+    counts, in time on this thread: what other programs take of the core and of the caches is not its fault.
     """
     seconds: list[list[float]] = [[] for _ in candidates]
     began = perf_counter()
@@ -136,7 +136,8 @@ def timed(
             useful = batch / (-(-batch // network.mr) * network.mr)
             mine.append((thread_time() - start) / (blocks * network.items * useful))
     return [
-        replace(each, gflops=flops_per_item / statistics.median(mine) / 1e9) for each, mine in zip(candidates, seconds)
+        replace(each, gflops=flops_per_item / sorted(mine)[len(mine) // 4] / 1e9)
+        for each, mine in zip(candidates, seconds)
     ]
 
 
@@ -169,7 +170,9 @@ def _dense_function(layer: PackedDense, mr: int, most_tiles: int, elements: int)
                 gemv_layer(layer, weights, lambda k: x[k], lambda block, values: write(0, 0, block, values), live)
             else:
                 word = lambda tile, row, block, lane: x[source.index(tile, row, block, lane)]  # noqa: E731
-                dense_layer(layer, weights, mr, word, write, tiles, shared_by=tiles)
+                kept = most_tiles * mr * padded(layer.outputs) if layer.schedule.k_blocks > 1 else 0
+                sums = T.alloc_buffer((kept,), "float32", scope="global") if kept else None
+                dense_layer(layer, weights, mr, word, write, tiles, shared_by=tiles, sums=sums)
     return builder.get()
 
 

@@ -222,7 +222,7 @@ def _search_layers(
 def _search_network(search: Search, space: _Space, trial: NetworkTrial, layers: int) -> Record:
     """The best record of the last stage. layers: a number for the layers' schedules, as a trial made with others does
     not count."""
-    best, kernel, shape = None, network_kernel(space.precision), network_shape(space.batch)
+    best, kernel, shape = None, network_kernel(space.precision), network_shape(space.batch, space.layers)
     for candidates in network_stages(space.batch, space.heights, space.block_items):
         numbers = [network_numbers(schedule) for schedule in candidates(best)]
         record = search.best(kernel, f"{shape} layers={layers:08x}", numbers, lambda n: trial.time(network_from(n)))

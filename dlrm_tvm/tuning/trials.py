@@ -24,7 +24,7 @@ from ..model.dlrm import Dlrm
 from ..model.precision import Numerics
 from ..schedules.layer_probe import LayerProbe, flops_of, rotating_weights
 from ..schedules.machine_model import Peak, own_pages
-from ..schedules.rules import LayerShape, NetworkSchedule, Schedules
+from ..schedules.rules import LayerShape, NetworkSchedule, Schedules, in_k_blocks
 from ..schedules.target import CpuTarget
 
 _DENSE_SECONDS = 0.25
@@ -87,7 +87,12 @@ class NetworkTrial:
 
     def _schedules(self, schedule: NetworkSchedule) -> Schedules:
         layers = layer_shapes(self._job.model, self._job.numerics)
-        return Schedules.given(schedule, lambda layer: self._dense_schedule(schedule.mr, layer), layers)
+        l2 = self._job.cpu.caches.l2
+
+        def dense(layer: LayerShape) -> DenseSchedule:
+            return in_k_blocks(self._dense_schedule(schedule.mr, layer), layer, l2, schedule.block_tiles)
+
+        return Schedules.given(schedule, dense, layers)
 
 
 def _random_batch(model: Dlrm, items: int, rng: np.random.Generator) -> tuple:

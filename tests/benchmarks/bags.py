@@ -138,7 +138,7 @@ def open_ours(lookups: Lookups) -> list[Engine]:
     import tvm
     import tvm_ffi
 
-    from dlrm_tvm.kernels.embedding_bag import BAG_PREFETCH, BagShape, embedding_bag, tiles_at_once
+    from dlrm_tvm.kernels.embedding_bag import BagShape, bag_prefetch, embedding_bag, tiles_at_once
     from dlrm_tvm.schedules.rules import default_network
     from dlrm_tvm.schedules.target import cpu_target
 
@@ -147,7 +147,7 @@ def open_ours(lookups: Lookups) -> list[Engine]:
     mr = default_network(lookups.batch, cpu.family("fp32").registers).mr
     items = mr * tiles_at_once(-(-lookups.batch // mr), mr * tables * dim * 4)
     shape = BagShape(lookups.batch, dim, lookups.tables.size, (False,) * tables)
-    module = tvm.IRModule({"embedding_bag_fp32": embedding_bag(shape, items, BAG_PREFETCH)})
+    module = tvm.IRModule({"embedding_bag_fp32": embedding_bag(shape, items, bag_prefetch(dim))})
     function = tvm.compile(module, target=cpu.tvm_target)["embedding_bag_fp32"]
     arrays = {name: in_huge_pages(*size) for name, size in {
         "offsets": ((tables, lookups.batch + 1), np.int64), "info": ((2, tables), np.int64),

@@ -35,7 +35,7 @@ from dlrm_tvm.compiler.plan import layer_shapes
 from dlrm_tvm.data.demo import demo_dlrm
 from dlrm_tvm.data.workload import items_to_rotate, random_items
 from dlrm_tvm.errors import UserError, run_script
-from dlrm_tvm.kernels.embedding_bag import BAG_PREFETCH, BagShape, embedding_bag
+from dlrm_tvm.kernels.embedding_bag import BagShape, bag_prefetch, embedding_bag
 from dlrm_tvm.kernels.gather import Prefetch
 from dlrm_tvm.machine.address_range import writable_view
 from dlrm_tvm.machine.environment import describe_environment
@@ -173,7 +173,7 @@ def lookup_variant(name: str, artifact: Artifact) -> Variant:
     """Bags of one random row pooled, and nothing else: what a row costs when nothing hides it but its prefetch."""
     card, cpu = artifact.manifest.model, target.cpu_target(None)
     shape = BagShape(BATCH, card.dim, artifact.parameters[0].size, (False,) * card.num_tables)
-    module = tvm.IRModule({"embedding_bag_fp32": embedding_bag(shape, LOOKUP_ITEMS, BAG_PREFETCH)})
+    module = tvm.IRModule({"embedding_bag_fp32": embedding_bag(shape, LOOKUP_ITEMS, bag_prefetch(card.dim))})
     function = tvm.compile(module, target=cpu.tvm_target)["embedding_bag_fp32"]
     tables, info = (tvm_ffi.from_dlpack(writable_view(array)) for array in artifact.parameters[:2])
     starts = np.arange(card.num_tables)[:, None] * BATCH + np.arange(BATCH + 1)

@@ -16,8 +16,10 @@ from dlrm_tvm.compiler import library_writer, pipeline, precision_choice, summar
 from dlrm_tvm.compiler.job import Job
 from dlrm_tvm.compiler.options import CompileSettings
 from dlrm_tvm.compiler.pipeline import PHASES, compile_model, numbers_chosen
+from dlrm_tvm.compiler.plan import layer_shapes
 from dlrm_tvm.errors import UserError
 from dlrm_tvm.kernels.isa import AVX2, GENERIC
+from dlrm_tvm.schedules.rules import network_shape
 
 MODEL = random_dlrm(table_rows=(20, 30), dim=32)
 NAMES = [phase.name for phase in PHASES]
@@ -132,7 +134,7 @@ def test_dumped_schedules_name_kernels_and_where_each_schedule_comes_from(requir
     dumped = json.loads((tmp_path / "ir" / "4_schedules.json").read_text())
     assert dumped["network"].keys() == {"mr", "block_tiles", "fetch_every", "fetch_locality"}
     assert dumped["tuned"] == []
-    assert set(dumped["by_rule"]) == {"network_fp32 batch=4", *dumped["dense"]}
+    assert set(dumped["by_rule"]) == {f"network_fp32 {network_shape(4, layer_shapes(MODEL))}", *dumped["dense"]}
     assert all(numbers.keys() == {"nr", "unroll", "ahead"} for numbers in dumped["dense"].values())
 
 

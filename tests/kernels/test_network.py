@@ -54,6 +54,7 @@ class Case:
     last_activation: str = "none"
     num_dense: int = 13
     clamp: tuple[float, float] | None = None
+    k_blocks: int = 1
 
     def model(self) -> Dlrm:
         """Every third table averages its bags, which for bags of one row is their sum too."""
@@ -74,6 +75,7 @@ class Case:
 
     def __str__(self) -> str:
         schedule = f"mr{self.mr}-blk{self.block_tiles}-f{self.every}-nr{self.nr}-u{self.unroll}"
+        schedule += "" if self.k_blocks == 1 else f"-k{self.k_blocks}"
         return f"b{self.batch}-t{self.tables}-d{self.dim}-{self.interaction}-{schedule}"
 
 
@@ -103,6 +105,7 @@ TUNED = [
     Case(33, 3, 128, (64,), (), "dot_self", 8, 2, 2, None, num_dense=1),
     Case(33, 26, 20, (13,), (96, 47), "dot", 11, 100, 1, 16, 4, num_dense=40),
     Case(33, 40, 128, (20,), (20,), "dot_self", 4, 3, 0, 64),
+    Case(23, 3, 16, (80,), (100, 47), "cat", 5, 3, 2, 48, 2, k_blocks=3),
 ]
 
 PLAIN = [
@@ -115,7 +118,9 @@ PLAIN = [
 
 def compiled_tuned(model: Dlrm, case: Case):
     def dense_schedule(layer: LayerShape) -> DenseSchedule:
-        return DenseSchedule(case.nr, case.unroll) if case.nr else default_dense(case.mr, layer.outputs)
+        if not case.nr:
+            return default_dense(case.mr, layer.outputs)
+        return DenseSchedule(case.nr, case.unroll, k_blocks=case.k_blocks)
 
     schedule = NetworkSchedule(case.mr, case.block_tiles, Prefetch(every=case.every, locality=2))
     return library_in_memory(model, case.batch, schedules_of(model, case.batch, schedule, dense_schedule))

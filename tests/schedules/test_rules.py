@@ -30,8 +30,8 @@ RULE_MR = default_network(100).mr
 GOOD_NETWORK = {"mr": 6, "block_tiles": 3, "fetch_every": 2, "fetch_locality": 3}
 
 
-def network_record(numbers: dict[str, int], *, cpu: str = "znver4", batch: int = 100) -> Record:
-    return Record("network_fp32", network_shape(batch), "fp32", cpu, numbers, 1.0, 0.9, "0.27.0", "2026-11-23")
+def network_record(numbers: dict[str, int], *, cpu: str = "znver4", batch: int = 100, layers=(LAYER,)) -> Record:
+    return Record("network_fp32", network_shape(batch, layers), "fp32", cpu, numbers, 1.0, 0.9, "0.27.0", "2026-11-23")
 
 
 def dense_record(numbers: dict[str, int], *, mr: int = RULE_MR, cpu: str = "znver4") -> Record:
@@ -49,6 +49,26 @@ def test_an_empty_log_leaves_everything_to_the_rules():
     assert found.dense == {LAYER: default_dense(default_network(100).mr, 256)}
     assert (found.tuned, len(found.untuned)) == ((), 2)
     assert not found.is_default, "the kernels are ours"
+
+
+def test_a_networks_record_is_not_for_one_of_other_layers():
+    """64 MB of weights want larger blocks than 9 MB; equal layers share a schedule and count once."""
+    other = LayerShape("relu", 3456, 512)
+    assert chosen(network_record(GOOD_NETWORK, layers=[LAYER, other])).network == default_network(100)
+    found = chosen(network_record(GOOD_NETWORK), layers=[LAYER, LAYER])
+    assert found.network == NetworkSchedule(6, 3, Prefetch(every=2, locality=3))
+
+
+def test_panels_that_all_tiles_of_a_block_read_take_a_quarter_of_l2_at_most():
+    wide = LayerShape("none", 3456, 512)
+    found = chosen(layers=[LAYER, wide], l2=1 << 20, block_items=100)
+    assert found.network.block_tiles > 1
+    assert found.dense[LAYER].k_blocks == 1
+    schedule = found.dense[wide]
+    assert 3456 * schedule.nr * 4 / schedule.k_blocks <= (1 << 20) / 4
+    assert schedule.k_blocks == -(-3456 * schedule.nr * 4 * 4 // (1 << 20))
+    assert chosen(layers=[wide], l2=1 << 20, block_items=1).dense[wide].k_blocks == 1, "one tile reads a panel once"
+    assert chosen(layers=[wide], block_items=100).dense[wide].k_blocks == 1, "of an unknown machine"
 
 
 def test_records_of_this_cpu_are_taken_and_named():
@@ -93,13 +113,14 @@ def test_a_kernel_that_several_layers_share_is_named_once():
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_each_precision_has_records_of_its_own(precision):
     layer = LayerShape("relu", 512, 256, precision, unit=2)
-    network = replace(network_record(GOOD_NETWORK), kernel=f"network_{precision}", precision=precision)
+    layers = [layer, LAYER]
+    network = replace(network_record(GOOD_NETWORK, layers=layers), kernel=f"network_{precision}", precision=precision)
     dense = replace(dense_record({"nr": 64, "unroll": 4}, mr=6), kernel=f"dense_{precision}_relu", precision=precision)
-    found = chosen(network, dense, layers=[layer, LAYER], precision=precision)
+    found = chosen(network, dense, layers=layers, precision=precision)
     assert (found.network.mr, found.dense[layer]) == (6, DenseSchedule(64, 4))
     assert (len(found.tuned), len(found.untuned)) == (2, 1), "an fp32 layer is another kernel"
     for other in {"fp32", "bf16", "int8"} - {precision}:
-        assert chosen(network, dense, precision=other).network == default_network(100, precision=other)
+        assert chosen(network, dense, layers=layers, precision=other).network == default_network(100, precision=other)
 
 
 def test_a_register_tile_of_half_a_unit_counts_as_untuned():

@@ -18,9 +18,12 @@ from scripts import read_result
 import compile as script
 from dlrm_tvm import load
 from dlrm_tvm.compiler import library_writer, pipeline
+from dlrm_tvm.compiler.plan import layer_shapes
 from dlrm_tvm.errors import run_script
+from dlrm_tvm.frontend.reader import read_dlrm
 from dlrm_tvm.machine.cpu import host_flags, host_model
 from dlrm_tvm.paths import ROOT
+from dlrm_tvm.schedules.rules import network_shape
 from dlrm_tvm.schedules.tuning_log import Record, append
 
 EXPORTS = ROOT.parent / "shared" / "exports"
@@ -176,24 +179,32 @@ def test_no_tuning_log_leaves_everything_to_tvm(main, onnx_model, tmp_path):
     assert load(result["library"])(dense, indices).shape == (9,)
 
 
-@pytest.mark.parametrize("cpu, tuned", [("skylake-avx512", ["network_fp32 batch=4"]), ("cascadelake", [])])
-def test_schedules_of_a_log_are_used_on_their_own_cpu_alone(main, onnx_model, tmp_path, cpu, tuned):
+def shape_in_log(model_file, batch: int) -> str:
+    return network_shape(batch, layer_shapes(read_dlrm(model_file)))
+
+
+@pytest.mark.parametrize(
+    "cpu, batch, tuned",
+    [("skylake-avx512", 4, True), ("cascadelake", 4, False), ("skylake-avx512", 3, False)],
+)
+def test_schedules_of_a_log_are_used_for_their_own_cpu_and_batch_alone(main, onnx_model, tmp_path, cpu, batch, tuned):
+    shape = shape_in_log(onnx_model, 4)
     record = {
-        "kernel": "network_fp32", "shape": "batch=4", "precision": "fp32", "cpu": "skylake-avx512",
+        "kernel": "network_fp32", "shape": shape, "precision": "fp32", "cpu": "skylake-avx512",
         "time_us": 1.0,
         "schedule": {"mr": 3, "block_tiles": 1, "fetch_every": 1, "fetch_locality": 3}, "share_of_peak": 0.5,
         "tvm": "0.27.0", "date": "2026-11-23",
     }  # fmt: skip
     log = tmp_path / "tune_log"
     log.write_text(json.dumps(record) + "\n")
-    options = ("--batch-size", "4", "--tuning-log-file", log, "--target-cpu", cpu)
+    options = ("--batch-size", str(batch), "--tuning-log-file", log, "--target-cpu", cpu)
     status, printed, error = main("--onnx-model", onnx_model, *options)
     assert status == 0, error
-    assert ("schedules   1 kernels tuned, " in printed) is bool(tuned)
+    assert ("schedules   1 kernels tuned, " in printed) is tuned
     by_rule = f"schedules   by rule (no records of these kernels on {cpu} in {os.path.relpath(log)})"
-    assert (f"{by_rule}; --tune on such a CPU may find better\n" in printed) is not bool(tuned)
-    manifest = json.loads((tmp_path / "prebuilt" / "dlrm_avx512_b4.json").read_text())
-    assert manifest["tuned_kernels"] == tuned
+    assert (f"{by_rule}; --tune on such a CPU may find better\n" in printed) is not tuned
+    manifest = json.loads((tmp_path / "prebuilt" / f"dlrm_avx512_b{batch}.json").read_text())
+    assert manifest["tuned_kernels"] == ([f"network_fp32 {shape}"] if tuned else [])
 
 
 def test_tune_searches_first_and_its_schedules_are_used(require_fma, main, onnx_model, tmp_path, monkeypatch):
@@ -203,7 +214,8 @@ def test_tune_searches_first_and_its_schedules_are_used(require_fma, main, onnx_
         assert seconds == 120
         assert (len(model.tables), batch, numerics.precision, cpu.is_host) == (len(ROWS), 4, "fp32", True)
         numbers = {"mr": 2, "block_tiles": 1, "fetch_every": 1, "fetch_locality": 3}
-        append(log, Record("network_fp32", "batch=4", "fp32", cpu.cpu, numbers, 1.0, 0.5, "0.27.0", "2026-11-23"))
+        shape = shape_in_log(onnx_model, 4)
+        append(log, Record("network_fp32", shape, "fp32", cpu.cpu, numbers, 1.0, 0.5, "0.27.0", "2026-11-23"))
 
     monkeypatch.setattr(search, "tune", tune)
     options = ("--batch-size", "4", "--tuning-log-file", tmp_path / "new" / "log", "--tune")

@@ -261,7 +261,9 @@ def test_what_was_not_measured_never_replaces_a_record_of_the_log(tmp_path, made
     search.tune(MODEL, 100, CPU, log, NUMERICS)
     whole = log.read_text()
     search.tune(MODEL, 100, CPU, log, NUMERICS, 1e-9, lambda: clock.now)
-    found = choose_schedules(read_log(log, must_exist=True), [], cpu=CPU.cpu, batch=100).network
+    found = choose_schedules(
+        read_log(log, must_exist=True), layer_shapes(MODEL, NUMERICS), cpu=CPU.cpu, batch=100
+    ).network
     assert found.mr == tile_heights(100)[1] and log.read_text().startswith(whole)
 
 
@@ -271,7 +273,7 @@ def test_tune_keeps_the_lines_that_were_in_the_log(tmp_path, made_up_trials):
     before = log.read_text()
     search.tune(MODEL, 100, CPU, log, NUMERICS)
     assert log.read_text().startswith(before)
-    chosen = choose_schedules(read_log(log, must_exist=True), [], cpu=CPU.cpu, batch=16)
+    chosen = choose_schedules(read_log(log, must_exist=True), layer_shapes(MODEL, NUMERICS), cpu=CPU.cpu, batch=16)
     assert chosen.network.mr == tile_heights(16)[1]
 
 
