@@ -27,12 +27,12 @@ from .passes import compile_kernels
 from .rules import LayerShape, NetworkSchedule, Probed, default_block, default_dense, in_k_blocks, tile_heights
 from .target import CpuTarget
 
-BLOCK_ITEMS = (12, 25, 50, 100, 200, 400, 512)
+BLOCK_ITEMS = (100, 200, 50, 400, 25, 512, 12)  # of equally fast ones the first is taken
 _HEIGHTS = 2
 _SECONDS = 0.7  # of finding the fastest of some candidates
 _LEAST_TURNS = 3
 _ITEMS_PER_TURN = 256
-_GAIN = 0.01  # by which a candidate must beat the best one before it
+_GAIN = 0.02  # by which a candidate must beat the best one before it
 
 
 def rotating_weights(layer: LayerShape, network_bytes: int) -> Iterator:

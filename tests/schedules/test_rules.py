@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from models import random_dlrm
 
+from dlrm_tvm.compiler.plan import layer_shapes
 from dlrm_tvm.kernels.dense import DenseSchedule
 from dlrm_tvm.kernels.gather import Prefetch
 from dlrm_tvm.kernels.isa import REGISTERS, REGISTERS_AVX2
-from dlrm_tvm.model.precision import PRECISIONS
+from dlrm_tvm.model.precision import PRECISIONS, numerics_of
+from dlrm_tvm.paths import DEFAULT_LOG
 from dlrm_tvm.schedules.rules import (
     LayerShape,
     NetworkSchedule,
@@ -23,7 +26,7 @@ from dlrm_tvm.schedules.rules import (
     network_numbers,
     network_shape,
 )
-from dlrm_tvm.schedules.tuning_log import Record, TuningLog
+from dlrm_tvm.schedules.tuning_log import Record, TuningLog, read_log
 
 LAYER = LayerShape("relu", 512, 256)
 RULE_MR = default_network(100).mr
@@ -204,3 +207,19 @@ def test_blocks_have_nearly_one_size_and_not_a_tile_more_than_asked_for(batch, b
     blocks = -(-tiles // network.block_tiles)
     assert network.block_tiles == 1 or (network.block_tiles - 1) * network.mr < block_items
     assert blocks * network.block_tiles - tiles < blocks, "the last block lacks less than a tile per block"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_the_shipped_log_has_mlperfs_network_for_the_machines_that_it_names(precision):
+    """By the sizes of its layers: a record under another key is never found."""
+    model = random_dlrm(
+        num_dense=13, table_rows=[2] * 26, dim=128, bottom=(512, 256), top=(1024, 1024, 512, 256), interaction="dot"
+    )
+    layers = layer_shapes(model, numerics_of(model, precision))
+    log = read_log(DEFAULT_LOG, must_exist=True)
+    recorded = {(each.cpu, each.shape) for each in log.records if each.kernel == f"network_{precision}"}
+    assert {"znver5"} <= {cpu for cpu, _ in recorded}
+    for cpu, shape in recorded:
+        batch = int(shape.split()[0].removeprefix("batch="))
+        tuned = choose_schedules(log, layers, cpu=cpu, batch=batch, precision=precision).tuned
+        assert f"network_{precision} {shape}" in tuned
