@@ -37,12 +37,13 @@ def read_dlrm(path: str | Path) -> Dlrm:
     cannot be read and for a graph that is not a DLRM.
     """
     graph = OnnxGraph(path)
-    if small := shrunk(graph):
-        try:
-            return _read(small)
-        except UserError:
-            pass  # it may be a DLRM at the file's own batch size only
-    return _read([graph])
+    with np.errstate(all="ignore"):  # of a graph's own arithmetic, which is refused where it matters
+        if small := shrunk(graph):
+            try:
+                return _read(small)
+            except UserError:
+                pass  # it may be a DLRM at the file's own batch size only
+        return _read([graph])
 
 
 def _read(graphs: list[OnnxGraph]) -> Dlrm:

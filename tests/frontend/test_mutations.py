@@ -91,7 +91,8 @@ def _outcome(original: onnx.ModelProto, unchanged: Dlrm, seed: int, folder: Path
         return "meaningless"
     names = unchanged.graph_inputs  # which input is which is not for the changed graph to say
     assert read.graph_inputs.indices == names.indices, change
-    for dense, indices, offsets in _inputs(original, unchanged, seed, with_bags=bool(read.graph_inputs.offsets)):
+    with_bags = bool(read.graph_inputs.offsets) and not read.graph_inputs.one_index
+    for dense, indices, offsets in _inputs(original, unchanged, seed, with_bags=with_bags):
         try:
             wanted = run(feed(names, dense, indices, offsets))
         except Exception as error:
