@@ -72,6 +72,8 @@ def reported() -> Iterator[None]:
         _fail("Interrupted.")
     except BrokenPipeError:
         _fail("Whoever read the output is gone.")
+    except MemoryError:
+        _fail("Out of memory. Give a smaller file or batch, or a machine with more memory.")
     except OSError as error:
         _fail(one_line(error) if _has_folder() else "The current folder was deleted. Change to another one.")
     except RuntimeError as error:

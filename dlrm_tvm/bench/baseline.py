@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ..console import line
-from ..errors import UserError
+from ..errors import UserError, printable
 from .statistics import prediction_half_width
 
 _MOST_BYTES = 64 << 20  # a result has some KB; the run's whole output hardly more
@@ -256,7 +256,7 @@ def comparison_text(comparison: Comparison) -> str:
             *(line("" if at else "baseline", text) for at, text in enumerate(made)),
             *(line(f"  {label}", _figure(key, comparison)) for key, (label, _) in _FIGURES.items()),
             *(line("  noise", text) for text in _noise_texts(comparison)),
-            *(f"Warning: {warning}" for warning in comparison.warnings),
+            *(printable(f"Warning: {warning}") for warning in comparison.warnings),
         ]
     )
 

@@ -34,6 +34,7 @@ except ImportError:  # a Python without lzma: zipfile refuses such members (Runt
 # RuntimeError: an encrypted member. Its subclass NotImplementedError: an unknown compression.
 _BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, LZMAError, struct.error, EOFError, RuntimeError)
 _BROKEN_HEADER = (ValueError, SyntaxError, tokenize.TokenError)  # NumPy parses the header as Python
+BROKEN = (*_BROKEN_ZIP, *_BROKEN_HEADER)
 _LOCAL_HEADER = 30  # bytes before a member's name; its lengths end it (APPNOTE.TXT 4.3.7)
 
 
@@ -256,7 +257,7 @@ def _damage_named(path: Path, kind: str = "npz") -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (*_BROKEN_ZIP, *_BROKEN_HEADER, OSError) as error:
+    except (*BROKEN, OSError) as error:
         # For bad content, bz2 raises an OSError without a number; seeking to a damaged zip's offset gives EINVAL.
         if isinstance(error, OSError) and error.errno not in (None, EINVAL):
             raise

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UserError
+from ..machine.files import check_regular
 from ..model.bags import Bags, join_bags
 from .chunks import Chunk, ReferenceData, as_float32, as_labels, check_fingerprint, log_counts, pieces
 from .graph_inputs import open_graph_inputs
@@ -97,7 +98,10 @@ def read_inputs(
 
 def _open(path: Path, card: ModelCard, *, outputs_wanted: bool, outputs_optional: bool) -> ReferenceData:
     """All items of the file."""
-    if day := day_files(path):
+    day = day_files(path)
+    for each in day or (path,):
+        check_regular(each, "a file of items")
+    if day:
         return open_multi_hot(day, card)
     if is_parquet(path):
         return open_parquet(path, card, outputs_wanted=outputs_wanted, outputs_optional=outputs_optional)

@@ -22,6 +22,7 @@ from .inputs import Input
 from .names import label, names_read, single_assignment
 
 _LARGEST_INPUT = 1 << 20
+_LARGEST_MODEL = 1 << 31  # protobuf's own limit
 ADVICE = "docs/compile.md tells which graphs are read."
 
 
@@ -229,6 +230,8 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise UserError(f"{path}: not a file; an ONNX model was wanted. Name the .onnx file inside it.")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: an empty file; an ONNX model was wanted. Export or download it again.")
+    if path.stat().st_size > _LARGEST_MODEL:
+        raise UserError(f"{path}: more than 2 GiB, and no ONNX model is: tables lie beside it. Export it anew.")
     try:
         model = onnx.load_model(path, format="protobuf", load_external_data=False)
     except DecodeError:

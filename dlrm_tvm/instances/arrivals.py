@@ -73,7 +73,8 @@ def read_trace(path: str) -> np.ndarray:
             times_s = np.loadtxt(file, delimiter=",", usecols=0, ndmin=1)
     except ValueError as error:
         raise UserError(f"{path}: {one_line(error)}. A trace was wanted: a time in seconds per line.") from None
-    wrong = np.flatnonzero(~np.isfinite(times_s) | (np.diff(times_s, prepend=times_s[:1]) < 0))
+    with np.errstate(invalid="ignore"):
+        wrong = np.flatnonzero(~np.isfinite(times_s) | (np.diff(times_s, prepend=times_s[:1]) < 0))
     if len(times_s) < 2 or len(wrong) or times_s[0] == times_s[-1]:
         found = f"the time number {wrong[0] + 1} is {times_s[wrong[0]]:g}" if len(wrong) else f"{len(times_s)} times"
         raise UserError(f"{path}: {found}. Two or more times in seconds that ascend were wanted, one per line.")

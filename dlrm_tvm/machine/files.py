@@ -30,6 +30,12 @@ def check_writable(option: str, path: Path, *, missing_folder_is_made: bool = Fa
         ) from None
 
 
+def check_regular(path: Path, wanted: str) -> None:
+    """Raises UserError for a folder, a pipe or a device: to read from those may take for ever."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: no regular file; {wanted} was wanted. Copy it into one.")
+
+
 def write_whole_file(path: Path, content: bytes) -> None:
     """At every moment the file is the old one or the new one, never half of it."""
     path = path.resolve()  # a link stays a link

@@ -61,7 +61,7 @@ class Job:
                 return Job(folder, fields)  # whatever else it lacks makes it another job
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; the folder holds no predictions. Give another one.") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             pass
         raise UserError(f"{path} is not a job of this version. Give another folder for the predictions.")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.npz import BROKEN
 from ..data.scoring import Score
 from ..errors import UserError, one_line
 
@@ -49,7 +50,7 @@ def read_part(path: Path, footer: dict[str, object]) -> Score:
         reason = f"its footer has another {wrong[0]}" if wrong else "it holds other arrays"
     except FileNotFoundError:
         reason = "no such file"
-    except (ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except (*BROKEN, KeyError, AttributeError, TypeError, MemoryError) as error:
         reason = one_line(error)
     raise UserError(f"{path} is not the part of this job ({reason}). Give --resume: it is scored again.")
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from ..errors import UserError
 from ..runtime.typed_json import parse, read_as
 
+_MOST_BYTES = 1 << 26
+
 
 @dataclass(frozen=True)
 class Record:
@@ -60,6 +62,8 @@ def read_log(path: Path, *, must_exist: bool) -> TuningLog:
         if must_exist:
             raise UserError(f"{path}: no such tuning log. Make one with --tune, or use --tuning-log-file none.")
         return TuningLog(path, ())
+    if path.stat().st_size > _MOST_BYTES:
+        raise UserError(f"{path} is larger than any tuning log. Give --tuning-log-file another path.")
     try:
         lines = path.read_text().splitlines()
     except UnicodeDecodeError:

@@ -214,11 +214,16 @@ def test_records_that_become_shorter_while_they_are_read_are_refused(tmp_path) -
     assert refused_or(lambda: list(data)) is None
 
 
-@pytest.mark.parametrize("kind", ["folder", "loop", "dangling link", "text", "another zip", "an npy"])
-def test_paths_that_are_no_data_are_refused(tmp_path, kind) -> None:
-    path = tmp_path / "data"
+@pytest.mark.parametrize("kind", ["folder", "loop", "dangling link", "text", "another zip", "an npy", "pipe", "device"])
+@pytest.mark.parametrize("name", ["data", "day_23_dense.npy"])
+def test_paths_that_are_no_data_are_refused(tmp_path, kind, name) -> None:
+    path = tmp_path / name
     if kind == "folder":
         path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
     elif kind in ("loop", "dangling link"):
         path.symlink_to(path if kind == "loop" else tmp_path / "nowhere")
     elif kind == "another zip":

@@ -233,7 +233,7 @@ def test_files_that_are_no_onnx_are_refused(tmp_path, text) -> None:
     assert check(tmp_path / "m.onnx")
 
 
-@pytest.mark.parametrize("kind", ["folder", "missing", "loop", "dangling link", "pipe", "NUL", "long"])
+@pytest.mark.parametrize("kind", ["folder", "missing", "loop", "dangling link", "pipe", "100 GB", "NUL", "long"])
 def test_paths_that_are_no_file_are_refused(tmp_path, kind) -> None:
     path = tmp_path / "m.onnx"
     if kind == "folder":
@@ -242,6 +242,9 @@ def test_paths_that_are_no_file_are_refused(tmp_path, kind) -> None:
         path.symlink_to(path if kind == "loop" else tmp_path / "nowhere")
     elif kind == "pipe":
         os.mkfifo(path)
+    elif kind == "100 GB":
+        path.touch()
+        os.truncate(path, 100 << 30)
     elif kind != "missing":
         path = tmp_path / ("a\0b" if kind == "NUL" else "a" * 4000)
     assert check(path)
