@@ -18,13 +18,16 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
 from ..errors import UserError, one_line
+from ..machine.files import check_regular
 
 KINDS = ("closed", "fixed", "poisson", "trace")
 _SEED = 20_201_119
+_MOST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,9 @@ def read_trace(path: str) -> np.ndarray:
 
     Raises UserError for a file that holds no such numbers.
     """
+    check_regular(Path(path), "a trace")
+    if Path(path).exists() and Path(path).stat().st_size > _MOST_BYTES:
+        raise UserError(f"{path}: larger than any trace that is read, 1 GiB. Give a part of it.")
     try:
         with open(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an empty file

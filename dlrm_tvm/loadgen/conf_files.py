@@ -70,8 +70,11 @@ def _settings(path: Path, model: str, scenario: str) -> Iterator[tuple[int, str,
 
 
 def _text(path: Path) -> str:
-    with path.open("rb") as file:
-        data = file.read(_LONGEST_FILE + 1)
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LONGEST_FILE + 1)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; {_WANTED}.") from None
     if len(data) > _LONGEST_FILE or b"\0" in data:
         raise UserError(f"{path}: no text, or more than 1 MiB of it; {_WANTED}.")
     try:

@@ -86,6 +86,11 @@ def test_what_means_what_it_says_is_taken(tmp_path, name) -> None:
     assert read(tmp_path, ACCEPTED[name])
 
 
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path) -> None:
+    for path in (Path("/proc/self/mem"), tmp_path, tmp_path / "nowhere"):
+        assert refused_or(lambda path=path: check_conf_file(path, "dlrm", "Server") or True) is None
+
+
 def test_a_misspelt_key_is_told_from_the_one_that_is_meant(tmp_path) -> None:
     (tmp_path / "user.conf").write_text(REFUSED["a misspelt key"])
     with pytest.raises(UserError, match=r"line 1: \*\.Server\.target_qqs: LoadGen knows no target_qqs\. Is target_qps"):
