@@ -19,6 +19,7 @@ from ..runtime.parameters import ParameterSource
 from ..schedules.machine_model import MachineModel
 from ..schedules.rules import Schedules
 from ..schedules.target import CpuTarget
+from .conversion_journal import ConversionJournal
 from .options import CompileSettings
 from .plan import PlannedNetwork
 from .precision_choice import Candidates, accepted
@@ -46,6 +47,7 @@ class Job:
     judge: Callable[[Path], Verdict] | None = None  # of --precision auto
     # of one candidate from here on
     precision: str | None = None
+    journal: ConversionJournal | None = None  # of large tables that are converted or copied
     isa: Family | None = None
     stored_bytes: int | None = None  # of the tables in this precision
     numerics: Numerics | None = None
@@ -78,6 +80,16 @@ class Job:
     def cpu_features(self) -> tuple[str, ...]:
         """Flags that the library needs: LLVM uses no tiles of its own accord."""
         return tuple(flag for flag in self.cpu.flags if self.family.tiles or not flag.startswith("amx_"))
+
+    @property
+    def file_name(self) -> str:
+        """Of the library, without its suffix."""
+        return f"{self.settings.output_name}_b{self.settings.batch_size}"
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of the tables that an earlier process has written to the disk already."""
+        return 0 if self.journal is None else self.journal.disk_bytes
 
     @property
     def runs_here(self) -> bool:

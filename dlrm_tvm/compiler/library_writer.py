@@ -25,7 +25,7 @@ from ..console import progress_bar
 from ..errors import UserError
 from ..model.card import describe, describe_numerics
 from ..runtime.manifest import FORMAT_VERSION, Manifest, Parameter
-from ..runtime.parameters import TABLES, ParameterSource, lay_out, rest_sha256, write_parameters
+from ..runtime.parameters import TABLES, lay_out, rest_sha256, write_parameters
 from .job import Job
 from .lower import BAG_INPUTS, INPUTS, OUTPUTS, peak_loop
 from .options import repeatable_options
@@ -95,10 +95,10 @@ def stage(job: Job) -> Job:
 
     Raises UserError when the disk is full or linking fails.
     """
-    path = job.staging / f"{job.settings.output_name}_b{job.settings.batch_size}.so"
-    build = uuid.uuid4().hex
+    path = job.staging / f"{job.file_name}.so"
+    build = uuid.uuid4().hex if job.journal is None else job.journal.build
     try:
-        parameters = _write_parameters([*job.tables.sources, job.mlp], path.with_suffix(".params"), build)
+        parameters = _write_parameters(job, path.with_suffix(".params"), build)
         _link(job.executable, path)
         path.with_suffix(".json").write_text(_manifest(job, path, parameters, build).to_json())
     except OSError as error:
@@ -112,17 +112,25 @@ def stage(job: Job) -> Job:
 def put_in_place(job: Job) -> Job:
     """Move the staged files to the destination; an older library there is replaced."""
     library = job.settings.directory / job.staged.name
+    if job.journal is not None:
+        job.journal.release()
     with _locked(job.settings.directory):  # two compilations of one name must not mix their files
         for suffix in (".params", ".json", ".so"):  # the library needs the others and comes last
             os.replace(job.staged.with_suffix(suffix), library.with_suffix(suffix))
     return replace(job, library=library)
 
 
-def _write_parameters(sources: list[ParameterSource], path: Path, build: str) -> _ParameterFile:
+def _write_parameters(job: Job, path: Path, build: str) -> _ParameterFile:
+    sources, journal = [*job.tables.sources, job.mlp], job.journal
     entries, size = lay_out(sources)
-    _check_free(path.parent.parent, size + LINK_BYTES)
+    _check_free(path.parent.parent, size + LINK_BYTES - job.kept_bytes)
     with progress_bar("writing tables", sum(source.nbytes for source in sources), "B") as bar:
-        sha256 = write_parameters(path, build, sources, entries, bar.update)
+        if journal is None:
+            sha256 = write_parameters(path, build, sources, entries, bar.update)
+        else:
+            kept = {"kept": journal.kept, "keep": journal.keep}
+            sha256 = write_parameters(journal.file, build, sources, entries, bar.update, **kept)
+            journal.hand_over(path)
     return _ParameterFile(path, size, sha256, rest_sha256(path, entries), entries)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.demo import DEMOS, demo_model_path
-from ..data.state_dict import graph_of_weights
+from ..data.state_dict import graph_of_weights, graph_path
 from ..errors import UserError, printable
 from ..model.dlrm import Dlrm
 from ..model.precision import weight_bytes
@@ -30,6 +30,7 @@ from ..schedules.target import cpu_target
 from ..schedules.tile_rules import tile_schedules
 from ..schedules.tuning_log import read_log
 from . import dump, summary
+from .conversion_journal import conversion_journal
 from .instructions import AVX512, check_target, choose_family, families_to_time
 from .job import Job
 from .library_writer import NoRoomError, check_compiler, check_room, put_in_place, stage, staging_directory
@@ -51,9 +52,15 @@ def find_target(job: Job) -> Job:
 
 
 def read(job: Job) -> Job:
+    known = job.settings.torch_weights is None or graph_path(job.settings.torch_weights).exists()
     path = _model_file(job.settings)
-    model = job.reader(path)
-    check_finite(model)
+    try:
+        model = job.reader(path)
+        check_finite(model)
+    except UserError:
+        if not known:  # written just now, of weights that are refused
+            path.unlink(missing_ok=True)
+        raise
     for table in model.tables:
         expect_single_rows(table.rows)
     return replace(job, onnx_model=path, model=model)
@@ -93,19 +100,19 @@ def check_disk(job: Job) -> Job:
     """Before tables are read to be converted. In fp32 the layout decides how many are copied; see lay_out."""
     nbytes = stored_bytes(job.model, job.precision)
     if job.precision != "fp32":
-        check_room(job.settings.directory, nbytes)
+        check_room(job.settings.directory, nbytes - job.kept_bytes)
     return replace(job, stored_bytes=nbytes)
 
 
 def choose_scales(job: Job) -> Job:
     calibration = job.settings.calibration_data if job.precision == "int8" else None
-    how = {"tiles": job.family.tiles, "max_ind_range": job.settings.max_ind_range}
+    how = {"tiles": job.family.tiles, "max_ind_range": job.settings.max_ind_range, "journal": job.journal}
     return replace(job, numerics=choose_numerics(job.model, job.precision, calibration, **how))
 
 
 def lay_out(job: Job) -> Job:
     tables = lay_out_tables(job.model, copy=job.settings.copy_tables, numerics=job.numerics)
-    check_room(job.settings.directory, 0 if tables.copied is None else tables.copied.nbytes)
+    check_room(job.settings.directory, 0 if tables.copied is None else tables.copied.nbytes - job.kept_bytes)
     return replace(job, tables=tables)
 
 
@@ -251,8 +258,13 @@ def _candidates(job: Job) -> Iterator[Job]:
 
 
 def _staged(job: Job, stagings: ExitStack) -> Job:
+    settings = job.settings
+    if job.judge is None and (job.precision != "fp32" or settings.copy_tables):  # candidates share no files
+        journal = conversion_journal(settings.directory, job.file_name, job.model, job.precision)
+        job = replace(job, journal=stagings.enter_context(journal))
+        _say(job, summary.resumed)
     job = _run(job, _NUMBERS + _CODE)
-    staging = stagings.enter_context(staging_directory(job.settings.directory))
+    staging = stagings.enter_context(staging_directory(settings.directory))
     return _run(replace(job, staging=staging), _FILES)
 
 

@@ -21,6 +21,7 @@ from ..runtime.artifact import open_artifact
 from ..runtime.executor import Executor
 from ..schedules.target import CpuTarget
 from .calibration import calibrate
+from .conversion_journal import ConversionJournal
 from .table_conversion import table_scales
 
 # By multiply-adds per instruction; whether one is faster is measured.
@@ -92,10 +93,11 @@ def choose_numerics(
     *,
     tiles: bool = False,
     max_ind_range: int | None = None,
+    journal: ConversionJournal | None = None,
 ) -> Numerics:
     """A precision's numerics for this model. calibration: int8's activation scales are taken from this file's items;
     without it each row has a scale of its own. tiles: on AMX, which has no fp32 for the first layer. max_ind_range: of
-    the file's indices.
+    the file's indices. journal: of the tables' scales.
 
     Raises UserError for tables with values that are not finite, and for a file that does not fit the model.
     """
@@ -104,7 +106,9 @@ def choose_numerics(
         return numerics_of(model, precision, first_layer=first_layer)
     try:
         with progress_bar("table scales", model.table_bytes, "B") as bar:
-            numerics = numerics_of(model, precision, table_scales(model, bar.update), first_layer=first_layer)
+            known = {} if journal is None else {"known": journal.largest, "found": journal.add_largest}
+            scales = table_scales(model, bar.update, **known)
+            numerics = numerics_of(model, precision, scales, first_layer=first_layer)
     except ValueError as error:
         raise UserError(f"{model.name}: {error}. Use --precision bf16, or export the model anew.") from None
     return numerics if calibration is None else calibrate(model, numerics, calibration, max_ind_range)

@@ -41,6 +41,16 @@ def conversion(job: Job) -> list[str]:
     return [_line("tables", f"{sizes}, written beside the library")]
 
 
+def resumed(job: Job) -> list[str]:
+    if job.journal is None or not job.journal.found:
+        return []
+    scales = f"{len(job.journal.largest)} of {len(job.model.tables)} tables' scales" if job.precision == "int8" else ""
+    written = _megabytes(job.journal.kept.nbytes) + " of rows" if job.journal.kept else ""
+    return [
+        _line("tables", f"an earlier run left {' and '.join(filter(None, (scales, written)))}: going on from there")
+    ]
+
+
 def numerics(job: Job) -> list[str]:
     """The instruction, the layers that stay fp32, and where int8's scales come from."""
     numbers, layers = job.numerics, job.model.layers
@@ -57,8 +67,17 @@ def numerics(job: Job) -> list[str]:
         _line(
             "", "inputs of any size and the logit round worst there" if 0 in wider else "the logit rounds worst there"
         ),
+        *_between_cross_layers(job),
         *_scales(job),
     ]
+
+
+def _between_cross_layers(job: Job) -> list[str]:
+    """What x0 and x_l are kept as, which cross layers both multiply and add to."""
+    if not job.model.interaction.layers:
+        return []
+    kept = {None: "bf16", "dynamic": "fp32", "static": "int8, x0 with a scale of each vector, x_l of each column"}
+    return [_line("", f"x0 and x_l between cross layers are {kept[job.numerics.activation_scales]}")]
 
 
 def _fp32(job: Job) -> list[str]:

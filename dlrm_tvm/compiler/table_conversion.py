@@ -10,7 +10,7 @@ memory until the kernel takes them away.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -30,13 +30,25 @@ def stored_bytes(model: Dlrm, precision: str) -> int:
     return sum(table.num_rows for table in model.tables) * row_words(model.dim, precision) * 4
 
 
-def table_scales(model: Dlrm, done: Callable[[int], object] = lambda nbytes: None) -> np.ndarray:
-    """[T] float32: int8's scale of each table. done(nbytes) is called after each piece that is read.
+def table_scales(
+    model: Dlrm,
+    done: Callable[[int], object] = lambda nbytes: None,
+    *,
+    known: Sequence[float] = (),
+    found: Callable[[float], object] = lambda largest: None,
+) -> np.ndarray:
+    """[T] float32: int8's scale of each table. done(nbytes) is called after each piece that is read, found(largest)
+    with the largest magnitude of each table; known: those of the first tables, which are not read again.
 
     Raises ValueError with table and row of a value that is not finite or beyond 1e18, and of one beside which 99 % of
     the other rows would be zeros: no scale fits such a table.
     """
-    return scales_of(np.array([_largest(table, done) for table in model.tables], np.float32))
+    largest = list(known)
+    done(sum(table.rows.nbytes for table in model.tables[: len(largest)]))
+    for table in model.tables[len(largest) :]:
+        largest.append(_largest(table, done))
+        found(largest[-1])
+    return scales_of(np.array(largest, np.float32))
 
 
 def _largest(table: Table, done: Callable[[int], object]) -> float:
@@ -62,10 +74,10 @@ def _largest(table: Table, done: Callable[[int], object]) -> float:
     return largest
 
 
-def stored_rows(table: Table, precision: str, scale: float | None = None) -> Iterator[np.ndarray]:
-    """The rows as words: float32 arrays [some rows, row_words]. scale: int8's."""
+def stored_rows(table: Table, precision: str, scale: float | None = None, first: int = 0) -> Iterator[np.ndarray]:
+    """The rows from the first one on as words: float32 arrays [some rows, row_words]. scale: int8's."""
     words = row_words(table.dim, precision)
-    for rows in _weighted_rows(table):
+    for rows in _weighted_rows(table, first):
         if precision == "bf16":
             rows = to_bf16(rows)
         elif precision == "int8":
@@ -78,25 +90,25 @@ def stored_rows(table: Table, precision: str, scale: float | None = None) -> Ite
         yield np.ascontiguousarray(rows).view(np.float32)
 
 
-def _weighted_rows(table: Table) -> Iterator[np.ndarray]:
+def _weighted_rows(table: Table, first: int = 0) -> Iterator[np.ndarray]:
     """[some rows, dim] float32, some MB at a time."""
     at_once = max(1, _CHUNK_BYTES // max(1, 4 * table.dim))
-    for at, rows in _rows_in_order(table, at_once):
+    for at, rows in _rows_in_order(table, first, at_once):
         yield rows if table.row_weights is None else rows * table.row_weights[at : at + at_once, None]
 
 
-def _rows_in_order(table: Table, at_once: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(number of the first row, rows [up to at_once, dim] float32)"""
+def _rows_in_order(table: Table, first: int, at_once: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of the first row, rows [up to at_once, dim] float32), from row `first` on"""
     region = file_region(table.rows)
     if region is None:
-        for at in range(0, table.num_rows, at_once):
+        for at in range(first, table.num_rows, at_once):
             yield at, np.asarray(table.rows[at : at + at_once], np.float32)
             for source in getattr(table.rows, "sources", ()):  # of computed rows
                 let_go_of_rows(source)
         return
     with region.path.open("rb") as file:
-        file.seek(region.offset)
-        for at in range(0, table.num_rows, at_once):
+        file.seek(region.offset + first * table.dim * table.rows.itemsize)
+        for at in range(first, table.num_rows, at_once):
             count = min(at_once, table.num_rows - at) * table.dim
             rows = np.fromfile(file, table.rows.dtype, count)
             yield at, np.asarray(rows.reshape(-1, table.dim), np.float32)

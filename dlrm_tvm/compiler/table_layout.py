@@ -142,8 +142,15 @@ def _start_in(pieces: Sequence[Piece], region: FileRegion) -> int:
 def _copied(model: Dlrm, copied: Sequence[int], numerics: Numerics, nbytes: int) -> ParameterSource:
     scales = numerics.table_scales
 
-    def chunks() -> Iterator[np.ndarray]:
+    row_bytes = row_words(model.dim, numerics.precision) * 4
+
+    def chunks(first: int) -> Iterator[np.ndarray]:
         for t in copied:
-            yield from stored_rows(model.tables[t], numerics.precision, None if scales is None else scales[t])
+            table, scale = model.tables[t], None if scales is None else scales[t]
+            row, rest = divmod(min(first, table.num_rows * row_bytes), row_bytes)
+            first -= row * row_bytes + rest
+            for rows in stored_rows(table, numerics.precision, scale, row):
+                yield rows.reshape(-1)[rest // 4 :] if rest else rows
+                rest = 0
 
     return ParameterSource(TABLES, "float32", (nbytes // 4,), chunks)

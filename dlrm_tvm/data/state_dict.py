@@ -17,7 +17,7 @@ place in such a model is refused, as is one that is missing.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -37,6 +37,7 @@ _PART = re.compile(
 )
 _MARKER = "dlrm_tvm: weights of a PyTorch state dict"
 _EXAMPLES = "bot_l.0.weight (facebookresearch/dlrm) or dense_arch.model._mlp.0._linear.weight (TorchRec)"
+_NAMED = 3
 
 Tensors = Mapping[str, StoredTensor]
 
@@ -44,6 +45,10 @@ Tensors = Mapping[str, StoredTensor]
 _QUOTIENT = "a quotient-remainder embedding"
 _MIXED = "a table of its own dimension with a projection"
 _OTHER_TABLES = {".weight_q": _QUOTIENT, ".weight_r": _QUOTIENT, ".embs.weight": _MIXED, ".proj.weight": _MIXED}
+
+
+def graph_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.onnx")
 
 
 def graph_of_weights(path: Path) -> Path:
@@ -58,7 +63,7 @@ def graph_of_weights(path: Path) -> Path:
     if path.is_symlink():  # as in caches of downloads; a graph may not point out of its own folder
         path = path.resolve()
     stored = read_weights(path)
-    graph = path.with_name(f"{path.name}.onnx")
+    graph = graph_path(path)
     content = dlrm_graph(stored, name="dlrm", data_name=path.name, marker=_MARKER).SerializeToString()
     found = graph.read_bytes() if graph.is_file() else content
     if not found.endswith(content[-len(_MARKER) :]):
@@ -114,7 +119,8 @@ def _parts(path: Path, tensors: Mapping[str, TorchTensor]) -> dict[str, dict[str
     matches = {name: match for name in tensors if (match := _PART.fullmatch(name))}
     roots = dict.fromkeys(match["root"] for match in matches.values())
     if not roots:
-        has = f"its tensors are {', '.join(list(tensors)[:3])} .." if tensors else "it has no tensors"
+        has = f"its tensors are {_few(tensors)}" if any(tensors) else "it has no tensors"
+        has = "it is one tensor without a name" if "" in tensors else has
         raise UserError(f"{path}: holds no DLRM, {has}; names such as {_EXAMPLES} were wanted.")
     if len(roots) > 1:
         raise UserError(
@@ -155,14 +161,14 @@ def _mlp(path: Path, part: str, found: Tensors) -> tuple[StoredLayer, ...]:
     step = 1 if "_linear" in names[0] else 2
     for at, name in enumerate(names):
         if _numbers(name)[-1] != at * step and not name.endswith("over_arch.model.1"):
-            raise UserError(f"{path}: lacks the layer before {name}; has {', '.join(names)}.")
+            raise UserError(f"{path}: lacks the layer before {name}; has {_few(names)}.")
     return tuple(_layer(path, found, f"{name}.weight", f"{name}.bias") for name in names)
 
 
 def _layer(path: Path, found: Tensors, weight: str, bias: str, *, needs_bias: bool = True) -> StoredLayer:
     for name in (weight, bias):
         if name not in found and (needs_bias or name == weight):
-            raise UserError(f"{path}: lacks {name}; has {', '.join(found)}.")
+            raise UserError(f"{path}: lacks {name}; has {_few(found)}.")
     layer = StoredLayer(found[weight], found.get(bias))
     if len(layer.weight.shape) != 2 or not all(layer.weight.shape):
         raise UserError(f"{path}: {_called(layer.weight)} is no matrix of a layer.")
@@ -174,9 +180,12 @@ def _layer(path: Path, found: Tensors, weight: str, bias: str, *, needs_bias: bo
 def _tables(path: Path, found: Tensors) -> tuple[StoredTensor, ...]:
     """By the numbers that their names end in, 0 and up: the order in the file need not be the model's."""
     keys = {name: _numbers(name.removesuffix(".weight"))[-1:] for name in found}
-    if not found or sorted(keys.values()) != [(number,) for number in range(len(found))]:
-        has = ", ".join(sorted(found, key=keys.__getitem__)) or "none"
-        wanted = "names with the numbers 0, 1 and so on at their ends were wanted, as emb_l.0 or t_cat_0"
+    numbers = [(number,) for number in range(len(found))]
+    if not found or sorted(keys.values()) != numbers:
+        has = _few(sorted(found, key=keys.__getitem__)) or "none"
+        lacking = [number for (number,) in numbers if (number,) not in keys.values()]
+        missing = f", none has {lacking[0]}" if lacking else ""
+        wanted = f"names with the numbers 0, 1 and so on at their ends were wanted, as emb_l.0 or t_cat_0{missing}"
         raise UserError(f"{path}: its tables are {has}; {wanted}.")
     for table in found.values():
         if len(table.shape) != 2 or not all(table.shape):
@@ -193,7 +202,14 @@ def _crossings(path: Path, found: Tensors) -> tuple[tuple[StoredLayer, ...], ...
         layers.setdefault(int(number), {})[f"{kind or 'W'}{' bias' if is_bias else ''}"] = tensor
     for number in range(len(layers)):
         if number not in layers or not {"W", "W bias"} <= layers[number].keys():
-            raise UserError(f"{path}: lacks the weight or bias W of cross layer {number}; has {', '.join(found)}.")
+            raise UserError(f"{path}: lacks the weight or bias W of cross layer {number}; has {_few(found)}.")
+        weight = layers[number]["W"]
+        is_second = "W" in weight.name.rpartition("crossnet.")[2] and weight.shape[0] != weight.shape[-1]
+        if is_second and "V" not in layers[number]:
+            raise UserError(
+                f"{path}: lacks V of cross layer {number}: {_called(weight)} takes {weight.shape[-1]} values, and "
+                f"nothing gives them; has {_few(found)}."
+            )
     return tuple(
         tuple(
             _layer(path, layers[number], kind, f"{kind} bias", needs_bias=kind == "W")
@@ -231,6 +247,12 @@ def _check_chain(path: Path, layers: Sequence[StoredLayer]) -> None:
 
 def _misfit(path: Path, tensor: StoredTensor, wanted: str, other: StoredTensor) -> UserError:
     return UserError(f"{path}: {_called(tensor)} does not fit {_called(other)}: {wanted}.")
+
+
+def _few(names: Iterable[str]) -> str:
+    """The first names, for messages: a checkpoint may have hundreds of long ones."""
+    first, rest = list(names)[:_NAMED], list(names)[_NAMED:]
+    return ", ".join(first) + (f" and {len(rest)} more" if rest else "")
 
 
 def _called(tensor: StoredTensor) -> str:

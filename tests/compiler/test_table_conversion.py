@@ -90,7 +90,7 @@ def test_a_layout_copies_quantized_rows_one_table_after_another(tmp_path, precis
     scales = table_scales(model) if precision == "int8" else None
     layout = lay_out_tables(model, numerics=numerics_of(model, precision, scales))
     assert (layout.pieces, layout.copied.nbytes) == ((), stored_bytes(model, precision))
-    flat = np.concatenate([chunk.reshape(-1) for chunk in layout.copied.chunks()])
+    flat = np.concatenate([chunk.reshape(-1) for chunk in layout.copied.chunks(0)])
     words = len(flat) // sum(ROWS)
     for t, (table, start) in enumerate(zip(model.tables, layout.starts)):
         rows = flat[start : start + table.num_rows * words].reshape(-1, words)

@@ -12,7 +12,7 @@ from dlrm_tvm.runtime.parameters import HUGE_PAGE, ParameterSource, array_source
 
 def test_large_parameters_and_tables_begin_on_huge_pages_and_small_ones_on_cache_lines():
     def source(name: str, size: int) -> ParameterSource:
-        return ParameterSource(name, "float32", (size,), lambda: iter(()))
+        return ParameterSource(name, "float32", (size,), lambda first: iter(()))
 
     sources = [source("small", 3), source("large", HUGE_PAGE // 4), source("odd", 5), source("last", HUGE_PAGE)]
     entries, size = lay_out(sources)
@@ -29,7 +29,7 @@ def test_parameters_of_several_chunks_are_written_whole_and_counted(tmp_path):
     chunks = [rng.random((rows, 32), np.float32) for rows in (1, 70_000, 33)]
     numbers = rng.integers(0, 9, (2, 300_000))
     sources = [
-        ParameterSource("tables", "float32", (70_034 * 32,), lambda: iter(chunks)),
+        ParameterSource("tables", "float32", (70_034 * 32,), lambda first: iter(chunks)),
         array_source("numbers", numbers[::-1][::-1]),
     ]
     entries, size = lay_out(sources)

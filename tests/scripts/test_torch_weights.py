@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -49,6 +50,19 @@ def test_a_library_of_a_state_dict_predicts_what_pytorch_did(compiled):
     np.testing.assert_allclose(model(recorded["dense"], *bags), recorded["pred_bags"], rtol=0, atol=1e-6)
     assert np.abs(recorded["pred_bags"] - recorded["pred_one"]).max() > 0.01
     assert f"graph       {weights}.onnx, which points into the weights" in printed.splitlines()
+
+
+def test_weights_that_are_refused_when_their_graph_is_read_leave_no_graph(tmp_path):
+    weights = shutil.copyfile(WEIGHTS / "torchrec_dcn.safetensors", tmp_path / "w.safetensors")
+    content = bytearray(weights.read_bytes())
+    length = int.from_bytes(content[:8], "little")
+    first, _ = json.loads(content[8 : 8 + length])["over_arch.model._mlp.0.bias"]["data_offsets"]
+    content[8 + length + first : 8 + length + first + 4] = np.float32(np.nan).tobytes()
+    weights.write_bytes(content)
+    done = compile_py("--torch-weights", weights, name=f"{NAME}_refused")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "has a weight or bias that is not finite" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
 
 
 def test_its_tables_stay_in_pytorchs_file(compiled):
