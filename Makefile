@@ -3,6 +3,7 @@
 # make test    the tests, with the packages they need     (PYTEST_ARGS="-m slow": those that are left out by default)
 # make bench   ours beside ONNX Runtime and OpenVINO: a sweep of the built-in model, about ten minutes
 #              (PRECISIONS=int8 BATCHES=1,100 ENGINES=ours,openvino BENCH_ARGS="--repeats 5 --cores 1" in any choice)
+# make bench-v2    the same with the second DLRM, at batches 1, 100, 512 and 2048; tables of at most 100,000 rows
 # make bench-bags   embedding bags alone beside PyTorch's and ONNX Runtime's       (BENCH_ARGS="--bag 100")
 # make fuzz    random files into the readers of ONNX, manifests and data, FUZZ_SECONDS=60 each
 # make lint    ruff
@@ -21,9 +22,10 @@ FUZZ_SECONDS := 60
 ENGINES := ours,onnxruntime,openvino
 PRECISIONS := fp32,bf16,int8
 BATCHES := 1,16,100,2048
-BENCH_SWEEP := instances=1;threads=1;engine=$(ENGINES);precision=$(PRECISIONS);batch=$(BATCHES)
+BENCH_NAME := bench
+BENCH_SWEEP = instances=1;threads=1;engine=$(ENGINES);precision=$(PRECISIONS);batch=$(BATCHES)
 
-.PHONY: demo demo-v2 test bench bench-bags fuzz lint clean
+.PHONY: demo demo-v2 test bench bench-v2 bench-bags fuzz lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -39,11 +41,15 @@ demo-v2: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(PY) -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
+bench-v2: BENCH_NAME := bench_v2
+bench-v2: BENCH_MODEL := --demo v2 --demo-table-rows 100000
+bench-v2: BATCHES := 1,100,512,2048
+
 # Compiled anew: kernels may have changed since.
-bench: $(VENV)/.installed-dev
-	rm -f __prebuilt/bench_*
-	$(PY) compile.py --output-name bench
-	$(PY) multi_instance.py --model __prebuilt/bench_b100.so --sweep "$(BENCH_SWEEP)" $(BENCH_ARGS)
+bench bench-v2: $(VENV)/.installed-dev
+	rm -f __prebuilt/$(BENCH_NAME)_*
+	$(PY) compile.py $(BENCH_MODEL) --output-name $(BENCH_NAME)
+	$(PY) multi_instance.py --model __prebuilt/$(BENCH_NAME)_b100.so --sweep "$(BENCH_SWEEP)" $(BENCH_ARGS)
 
 bench-bags: $(VENV)/.installed-dev
 	PYTHONPATH=.:tests/support $(PY) tests/benchmarks/bags.py $(BENCH_ARGS)
@@ -62,6 +68,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -f __prebuilt/dlrm_avx512_b* __prebuilt/dlrm_avx512_fp32_b* __prebuilt/dlrm_avx512_bf16_b* __prebuilt/dlrm_avx512_int8_b*
 	rm -f __prebuilt/dlrm_avx512.sweep.json* __prebuilt/.dlrm_avx512.sweep.json.* __prebuilt/bench_* __prebuilt/bench.sweep.json* __prebuilt/.bench.sweep.json.*
+	rm -f __prebuilt/.bench_v2.sweep.json.*
 	rm -f __prebuilt/pytest_* __prebuilt/dlrm_v2_b100* __data/demo_dlrm_*
 
 $(VENV)/.installed-fuzz: requirements-fuzz.txt $(VENV)/.installed-dev

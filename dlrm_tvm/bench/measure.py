@@ -128,12 +128,14 @@ def profiled(session: Session, report: RunReport) -> RunReport:
     except KeyboardInterrupt:
         return replace(report, interrupted=True)
     count, threads = len(session.plan.cores), len(session.plan.cores[0])
+    per_bag = session.plan.indices_per_bag
     peak_gflops, stream_gbps = (max(pair) for pair in zip(before, after))
     profile = summarize(
         session.plan.manifest,
         calls,
         peak_gflops=max(peak_gflops, report.peak_gflops) / count,
         stream_gbps=stream_gbps / count * threads,
+        indices_per_item=None if per_bag == 1 else per_bag * session.plan.manifest.model.num_tables,
     )
     return replace(report, profile=profile)
 

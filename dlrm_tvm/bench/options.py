@@ -52,9 +52,10 @@ def _add_setting_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--indices-per-bag",
-        type=count,
+        type=_counts,
         metavar="P",
-        help="random bags of P rows; default: as the model's graph fixes them, else 1: no bags",
+        help="random bags of P rows, or one number for each table as in 3,1,20; default: as the model's graph fixes "
+        "them, else 1: no bags",
     )
     parser.add_argument("--preload", action="store_true", help="read the tables into memory first, in parallel")
     parser.add_argument(
@@ -243,6 +244,14 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return value
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """An argparse type: integers from 1 up with commas between."""
+    try:
+        return tuple(count(each) for each in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, or numbers as in 3,1,20") from None
 
 
 def check_seconds(option: str, value: float) -> None:

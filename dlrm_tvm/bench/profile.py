@@ -11,7 +11,7 @@ are the manifest's (compiler/roofline.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -90,13 +90,21 @@ def check_profile(manifest: Manifest, library: str) -> None:
     raise UserError(f"{library} has no time stamps in it. Type: python {manifest.command} --profile")
 
 
-def summarize(manifest: Manifest, calls: Sequence[ProfiledCalls], *, peak_gflops: float, stream_gbps: float) -> Profile:
-    """The mean over instances; peak_gflops, stream_gbps: of one instance, all of its threads."""
+def summarize(
+    manifest: Manifest,
+    calls: Sequence[ProfiledCalls],
+    *,
+    peak_gflops: float,
+    stream_gbps: float,
+    indices_per_item: float | None = None,
+) -> Profile:
+    """The mean over instances; peak_gflops, stream_gbps: of one instance, all of its threads; indices_per_item: in bags
+    of all tables together, None for one row per table."""
     parts_ns = np.mean([each.parts_ns for each in calls], axis=0) / manifest.batch_size
+    parts = [_with_bags(part, indices_per_item) for part in manifest.profile]
     return Profile(
         parts=tuple(
-            PartTime(part, float(ns), peak_gflops, stream_gbps)
-            for part, ns in zip(manifest.profile, parts_ns, strict=True)
+            PartTime(part, float(ns), peak_gflops, stream_gbps) for part, ns in zip(parts, parts_ns, strict=True)
         ),
         batch_size=manifest.batch_size,
         instances=len(calls),
@@ -104,6 +112,14 @@ def summarize(manifest: Manifest, calls: Sequence[ProfiledCalls], *, peak_gflops
         call_ns=float(np.mean([each.call_ns for each in calls])),
         main_ns=float(np.mean([each.main_ns for each in calls])),
     )
+
+
+def _with_bags(part: Part, indices: float | None) -> Part:
+    """What a part takes with so many indices per item."""
+    if indices is None or part.bag_nbytes is None:
+        return part
+    what = "bags pooled" if part.index_nbytes else part.what
+    return replace(part, what=what, nbytes=part.bag_nbytes + indices * part.index_nbytes)
 
 
 def profile_lines(profile: Profile | None) -> list[str]:
@@ -171,7 +187,8 @@ def profile_json(profile: Profile | None) -> dict[str, object]:
 
 def _row(profile: Profile, each: PartTime) -> str:
     gflops = f"{each.gflops:.1f}" if each.part.flops else "-"
+    limit = f"{each.limits[each.bound]:.3f} {each.bound}" if each.limits[each.bound] else "-"
     return (
         f"  {each.part.name:<14}{each.part.what:<14}{each.ns_per_item / 1e3:>9.3f}{profile.share(each):>9.1%}"
-        f"{gflops:>9}{each.gbps:>8.1f}  {each.limits[each.bound]:.3f} {each.bound}"
+        f"{gflops:>9}{each.gbps:>8.1f}  {limit}"
     )

@@ -37,8 +37,8 @@ from .warnings import busiest_core
 class RunSettings:
     """One run as it was asked for. instances: None for as many as there are cores for.
 
-    cores: a list such as "0-3,8", used in its order; indices_per_bag: of random bags, 1 for none; None: as the model's
-    graph fixes them.
+    cores: a list such as "0-3,8", used in its order; indices_per_bag: of random bags, of each table or one number for
+    all, 1 for none; None: as the model's graph fixes them.
     spare_core: leave the first core to the caller, on a machine that has more than 4.
     """
 
@@ -49,7 +49,7 @@ class RunSettings:
     hyper_threading: bool = False
     ref_data: Path | None = None
     max_ind_range: int | None = None  # of its indices
-    indices_per_bag: int | None = None
+    indices_per_bag: tuple[int, ...] | None = None
     preload: bool = False
     huge_pages: bool = False
     numa: str | None = None

@@ -4,7 +4,8 @@
     bytes: weights / items that share one reading of them  |  lines that are located  |  the rows' other lines
 
 The gather requests the first line of each row, and those lines count there. The bottom MLP's loops request the others;
-the interaction reads them and waits for the late ones, so they count there. Each byte counts once.
+the interaction reads them and waits for the late ones, so they count there. Each byte counts once. Bags are pooled when
+they are located: all of their rows count there, and what the interaction reads then lies in cache.
 """
 
 from __future__ import annotations
@@ -23,18 +24,14 @@ def roofline(model: Dlrm, plan: NetworkPlan) -> tuple[Part, ...]:
     """The plan's parts in its order, each with its least FLOPs and bytes per item."""
     num_bottom = len(plan.bottom)
     layers = _layers(model, plan)
+    inputs = len(model.tables) * _INDEX + model.num_dense * _FLOAT  # indices, or offsets of bags
     costs = [
-        ("rows located", 0, _gather_bytes(model, plan)),
+        ("rows located", 0, inputs + _touched_bytes(model, plan), 1.0, inputs, _INDEX + _row_bytes(model, plan)),
         *layers[:num_bottom],
         _interaction(model, plan),
         *layers[num_bottom:],
     ]
     return tuple(Part(name, *cost) for name, cost in zip(plan.parts, costs, strict=True))
-
-
-def _gather_bytes(model: Dlrm, plan: NetworkPlan) -> float:
-    """Indices, dense inputs, and the line of each row that the gather touches."""
-    return len(model.tables) * _INDEX + model.num_dense * _FLOAT + _touched_bytes(model, plan)
 
 
 def _touched_bytes(model: Dlrm, plan: NetworkPlan) -> int:
@@ -76,9 +73,9 @@ def _flops_per_cycle(family: Family) -> float:
     return family.flops_per_step / (16 * len(family.products)) if family.tiles else 2 * family.flops_per_step
 
 
-def _interaction(model: Dlrm, plan: NetworkPlan) -> tuple[str, int, float, float]:
+def _interaction(model: Dlrm, plan: NetworkPlan) -> tuple[str, int, float, float, float]:
     shape = model.num_vectors, model.dim
     rows = len(model.tables) * _row_bytes(model, plan)
     what = model.interaction.summary(model.num_vectors)
     share = _flops_per_cycle(plan.table_form.family) / _flops_per_cycle(plan.family)
-    return what, 2 * model.interaction.macs(*shape), rows - _touched_bytes(model, plan), share
+    return what, 2 * model.interaction.macs(*shape), rows - _touched_bytes(model, plan), share, 0.0

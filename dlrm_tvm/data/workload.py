@@ -65,14 +65,20 @@ def draw_items(
         indices[:, table] = generator.integers(0, rows, len(indices), dtype=indices.dtype)
 
 
-def bag_lengths(card: ModelCard, indices_per_bag: int | None = None) -> tuple[int, ...] | None:
+def bag_lengths(card: ModelCard, indices_per_bag: Sequence[int] | None = None) -> tuple[int, ...] | None:
     """Per table the number of indices in each random bag; None where all tables take one index per item, no bags.
 
-    indices_per_bag: of all tables; None: those that the model's graph fixes, else one.
+    indices_per_bag: of each table, or one number for all; None: those that the model's graph fixes, else one. Raises
+    UserError for another number of numbers, and for bags that the model does not take.
     """
-    lengths = (
-        card.graph_inputs.indices_per_bag if indices_per_bag is None else (indices_per_bag,) * len(card.table_rows)
-    )
+    tables = len(card.table_rows)
+    lengths = card.graph_inputs.indices_per_bag if indices_per_bag is None else tuple(indices_per_bag)
+    if indices_per_bag is not None and len(lengths) not in (1, tables):
+        raise UserError(
+            f"--indices-per-bag: {len(lengths)} numbers were given, one for all tables or one for each of {tables} was "
+            "wanted."
+        )
+    lengths = lengths * tables if len(lengths) == 1 else lengths
     if not any(length != 1 for length in lengths):
         return None
     if reason := card.graph_inputs.one_index:

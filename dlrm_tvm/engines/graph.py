@@ -34,11 +34,6 @@ def engine_graph(
         raise UserError(f"--engine takes {takes}. Leave out --engine or the bags.")
     version = engine_version(engine)
     precision = precision or manifest.precision
-    if precision == "int8" and any(number != 1 for number in fixed):
-        raise UserError(
-            "--engine at int8 is quantized on one index per table and item, which this graph does not take. "
-            "Give --engine-precision fp32."
-        )
     check_precision(engine, precision)
     path = _path(onnx_model, manifest, library)
     # Imported here, as our own library is measured without the ONNX package.

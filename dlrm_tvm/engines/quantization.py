@@ -3,9 +3,9 @@
     ONNX Runtime   quantize_dynamic: the layers' weights per output channel, activations at run time -> an ONNX file
     OpenVINO       nncf.quantize: weights, and activations by their ranges over sample items         -> OpenVINO's IR
 
-Lookups and the interaction's dots stay in floating point: quantize_dynamic quantizes constant weights alone, and NNCF
-is told to leave them. With both quantized, NNCF's default, the demo's AUC falls to 0.834 of the reference's; without,
-to 0.9997.
+Lookups, the interaction's dots, and what cross layers multiply and add element by element stay in floating point:
+quantize_dynamic quantizes constant weights alone, and NNCF is told to leave them. With lookups and dots quantized,
+NNCF's default, the demo's AUC falls to 0.834 of the reference's; without, to 0.9997.
 
 Tables are not written but read from the ONNX model: they may be larger than the disk.
 
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.reference_data import read_inputs
-from ..data.workload import random_items
+from ..data.workload import bag_lengths, random_bags, random_items
 from ..errors import UserError, one_line, run_script
 from ..machine.cpu import host_flags
 from ..model.bags import Bags
@@ -76,8 +76,7 @@ def _made(graph: str, card: ModelCard, ref_data: Path | None, max_ind_range: int
     fields = json.loads(graph)
     folder = Path(tempfile.mkdtemp(dir=_folder().name))
     if fields["engine"] == "openvino":
-        dense, indices = _sample(card, ref_data, max_ind_range)
-        np.savez(folder / _SAMPLE, dense=dense, indices=indices)
+        np.savez(folder / _SAMPLE, **_sample(card, ref_data, max_ind_range))
     command = [*module_command("engines.quantization"), graph, str(folder)]
     # NNCF sends usage statistics to its makers, unless it is told that this is an automatic test.
     done = subprocess.run(command, env={**os.environ, "CI": "true"}, capture_output=True, text=True, errors="replace")
@@ -93,14 +92,25 @@ def _folder() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="dlrm_int8_")
 
 
-def _sample(card: ModelCard, ref_data: Path | None, max_ind_range: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The calibration items: dense [n, D] float32, indices [n, T] int64."""
-    if ref_data is None:
-        return random_items(card, CALIBRATION_ITEMS, instance=_NO_INSTANCE)
-    dense, indices = read_inputs(ref_data, card, CALIBRATION_ITEMS, for_calibration=True, max_ind_range=max_ind_range)
-    if isinstance(indices, Bags):
-        raise UserError(f"{ref_data} has bags; other engines are measured with one index per table and item.")
-    return dense, indices
+def _sample(card: ModelCard, ref_data: Path | None, max_ind_range: int | None) -> dict[str, np.ndarray]:
+    """The calibration items: dense [n, D] float32, and indices [n, T] int64 or, where the graph fixes bags, of each
+    table t bags_t [n, number]."""
+    lengths = bag_lengths(card)
+    if ref_data is not None:
+        how = {"for_calibration": True, "max_ind_range": max_ind_range}
+        dense, lookups = read_inputs(ref_data, card, CALIBRATION_ITEMS, **how)
+    elif lengths is not None:
+        dense, lookups = random_bags(card, CALIBRATION_ITEMS, lengths, instance=_NO_INSTANCE)
+    else:
+        dense, lookups = random_items(card, CALIBRATION_ITEMS, instance=_NO_INSTANCE)
+    if not isinstance(lookups, Bags):
+        return {"dense": dense, "indices": lookups}
+    found = [set(np.diff(begins).tolist()) for begins in lookups.begins]
+    if found != [{length} for length in lengths or ()]:
+        takes = "bags as its file fixes them" if lengths else "one index per table and item"
+        raise UserError(f"{ref_data} has other bags; another engine is measured with {takes}.")
+    bags = zip(lookups.indices, lengths)
+    return {"dense": dense, **{f"bags_{t}": indices.reshape(-1, length) for t, (indices, length) in enumerate(bags)}}
 
 
 def quantize_onnxruntime(graph: EngineGraph, target: Path) -> None:
@@ -159,27 +169,30 @@ def _put_back(model: ModelProto, tensors: list[TensorProto]) -> None:
 
 
 def quantize_openvino(graph: EngineGraph, sample: Path, target: Path) -> None:
-    """sample: npz of dense [n, D] and indices [n, T]; the last batch is filled up with items from the beginning."""
+    """sample: npz as `_sample` has it; the last batch is filled up with items from the beginning."""
     import nncf
     import openvino as ov
 
     model = ov.Core().read_model(graph.path)
     with np.load(sample) as arrays:
-        dense, indices = arrays["dense"], arrays["indices"]
+        dense, *lookups = arrays.values()
+        has_bags = "indices" not in arrays
     is_open = all(dim.is_dynamic for dim in _batch_dims(model, graph))
     size = _CALIBRATION_BATCH if is_open else graph.batch_size
     feeds = [feed.resized(size) for feed in graph.feeds]
     batches = []
     for begin in range(0, len(dense), size):
         rows = np.arange(begin, begin + size) % len(dense)
-        batches.append({feed.name: feed.array(dense[rows], indices[rows]) for feed in feeds})
+        picked = [each[rows] for each in lookups]
+        indices = picked if has_bags else picked[0]
+        batches.append({feed.name: feed.array(dense[rows], indices) for feed in feeds})
     # Without VNNI pairs of products are added in 16 bits and saturate; NNCF's remedy is weights of 7 bits.
     remedy = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
     quantized = nncf.quantize(
         model,
         nncf.Dataset(batches),
         subset_size=len(batches),
-        ignored_scope=nncf.IgnoredScope(types=["Gather"], names=_dots(model), validate=False),
+        ignored_scope=nncf.IgnoredScope(types=["Gather"], names=_products(model), validate=False),
         advanced_parameters=None if host_flags() & _VNNI else remedy,
     )
     ov.save_model(without_tables(quantized), target, compress_to_fp16=False)
@@ -191,9 +204,9 @@ def _batch_dims(model: Any, graph: EngineGraph) -> list[Any]:
     return [shapes[feed.name][feed.batch_place] for feed in graph.feeds]
 
 
-def _dots(model: Any) -> list[str]:
-    """Names of the matrix multiplications without a constant operand."""
-    products = [node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]
+def _products(model: Any) -> list[str]:
+    """Names of the multiplications and additions without a constant operand: of dots and cross layers."""
+    products = [node for node in model.get_ordered_ops() if node.get_type_name() in ("MatMul", "Multiply", "Add")]
     return [node.get_friendly_name() for node in products if not any(map(_is_constant, node.input_values()))]
 
 

@@ -70,7 +70,9 @@ class Part:
 
     what: a layer's widths, or what else it does; flops: of the model's formulas; nbytes: that come from beyond the
     core's own caches: weights, once per tile or block of items that share them, and rows. peak_share: of the library's
-    peak that its instruction can reach, below 1 for a layer that stays wider than the others.
+    peak that its instruction can reach, below 1 for a layer that stays wider than the others. With bags, which are
+    pooled when rows are located, a part of rows takes bag_nbytes, and index_nbytes for each index of an item; None: as
+    without.
     """
 
     name: str
@@ -78,6 +80,8 @@ class Part:
     flops: int
     nbytes: float
     peak_share: float = 1.0
+    bag_nbytes: float | None = None
+    index_nbytes: float = 0.0
 
 
 @dataclass(frozen=True)

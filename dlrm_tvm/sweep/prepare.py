@@ -201,7 +201,7 @@ def _check_engines(run: RunSettings, spec: SweepSpec) -> None:
         return
     if run.engine != OURS:
         engine_version(run.engine)
-    if run.indices_per_bag not in (None, 1):
+    if any(number != 1 for number in run.indices_per_bag or ()):
         raise UserError("--engine takes one index per table and item, no bags. Leave --indices-per-bag out.")
     check_ours_only(run, others[0])
     if run.onnx_model and not run.onnx_model.is_file():
@@ -271,6 +271,8 @@ def _fixed_settings(settings: SweepSettings, base: Manifest, environment: Mappin
     run = asdict(settings.run)
     for key in ("model", "instances", "threads"):  # the libraries' checksums and the combinations say them
         del run[key]
+    if run["indices_per_bag"] is not None:
+        run["indices_per_bag"] = list(run["indices_per_bag"])  # as JSON gives it back
     return {
         "model_fingerprint": base.model.fingerprint,
         "precision": base.precision,

@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import models
 import numpy as np
@@ -89,6 +90,9 @@ def test_flops_of_all_parts_are_the_models(require_fma: None, batch: int, intera
     assert all(part.nbytes >= 0 for part in parts)
     inputs = 8 * len(model.tables) + 4 * model.num_dense
     assert parts[0].nbytes >= inputs + (64 * len(model.tables) if plan.prefetch.every else 0)
+    assert (parts[0].bag_nbytes, parts[0].index_nbytes) == (inputs, 8 + 4 * model.dim), "bags: all of every row"
+    rest = {part.name: part.bag_nbytes for part in parts[1:]}
+    assert rest == {name: 0.0 if name == "interaction" else None for name in NAMES[1:]}
     if batch == 1:  # every weight, bias and row is read once for the item
         assert sum(part.nbytes for part in parts) == model.mlp_bytes + model.gather_bytes_per_item + inputs
 
@@ -134,6 +138,22 @@ def test_a_reading_that_was_held_up_does_not_change_the_rate() -> None:
     ticks = (times * 2.5).astype(np.int64) + 2**40
     times[[0, 60]] += 3_000_000
     assert ticks_per_ns(times, ticks) == pytest.approx(2.5, rel=1e-6)
+
+
+def test_rows_of_bags_are_counted_where_they_are_pooled() -> None:
+    rows = Part("gather", "rows located", 0, 100.0, 1.0, 60.0, 520.0)
+    dots, layer = Part("interaction", "351 dots", 2000, 400.0, 1.0, 0.0), Part("top 1", "4-1", 8, 16.0)
+    manifest = SimpleNamespace(profile=(rows, dots, layer), batch_size=10)
+    calls = [ProfiledCalls(6, 1100.0, 1000.0, [200.0, 600.0, 200.0], 2.4)]
+
+    def found(indices: float | None) -> list[tuple[str, float]]:
+        profile = summarize(manifest, calls, peak_gflops=50.0, stream_gbps=10.0, indices_per_item=indices)
+        return [(each.part.what, each.gbps * each.ns_per_item) for each in profile.parts]
+
+    assert found(None) == [("rows located", 100), ("351 dots", 400), ("4-1", 16)]
+    text = "\n".join(profile_lines(summarize(manifest, calls, peak_gflops=50, stream_gbps=10, indices_per_item=214)))
+    assert re.search(r"gather +bags pooled +0.020 +18.2% +- +5567.0", text)
+    assert found(214) == [("bags pooled", 60 + 214 * 520), ("351 dots", 0), ("4-1", 16)]
 
 
 def test_table_and_json_say_the_same(require_fma: None, tmp_path: Path) -> None:

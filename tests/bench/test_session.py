@@ -31,7 +31,7 @@ def test_the_caller_gets_the_spare_core_or_free_ones_or_shares_all(machine: Topo
 
 
 def test_a_plan_holds_all_decisions_and_cannot_be_changed(demo_library: Path) -> None:
-    plan = plan_run(RunSettings(demo_library, instances=1, cores=str(CORES[0]), indices_per_bag=3))
+    plan = plan_run(RunSettings(demo_library, instances=1, cores=str(CORES[0]), indices_per_bag=(3,)))
     assert (plan.cores, plan.indices_per_bag, plan.other_engine) == (((CORES[0],),), 3, None)
     assert plan.manifest.model.num_tables == 26
     assert plan.memory.instance_nodes and plan.environment["command"]

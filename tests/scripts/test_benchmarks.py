@@ -26,9 +26,9 @@ from dlrm_tvm.sweep.plan import SweepSpec, parse_spec
 BENCHMARKS = ROOT / "tests" / "benchmarks"
 
 
-def bench_command(*settings: str) -> list[str]:
+def bench_command(*settings: str, target: str = "bench") -> list[str]:
     """What `make bench` would run of multi_instance.py."""
-    done = subprocess.run(["make", "-n", "bench", *settings], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(["make", "-n", target, *settings], cwd=ROOT, capture_output=True, text=True, check=True)
     (line,) = (line for line in done.stdout.splitlines() if "multi_instance.py" in line)
     return shlex.split(line)
 
@@ -42,6 +42,12 @@ def test_make_bench_is_a_sweep_of_all_engines_and_precisions_or_of_those_named()
     spec = SweepSpec((1,), (1,), (100,), (OURS, "openvino"), ("int8",))
     assert parse_spec(words[words.index("--sweep") + 1]) == spec
     assert words[-4:] == ["--repeats", "5", "--cores", "1"]
+    words = bench_command(target="bench-v2")
+    spec = SweepSpec((1,), (1,), (1, 100, 512, 2048), (OURS, *ENGINES), PRECISIONS)
+    assert parse_spec(words[words.index("--sweep") + 1]) == spec
+    assert words[words.index("--model") + 1] == "__prebuilt/bench_v2_b100.so"
+    words = bench_command("BATCHES=7", target="bench-v2")
+    assert parse_spec(words[words.index("--sweep") + 1]).batch == (7,)
     flags = {word for word in words if word.startswith("--")}
     assert flags <= set(re.findall(r"--[a-z-]+", run("--help").stdout))
 

@@ -113,8 +113,13 @@ def test_offsets_with_the_last_end_are_read_and_a_wrong_end_is_named(tmp_path: P
 
 def test_random_bags_have_the_lengths_that_the_graph_fixes_unless_others_are_asked_for() -> None:
     assert bag_lengths(CARD) == NUMBERS
-    assert bag_lengths(CARD, 4) == (4, 4, 4)
-    assert bag_lengths(CARD, 1) is None
+    assert bag_lengths(CARD, [4]) == (4, 4, 4)
+    assert bag_lengths(CARD, (2, 1, 9)) == (2, 1, 9)
+    assert bag_lengths(CARD, [1]) is None
+    with pytest.raises(
+        UserError, match=r"--indices-per-bag: 2 numbers were given, one for all tables or one for each of 3"
+    ):
+        bag_lengths(CARD, (2, 1))
     assert bag_lengths(replace(CARD, graph_inputs=replace(FIXED, indices_per_bag=()))) is None
     assert (mean_length(NUMBERS), mean_length(None)) == (8, 1)
     _, bags = random_bags(CARD, 50, NUMBERS, instance=0)

@@ -443,7 +443,7 @@ def test_settings_have_whole_paths(settings, tmp_path: Path, monkeypatch) -> Non
     [
         ({"engine": "openvino"}, "OpenVINO is not installed"),
         ({"engine": "onnxruntime", "onnx_model": Path("absent.onnx")}, "absent.onnx: no such file"),
-        ({"engine": "onnxruntime", "indices_per_bag": 2}, "no bags"),
+        ({"engine": "onnxruntime", "indices_per_bag": (2,)}, "no bags"),
         ({"engine": "onnxruntime"}, "does not say which ONNX file|fixed in it|no such file"),
     ],
 )
@@ -616,7 +616,7 @@ def test_what_is_for_our_library_alone_is_refused_beside_other_engines(with_engi
     settings = replace(with_engines, spec="engine=ours,onnxruntime")
     for changes, said in (
         ({"numa": "local"}, "--numa is for our own library, not for --engine onnxruntime"),
-        ({"indices_per_bag": 2}, "no bags"),
+        ({"indices_per_bag": (2,)}, "no bags"),
     ):
         with pytest.raises(UserError, match=said):
             run_sweep(replace(settings, run=replace(settings.run, **changes)), lambda text: None, Measuring())
