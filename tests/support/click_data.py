@@ -3,17 +3,19 @@
     logit(item, day) = bias + sum_j slope_j v_j + sum_t effect_t[c_t] + sum_(s,t) <taste_s[c_s], taste_t[c_t]>
     click ~ Bernoulli(sigmoid(logit))        v: dense values, c_t: category of table t, (s, t): pairs of `_PAIRS`
 
-Counts are log-normal and correlated, categories Zipf-skewed. Popularity, bias, slopes and effects walk at random from
-day to day, so that a model of the days before is tried on a day that is not one of them. All from a seed; NumPy only.
+For DLRM-DCNv2 a category brings fixed others along (`multi_hot`), as in MLPerf's multi-hot Criteo. Counts are
+log-normal and correlated, categories Zipf-skewed. Popularity, bias, slopes and effects walk at random from day to day,
+so that a model of the days before is tried on a day that is not one of them. All from a seed; NumPy only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
-from dlrm_tvm.data.demo_weights import CRITEO_TABLE_ROWS
+from dlrm_tvm.data.demo_weights import CRITEO_TABLE_ROWS, V2_INDICES_PER_BAG
 from dlrm_tvm.data.reference_data import log_counts
 
 TABLE_ROWS = tuple(min(rows, 1000) for rows in CRITEO_TABLE_ROWS)
@@ -63,6 +65,20 @@ def join(days: list[ClickItems]) -> ClickItems:
         np.concatenate([day.labels for day in days]),
         np.concatenate([day.logits for day in days]),
     )
+
+
+def multi_hot(categories: np.ndarray) -> list[np.ndarray]:
+    """[n, 26] -> of each table [n, MLPerf v2's indices per bag] int64: the category, then always the same others. They
+    are drawn as popular as on day 0, so that a long bag holds some rows several times."""
+    columns = zip(categories.T, _others())
+    return [np.concatenate([column[:, None], others[column]], axis=1) for column, others in columns]
+
+
+@cache
+def _others() -> tuple[np.ndarray, ...]:
+    """Per table [rows, indices per bag - 1]: what each category brings along."""
+    rng, popularity = np.random.default_rng([_SEED, 3]), _Truth.on(0).popularity
+    return tuple(rng.choice(len(p), (len(p), hot - 1), p=p) for p, hot in zip(popularity, V2_INDICES_PER_BAG))
 
 
 def _dense(rng: np.random.Generator, num_items: int) -> np.ndarray:

@@ -33,12 +33,15 @@ def write_dlrm(
     inputs: str = "gather",
     bias: bool = True,
     sigmoid_layer: int = -1,
+    hot: Sequence[int] = (),
     batch: int | None = None,
     external: str | None = None,
     seed: int = 0,
 ) -> Path:
     """Write the model and return its path. Inputs: dense_x [batch, num_dense] float32, indices [T, batch] int64 (one
     index per bag); output: pred [batch, 1].
+
+    hot: the number of indices per bag of each table, whose rows are summed; the inputs are then indices_t [batch, hot].
 
     bottom, top: hidden widths; `dim` and 1 are appended. interaction: "dot", "dot_self", "cat" or "cross"; ranks: of
     its layers, None for full rank.
@@ -54,15 +57,15 @@ def write_dlrm(
         weights = {name: array for name, array in weights.items() if not name.endswith("bias")}
     nodes = _Nodes(weights, layers=layers)
     x = nodes.mlp("bottom", "dense_x", [*["Relu"] * (len(bottom) + 1)])
-    rows = [
-        nodes.add("Gather", [f"table.{t}", index], axis=0)
-        for t, index in enumerate(_indices(nodes, inputs, len(table_rows)))
-    ]
+    indices = _indices(nodes, "separate" if hot else inputs, len(table_rows))
+    rows = [nodes.add("Gather", [f"table.{t}", index], axis=0) for t, index in enumerate(indices)]
+    if hot:
+        rows = [nodes.add("ReduceSum", [each, nodes.integers([1])], keepdims=0) for each in rows]
     joined = _interaction(nodes, x, rows, interaction, dim, len(ranks))
     activations = [*["Relu"] * len(top), None]
     activations[sigmoid_layer] = "Sigmoid"
     nodes.mlp("top", joined, activations, output="pred")
-    model = _model(nodes, _inputs(inputs, num_dense, len(table_rows), batch), batch)
+    model = _model(nodes, _inputs(inputs, num_dense, len(table_rows), batch, hot), batch)
     return _save(model, Path(path), external)
 
 
@@ -204,9 +207,12 @@ def _interaction(nodes: _Nodes, x: str, rows: list[str], interaction: str, dim: 
     return nodes.add("Concat", [x, nodes.add("Gather", [products, pairs], axis=1)], axis=1)
 
 
-def _inputs(inputs: str, num_dense: int, num_tables: int, batch: int | None) -> list:
+def _inputs(inputs: str, num_dense: int, num_tables: int, batch: int | None, hot: Sequence[int]) -> list:
     items = batch or "batch"
     dense = helper.make_tensor_value_info("dense_x", TensorProto.FLOAT, [items, num_dense])
+    if hot:
+        shapes = {f"indices_{t}": [items, number] for t, number in enumerate(hot)}
+        return [dense, *(helper.make_tensor_value_info(name, TensorProto.INT64, each) for name, each in shapes.items())]
     if inputs == "separate":
         names = [f"indices_{t}" for t in range(num_tables)]
         return [dense, *(helper.make_tensor_value_info(name, TensorProto.INT64, [items]) for name in names)]

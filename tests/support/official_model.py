@@ -1,10 +1,11 @@
-"""MLPerf's model at its full size on any disk: 187,767,399 rows, 96 GB, as sparse files; for tests and by hand.
+"""MLPerf's models at their full size on any disk, as sparse files; for tests and by hand.
 
-    python tests/support/official_model.py FOLDER          writes FOLDER/official.onnx, official.onnx.data, official.npz
+    python tests/support/official_model.py FOLDER [v2]   writes FOLDER/official.onnx, .onnx.data and .npz
 
-The MLPs are the demo model's. Of each table the first and the last rows and some hundred others are written, the rest
-are holes: zeros that take no disk. official.npz is MLPerf-style reference data that uses the written rows only; its
-outputs are computed here from the written values, by the paper's formulas in float64.
+The first has 187,767,399 rows (96 GB), the second 204,184,588 (104.5 GB). Layers are the demo models'. Of each table
+the first and the last rows and some hundred others are written, the rest are holes: zeros that take no disk.
+official.npz is reference data that uses the written rows only; its outputs are computed here from the written values,
+by the papers' formulas in float64.
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ from pathlib import Path
 import numpy as np
 from models import numpy_predictions
 
-from dlrm_tvm.data.demo_weights import CRITEO_TABLE_ROWS, DIM, DemoTensor, demo_network, demo_tensors
+from dlrm_tvm.data.demo_weights import DEMOS, DIM, V1, DemoModel, DemoTensor, demo_network, demo_tensors, index_names
 from dlrm_tvm.data.dlrm_graph import dlrm_graph
 from dlrm_tvm.model.dlrm import Dense, Dlrm, GraphInputs, Table
-from dlrm_tvm.model.interactions import Dot
+from dlrm_tvm.model.interactions import Cross, Dot
 
 KNOWN_ROWS = 120  # of each table at most
 _SEED = 40_000_000
 
 
-def write_official_model(folder: Path, name: str = "official") -> Path:
-    """Write the model as FOLDER/NAME.onnx with NAME.onnx.data (96 GB long, some 20 MB on disk); returns its path."""
-    tensors = demo_tensors(max(CRITEO_TABLE_ROWS))
+def write_official_model(folder: Path, kind: DemoModel = V1, name: str = "official") -> Path:
+    """Write the model as FOLDER/NAME.onnx with NAME.onnx.data (96 GB long, v2 104.5 GB; some 20 MB on disk, v2 80);
+    returns its path."""
+    tensors = demo_tensors(max(kind.table_rows), kind)
     path = folder / f"{name}.onnx"
     data = folder / f"{name}.onnx.data"
     with data.open("wb") as file:
@@ -38,7 +40,7 @@ def write_official_model(folder: Path, name: str = "official") -> Path:
             else:
                 file.seek(tensor.offset)
                 file.writelines(tensor.values())
-    graph = dlrm_graph(demo_network(tensors), name="demo_dlrm", data_name=data.name, marker="sparse")
+    graph = dlrm_graph(demo_network(tensors, kind), name=kind.name, data_name=data.name, marker="sparse")
     path.write_bytes(graph.SerializeToString())
     return path
 
@@ -56,40 +58,54 @@ def row_values(rows: np.ndarray, seed: int) -> np.ndarray:
     return np.array(values, "<f4")
 
 
-def official_model_of(path: Path) -> Dlrm:
+def official_model_of(path: Path, kind: DemoModel = V1) -> Dlrm:
     """The same model without its ONNX graph: tables as memory maps of the data file, no reader involved."""
-    tensors = {tensor.name: tensor for tensor in demo_tensors(max(CRITEO_TABLE_ROWS))}
+    tensors = {tensor.name: tensor for tensor in demo_tensors(max(kind.table_rows), kind)}
     data = path.with_name(path.name + ".data")
 
     def array(name: str) -> np.ndarray:
         return np.memmap(data, "<f4", "r", tensors[name].offset, tensors[name].shape)
 
-    def mlp(prefix: str, activations: Sequence[str]) -> tuple[Dense, ...]:
-        layers = enumerate(activations)
-        return tuple(Dense(array(f"{prefix}.{i}.weight"), array(f"{prefix}.{i}.bias"), kind) for i, kind in layers)
+    def dense(name: str, activation: str) -> Dense:
+        weight = array(f"{name}.weight")
+        bias = array(f"{name}.bias") if f"{name}.bias" in tensors else np.zeros(len(weight), np.float32)
+        return Dense(weight, bias, activation)
 
+    def mlp(prefix: str, activations: Sequence[str]) -> tuple[Dense, ...]:
+        return tuple(dense(f"{prefix}.{i}", activation) for i, activation in enumerate(activations))
+
+    crossings = tuple(tuple(dense(f"cross.{i}.{each}", "none") for each in "vw") for i in range(len(kind.ranks)))
     return Dlrm(
         name=path.stem,
         bottom=mlp("bottom", ["relu"] * 3),
         tables=tuple(Table(name, array(name)) for name, tensor in tensors.items() if tensor.is_table),
-        interaction=Dot(),
+        interaction=Cross(crossings) if crossings else Dot(),
         top=mlp("top", ["relu"] * 4 + ["sigmoid"]),
-        graph_inputs=GraphInputs("dense_x", ("indices",), (), "pred"),
+        graph_inputs=GraphInputs("dense_x", index_names(kind), (), "pred", kind.indices_per_bag),
     )
 
 
-def write_reference(path: Path, items: int = 500) -> Path:
-    """MLPerf-style data for the model at `path`, every item's indices among the written rows -> path of the npz."""
+def write_reference(path: Path, kind: DemoModel = V1, items: int = 500) -> Path:
+    """Data for the model at `path`, every item's indices among the written rows, the last of each table in its first
+    item -> path of the npz, of MLPerf's style or, with bags, with the graph's own inputs."""
     rng = np.random.default_rng(_SEED)
     dense = rng.uniform(0, 5, (items, 13)).astype(np.float32)
-    indices = np.stack(
-        [rng.choice(known_rows(rows, table), items) for table, rows in enumerate(CRITEO_TABLE_ROWS)], axis=1
-    )
-    indices[0] = np.array(CRITEO_TABLE_ROWS) - 1  # the very last row of every table
-    predictions = numpy_predictions(official_model_of(path), dense, indices).astype(np.float32)
-    clicks = (rng.random(items) < predictions).astype(np.float32)
+    sizes = [items if hot == 1 else (items, hot) for hot in kind.lengths]
+    known = [known_rows(rows, table) for table, rows in enumerate(kind.table_rows)]
+    bags = [rng.choice(rows, size) for rows, size in zip(known, sizes)]
+    for bag, rows in zip(bags, kind.table_rows):
+        bag[0] = rows - 1
+    model = official_model_of(path, kind)
+    if kind.indices_per_bag:
+        flat, offsets = [bag.reshape(-1) for bag in bags], [np.arange(items) * hot for hot in kind.lengths]
+        predictions = numpy_predictions(model, dense, flat, offsets)
+        named = {name: bag.reshape(items, -1) for name, bag in zip(index_names(kind), bags)}
+        recorded = {"dense_x": dense, **named, "pred": predictions.astype(np.float32)}
+    else:
+        predictions = numpy_predictions(model, dense, np.stack(bags, axis=1))
+        recorded = {"X_int": dense, "X_cat": np.stack(bags, axis=1), "torch_res": predictions.astype(np.float32)}
     reference = path.with_suffix(".npz")
-    np.savez(reference, X_int=dense, X_cat=indices, torch_res=predictions, target=clicks)
+    np.savez(reference, **recorded, target=(rng.random(items) < predictions).astype(np.float32))
     return reference
 
 
@@ -102,8 +118,8 @@ def _write_rows(file, tensor: DemoTensor) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("One folder to write to was wanted. Try: python tests/support/official_model.py /tmp/official")
-    folder = Path(sys.argv[1])
+    if len(sys.argv) not in (2, 3) or sys.argv[2:] not in ([], *([name] for name in DEMOS)):
+        sys.exit("One folder to write to was wanted. Try: python tests/support/official_model.py /tmp/official v2")
+    folder, kind = Path(sys.argv[1]), DEMOS[(sys.argv[2:] or ["v1"])[0]]
     folder.mkdir(parents=True, exist_ok=True)
-    print(write_official_model(folder), write_reference(folder / "official.onnx"))
+    print(write_official_model(folder, kind), write_reference(folder / "official.onnx", kind))
