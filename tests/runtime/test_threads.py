@@ -36,7 +36,8 @@ def library(tmp_path_factory) -> Path:
 
 
 def run(library: Path, script: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", SETUP + script, str(library)]
+    # Python 3.12 and newer warn of every fork in a process that has threads.
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SETUP + script, str(library)]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
