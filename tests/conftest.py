@@ -52,7 +52,7 @@ def _compile_demo(folder: Path) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def signals_as_in_a_terminal() -> None:
-    """Whoever started pytest with nohup or in the background of a script has it ignore these, and what it starts too."""
+    """Started with nohup or in the background of a script, pytest ignores some, and so does what it starts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
         if signal.getsignal(number) == signal.SIG_IGN:
