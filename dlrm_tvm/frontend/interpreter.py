@@ -34,7 +34,8 @@ Scope = ChainMap[str, Value]
 
 
 _OUTERMOST = 2  # maps in the graph's own scope: nodes' outputs and inputs; a Loop's body adds one
-_MOST_TRIPS = 50_000  # of all loops together: more than those over items, tables and their indices take
+_MOST_TRIPS = 1000  # plus two per row of the largest input: more than any loop over items or tables takes
+_MOST_IN_ALL = 50_000  # of all loops together, those in loops too
 # Raised by NumPy, onnx and Python's own calls where a node's inputs and attributes do not fit together.
 _MISFITS = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
 # Operators whose results jump at some value of an input.
@@ -82,7 +83,6 @@ class Interpreter:
         self._branches = branches
         self.expressions = expressions
         self._computations = Computations(expressions)
-        self._trips = 0
         self._most_tried = most_tried
         self._steering = {"Loop": self._loop, "If": self._if}
         self._sequences: dict[str, Callable[..., Value]] = {
@@ -100,7 +100,8 @@ class Interpreter:
         """
         made = {} if made is None else made
         scope: Scope = ChainMap(made, dict(inputs))
-        self._trips = 0
+        largest = max((max(_shape(value), default=0) for value in inputs.values()), default=0)
+        self._trips, self._most_trips = 0, _MOST_TRIPS + 2 * largest
         varying = set(inputs) | self.graph.size_constants
         steps = (self._followed(node, self._step, node, varying) for node in self.graph.nodes)
         self._run_steps((step for step in steps if made.keys().isdisjoint(step.node.output)), scope)
@@ -219,9 +220,9 @@ class Interpreter:
         stacks: list[list[Value]] = [[] for _ in body.outputs[1 + len(carried) :]]
         trip = 0
         while (limit is None or trip < limit) and (not conditional or self._truth(condition)):
-            if self._trips == _MOST_TRIPS:
-                raise ValueError(f"runs on after {_MOST_TRIPS:,} trips through the graph's loops")
             self._trips += 1
+            if trip == self._most_trips or self._trips > _MOST_IN_ALL:
+                raise ValueError(f"runs more than {trip:,} times, all loops together {self._trips:,}")
             given = [np.array(trip, np.int64), np.array(True), *carried]
             condition, *made = self._run_body(body, given, scope)
             carried = made[: len(carried)]
