@@ -51,15 +51,17 @@ class BagPrefetch:
 
 _BYTES_AHEAD = 16 << 10  # tests/benchmarks/EXPERIMENTS.md, "Bags"
 _MOST_AHEAD = 128
+_STREAM_LINES = 8  # of rows that the hardware reads on by itself: one line asked for is enough, and costs least
 
 
 def bag_prefetch(row_words: int, is_tiled: bool = False) -> BagPrefetch:
-    """Some rows ahead; of a row up to four lines, and the hardware brings those between. CPUs with AMX, is_tiled, bring
-    no neighbouring lines, and have room for more rows on their way."""
+    """Some rows ahead, their first line or, where they are short, all. CPUs with AMX, is_tiled, bring no neighbouring
+    lines, and have room for more rows on their way."""
     if is_tiled:
         return BagPrefetch(distance=_MOST_AHEAD, stride=1, locality=2)
     distance = min(_MOST_AHEAD, max(1, _BYTES_AHEAD // (4 * row_words)))
-    return BagPrefetch(distance, stride=max(1, row_words // LANES // 4), locality=2)
+    is_long = row_words >= _STREAM_LINES * LANES
+    return BagPrefetch(distance, stride=_STREAM_LINES if is_long else 1, locality=2)
 
 
 def tiles_at_once(tiles: int, tile_bytes: int) -> int:
