@@ -92,6 +92,14 @@ def test_int8_with_calibration_data_has_static_scales_and_records_their_source(r
     assert [scales is None for scales in numerics["layer_scales"]] == [each == "fp32" for each in numerics["layers"]]
 
 
+@pytest.mark.parametrize("precision", [pytest.param(each, marks=needs(each)) for each in ("bf16", "int8")])
+def test_a_library_for_one_item_is_verified_on_enough_of_them_to_tell_a_share(run, onnx_model, precision):
+    """One item whose rounding differs somewhere is no wrong library."""
+    status, _, out, error = run("--onnx-model", onnx_model, f"--precision={precision}", "--batch-size", "1")
+    assert status == 0, error
+    assert int(re.search(r"^verified +(\d+) random items", out, re.MULTILINE).group(1)) >= 24
+
+
 @needs("int8")
 def test_calibration_data_of_another_model_is_refused_and_nothing_is_left(run, onnx_model, tmp_path):
     np.savez(tmp_path / "other.npz", X_int=np.ones((4, 5), np.float32), X_cat=np.zeros((4, 3), np.int64),
