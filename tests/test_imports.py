@@ -42,7 +42,7 @@ PACKAGES = {
     "kernels": {"tvm"},
     "runtime": {"tvm", "tvm_ffi"},
     "data": {"onnx", "pyarrow"},
-    "engines": {"onnxruntime", "openvino", "nncf", "onnx"},
+    "engines": {"onnxruntime", "openvino", "nncf", "onnx", "torch", "torchao", "zentorch"},
     "schedules": {"tvm"},
     "compiler": {"tvm"},
     "tuning": {"tvm", "tvm_ffi"},
@@ -53,6 +53,7 @@ EVERYWHERE = {"numpy"}
 ONLY_IN = {
     "onnx": {"data": {"dlrm_graph"}},
     "pyarrow": {"data": {"parquet"}},
+    "torch": {"engines": {"pytorch"}},
 }  # rooms of a wing that alone may use a package
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from ..instances.arrivals import CLOSED, Arrivals
 from ..instances.group import Instances, MeasuredRun
 from ..instances.window import Measurement
+from ..machine.cpu import host_flags
 from ..machine.files import write_whole_file
 from ..machine.memory import memory_use
 from .card import peak_line
@@ -19,6 +20,7 @@ from .profile import summarize
 from .report import RunReport
 from .session import Session
 from .warnings import (
+    beyond_peak_warnings,
     engine_warnings,
     load_warnings,
     overload_warnings,
@@ -56,7 +58,7 @@ def measure(
     peak_after, stream, interrupted = _limits_after(session, run)
     overloaded = overload_warnings(run.measurement)
     stable = run.stable and not overloaded if run.stable is not None else None  # a queue that grows is not stable
-    return RunReport(
+    report = RunReport(
         plan=session.plan,
         tables=session.tables,
         measurement=run.measurement,
@@ -76,6 +78,8 @@ def measure(
         stable=stable,
         clocks_mhz=run.clocks_mhz,
     )
+    beyond = beyond_peak_warnings(report.peak_fraction, report.peak_family)
+    return replace(report, warnings=[*report.warnings, *beyond])
 
 
 def write_latencies(path: Path, measurement: Measurement) -> None:
@@ -112,7 +116,7 @@ def _plan_warnings(session: Session) -> list[str]:
     plan = session.plan
     return [
         *table_warnings(session.tables),
-        *engine_warnings(plan.manifest.precision, plan.other_engine),
+        *engine_warnings(plan.manifest, plan.other_engine, host_flags()),
         *load_warnings(plan.busiest),
     ]
 

@@ -71,6 +71,11 @@ class RunReport:
         return other.precision if other else self.manifest.precision
 
     @property
+    def peak_family(self) -> str:
+        """The instructions that the peak is of."""
+        return self.manifest.peak_of(self.precision).family
+
+    @property
     def items_per_s(self) -> float:
         return self.measurement.total_batches_per_s * self.manifest.batch_size
 
@@ -152,7 +157,7 @@ def results_json(report: RunReport) -> dict[str, object]:
         "precision": report.precision,
         "library_precision": manifest.precision,
         "engine_calibration": other.calibration if other else None,
-        "family": manifest.family,
+        "family": report.peak_family,
         "target_cpu": manifest.target_cpu,
         "batch_size": manifest.batch_size,
         "instances": len(report.cores),
@@ -261,7 +266,7 @@ def _arrival_lines(report: RunReport) -> list[str]:
 def _peaks(report: RunReport) -> str:
     after = f"{sum(report.peak_after_gflops):,.1f}" if report.peak_after_gflops else "not measured"
     rates = f"before {sum(report.peak_before_gflops):,.1f}, after {after}"
-    return f"{report.peak_gflops:,.1f} GFLOP/s of {report.manifest.family} ({rates})"
+    return f"{report.peak_gflops:,.1f} GFLOP/s of {report.peak_family} ({rates})"
 
 
 def _memory(report: RunReport) -> str:

@@ -14,7 +14,7 @@ Each is one line: what was seen, the likely cause, what to try. machine/os_count
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from ..instances.progress import TOLERANCE, WINDOWS
 from ..instances.window import Measurement
 from ..machine.os_counters import CpuTime, Snapshot, cpu_times
 from ..machine.topology import format_cpu_list
+from ..runtime.manifest import Manifest
 from ..runtime.weight_copies import TableSetup
 
 _BUSY_SHARE = 0.1  # of a core, before the start: three ticks of the sample
@@ -77,13 +78,31 @@ def table_warnings(tables: TableSetup) -> list[str]:
     ]
 
 
-def engine_warnings(library_precision: str, engine: EngineGraph | None) -> list[str]:
-    """engine: the other one that ran, if any."""
-    if engine is None or engine.precision == library_precision:
+def engine_warnings(manifest: Manifest, engine: EngineGraph | None, flags: Set[str]) -> list[str]:
+    """About the peak. engine: the other one that ran, if any; flags: the CPU's."""
+    if engine is None:
+        return []
+    peak = manifest.peak_of(engine.precision)
+    if peak.precision != engine.precision:
+        return [
+            f"The engine ran at {engine.precision}, the peak is that of the library's {peak.precision}: its share is "
+            f"of another limit. Give a library of compile.py --precision {engine.precision}."
+        ]
+    tiles = "amx_int8" if engine.precision == "int8" else "amx_bf16"
+    if tiles in flags and not peak.family.startswith("amx"):
+        return [
+            f"The peak is that of {peak.family}, this CPU has {tiles} too, which the engine may use: its share is of a "
+            "lower limit than the CPU's. Give a library of compile.py --isa amx."
+        ]
+    return []
+
+
+def beyond_peak_warnings(share: float, family: str) -> list[str]:
+    if share <= 1:
         return []
     return [
-        f"The engine ran at {engine.precision}, the peak is that of the library's {library_precision}: its share is of "
-        f"another limit. Give a library of compile.py --precision {engine.precision}."
+        f"The throughput is {share:.2f} of the peak of {family}: this is not the limit. Probably faster instructions "
+        "ran than those of the peak (compile with --isa auto), or the peak was disturbed: repeat the run."
     ]
 
 

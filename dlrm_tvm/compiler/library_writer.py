@@ -24,10 +24,10 @@ from tvm import relax
 from ..console import progress_bar
 from ..errors import UserError
 from ..model.card import describe, describe_numerics
-from ..runtime.manifest import FORMAT_VERSION, Manifest, Parameter
+from ..runtime.manifest import FORMAT_VERSION, Manifest, Parameter, Peak
 from ..runtime.parameters import TABLES, lay_out, rest_sha256, write_parameters
 from .job import Job
-from .lower import BAG_INPUTS, INPUTS, OUTPUTS, peak_loop
+from .lower import BAG_INPUTS, INPUTS, OUTPUTS, other_peaks, peak_loop
 from .options import repeatable_options
 from .roofline import roofline
 
@@ -207,6 +207,9 @@ def _manifest(job: Job, library: Path, parameters: _ParameterFile, build: str) -
         parameters=parameters.entries,
         table_range=job.tables.table_range(parameters.path.name, parameters.copied_at),
         peak_flops_per_round=peak_loop(job).flops_per_round,
+        other_peaks=tuple(
+            Peak(precision, loop.family.name, loop.flops_per_round) for precision, loop in other_peaks(job).items()
+        ),
         tuned_kernels=job.schedules.tuned,
         untuned_kernels=job.schedules.untuned,
         tvm_version=tvm.__version__,

@@ -19,6 +19,8 @@ from ..kernels.network import bag_network, network, profile_network
 from ..kernels.network_plan import NetworkPlan
 from ..kernels.peak import MAX_THREADS, PeakLoop, stream_read
 from ..kernels.tile_unit import ask_for_tiles
+from ..model.precision import PRECISIONS
+from ..runtime.manifest import peak_name
 from ..runtime.parameters import array_source
 from ..schedules.passes import kernel_pipeline
 from .job import Job
@@ -38,7 +40,8 @@ def lower(job: Job) -> Job:
         functions = _tir_functions(job.planned.plan, job.settings.profile)
         module, mlp = _relax_module(job.planned.plan, functions), job.planned.mlp
     # Measuring needs no compiler: the loops that measure the hardware travel with the library.
-    helpers = [peak_loop(job).function(), stream_read(mlp.size, job.family)]
+    helpers = [loop.function() for loop in (peak_loop(job), *other_peaks(job).values())]
+    helpers.append(stream_read(mlp.size, job.family))
     if job.family.tiles and not job.family.emulated:
         helpers.append(ask_for_tiles(MAX_THREADS))
     for helper in helpers:
@@ -53,6 +56,12 @@ def build(job: Job) -> Job:
 
 def peak_loop(job: Job) -> PeakLoop:
     return PeakLoop(job.family)
+
+
+def other_peaks(job: Job) -> dict[str, PeakLoop]:
+    """By precision, of the fastest instructions for those at which another engine may run in the library's place."""
+    families = {each: job.cpu.find_family(each, tiles=job.family.tiles) for each in PRECISIONS if each != job.precision}
+    return {each: PeakLoop(family, peak_name(each)) for each, family in families.items() if family}
 
 
 def _tir_functions(plan: NetworkPlan, profile: bool) -> dict[str, tirx.PrimFunc]:

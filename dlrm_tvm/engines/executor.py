@@ -1,14 +1,15 @@
 """Another engine in place of our executor, inside a worker: the same batches, placement and clock.
 
-Our library is opened beside it for two things: its peak loops, so that both engines are compared with the same peak,
-and its predictions for the first batch, which the other engine must match: within 1e-4 if both run at fp32, else on
-average within the limit of interface.py. Nothing of our library is timed.
+Our library is opened beside it for two things: its peak loops, as the limit is that of the best instructions for the
+precision whoever runs, and its predictions for the first batch, which the other engine must match: within 1e-4 if both
+run at fp32, else on average within the limit of interface.py. Nothing of our library is timed.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ class EngineExecutor:
         self._engine = open_engine(graph, threads=len(cores), cores=cores)
         self._ours = Executor(open_artifact(library), threads=len(cores), cores=cores)
         self.artifact, self.batch_size = self._ours.artifact, graph.batch_size
-        self.peak_gflops, self.stream_gbps = self._ours.peak_gflops, self._ours.stream_gbps
+        self.peak_gflops = partial(self._ours.peak_gflops, precision=graph.precision)
+        self.stream_gbps = self._ours.stream_gbps
         self._compared = False
 
     def prepare(self, dense: np.ndarray, indices: np.ndarray, offsets: np.ndarray | None = None) -> Any:
@@ -88,6 +90,8 @@ def open_engine(graph: EngineGraph, *, threads: int, cores: Sequence[int]) -> Op
 
     Raises UserError where the engine refuses the graph.
     """
+    if threads > 1:  # PyTorch's OpenMP reads it when it is loaded
+        os.environ["GOMP_CPU_AFFINITY"] = " ".join(map(str, cores))
     try:
         engine = _opener(graph.engine)(graph, threads, cores)
         engine.run(engine.prepare(*graph.first_items()))
@@ -101,9 +105,13 @@ def _opener(engine: str) -> Callable[[EngineGraph, int, Sequence[int]], OpenEngi
         from .onnxruntime import open_onnxruntime
 
         return open_onnxruntime
-    from .openvino import open_openvino
+    if engine == "openvino":
+        from .openvino import open_openvino
 
-    return open_openvino
+        return open_openvino
+    from .pytorch import open_pytorch
+
+    return open_pytorch
 
 
 def _reason(error: Exception) -> str:

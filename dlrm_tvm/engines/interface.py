@@ -7,9 +7,11 @@
 They run in the graph's precision, on the given number of threads. An engine is imported where it is opened, so a
 process holds only one. graph.py finds the inputs of a file; this module reads no graph.
 
-    engine         fp32   bf16                        int8
-    ONNX Runtime   yes    no kernels on CPUs          dynamic quantization of the layers' weights
-    OpenVINO       yes    its own, with avx512_bf16   NNCF's post-training quantization
+    engine          fp32   bf16                        int8
+    ONNX Runtime    yes    no kernels on CPUs          dynamic quantization of the layers' weights
+    OpenVINO        yes    its own, with avx512_bf16   NNCF's post-training quantization
+    torch.compile   yes    its own, with avx512_bf16   PT2E's post-training quantization by torchao
+    zentorch        yes    its own, with avx512_bf16   only models quantized by AMD's Quark
 
 An engine that would run in another precision than asked for is refused: its number would mean something else.
 """
@@ -30,8 +32,10 @@ from ..machine.cpu import BF16_FLAG, host_flags
 from ..paths import packages_command
 
 OURS = "ours"  # the library itself, by its executor
-TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "torch.compile", "zentorch": "zentorch"}
 ENGINES = tuple(TITLES)
+EXTRAS = {"torch": "torch", "zentorch": "torch"}  # others: "engines"
+_QUANTIZERS = {"openvino": ("nncf", "NNCF"), "torch": ("torchao", "torchao")}
 
 FP32_TOLERANCE = 1e-4  # between two fp32 programs, which add in different orders
 # Limits of the mean absolute error of a probability. Measured on the demo, 2026-11-25: OpenVINO bf16 0.0015, ONNX
@@ -140,7 +144,7 @@ class OpenEngine:
 def engine_version(engine: str) -> str:
     """Raises UserError where it is not installed."""
     if importlib.util.find_spec(engine) is None:
-        raise UserError(f"{TITLES[engine]} is not installed. Type: {packages_command('engines')}")
+        raise UserError(f"{TITLES[engine]} is not installed. Type: {packages_command(EXTRAS.get(engine, 'engines'))}")
     try:
         return metadata.version(engine)
     except metadata.PackageNotFoundError:  # the package has another name than the module
@@ -152,9 +156,14 @@ def refusal(engine: str, precision: str, flags: Set[str] | None = None) -> str |
     if precision == "bf16" and engine == "onnxruntime":
         return "ONNX Runtime has no bf16 on CPUs."
     if precision == "bf16" and BF16_FLAG not in (host_flags() if flags is None else flags):
-        return f"OpenVINO at bf16 needs {BF16_FLAG}, which this CPU lacks: it would run at fp32 and not say so."
-    if precision == "int8" and engine == "openvino" and importlib.util.find_spec("nncf") is None:
-        return f"OpenVINO at int8 needs NNCF, which is not installed. Type: {packages_command('engines')}"
+        title = TITLES[engine]
+        return f"{title} at bf16 needs {BF16_FLAG}, which this CPU lacks: it would run at fp32 and not say so."
+    if precision == "int8" and engine == "zentorch":
+        return "zentorch at int8 takes models quantized by AMD's Quark, which this toolkit does not make."
+    module, tool = _QUANTIZERS.get(engine, (None, None))
+    if precision == "int8" and module and importlib.util.find_spec(module) is None:
+        packages = packages_command(EXTRAS.get(engine, "engines"))
+        return f"{TITLES[engine]} at int8 needs {tool}, which is not installed. Type: {packages}"
     return None
 
 
@@ -164,7 +173,7 @@ def check_precision(engine: str, precision: str, flags: Set[str] | None = None) 
     if reason is None:
         return
     if precision == "bf16":
-        others = "fp32 or int8" if engine == "openvino" else "fp32 or int8, or --engine openvino"
+        others = "fp32 or int8, or --engine openvino" if engine == "onnxruntime" else "fp32 or int8"
         reason += f" Give --engine-precision {others}."
     raise UserError(reason)
 

@@ -2,6 +2,7 @@
 
     ONNX Runtime   quantize_dynamic: the layers' weights per output channel, activations at run time -> an ONNX file
     OpenVINO       nncf.quantize: weights, and activations by their ranges over sample items         -> OpenVINO's IR
+    torch.compile  torchao, the same way, by every instance for itself (pytorch.py)                  -> the sample items
 
 Lookups, the interaction's dots, and what cross layers multiply and add element by element stay in floating point:
 quantize_dynamic quantizes constant weights alone, and NNCF is told to leave them. With lookups and dots quantized,
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
 CALIBRATION_ITEMS = 2_000
 _CALIBRATION_BATCH = 100  # unless the file fixes one; a range is the mean of the batches' ranges
 _NO_INSTANCE = 1 << 20  # a seed that no instance has
-_FILES = {"onnxruntime": "int8.onnx", "openvino": "int8.xml"}
 _SAMPLE = "sample.npz"
+_FILES = {"onnxruntime": "int8.onnx", "openvino": "int8.xml", "torch": _SAMPLE}
 _LAYERS = ("Gemm", "MatMul")
 _VNNI = {"avx512_vnni", "avx_vnni"}  # in /proc/cpuinfo
 
@@ -61,7 +62,7 @@ def with_int8(
     if graph.precision != "int8":
         return graph
     calibration = None
-    if graph.engine == "openvino":
+    if graph.engine != "onnxruntime":
         calibration = f"{CALIBRATION_ITEMS:,} random items like the workload's"
         if ref_data is not None:
             calibration = f"items of {ref_data}, the first {CALIBRATION_ITEMS:,} at most"
@@ -75,8 +76,10 @@ def _made(graph: str, card: ModelCard, ref_data: Path | None, max_ind_range: int
     """Path of the int8 file of the graph, an EngineGraph as JSON."""
     fields = json.loads(graph)
     folder = Path(tempfile.mkdtemp(dir=_folder().name))
-    if fields["engine"] == "openvino":
+    if fields["engine"] != "onnxruntime":
         np.savez(folder / _SAMPLE, **_sample(card, ref_data, max_ind_range))
+    if fields["engine"] == "torch":
+        return str(folder / _SAMPLE)
     command = [*module_command("engines.quantization"), graph, str(folder)]
     # NNCF sends usage statistics to its makers, unless it is told that this is an automatic test.
     done = subprocess.run(command, env={**os.environ, "CI": "true"}, capture_output=True, text=True, errors="replace")

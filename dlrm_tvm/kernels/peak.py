@@ -27,6 +27,7 @@ MAX_THREADS = 1024
 @dataclass(frozen=True)
 class PeakLoop:
     family: Family = AVX512
+    name: str = "peak_fma"
 
     @property
     def flops_per_round(self) -> int:
@@ -39,11 +40,11 @@ class PeakLoop:
         are arguments, so that LLVM cannot fold the chains.
         """
         if self.family.tiles:
-            return _tile_peak(self.family)
+            return _tile_peak(self.family, self.name)
         family, chains = self.family, self.family.chains
         dtype = Form(family.precision).sum_dtype
         with IRBuilder() as builder, T.prim_func(s_tir=True):
-            T.func_name("peak_fma")
+            T.func_name(self.name)
             T.func_attr({"tirx.noalias": True})
             rounds = T.arg("rounds", T.int32())
             factors = T.arg("factors", T.buffer((2,), "float32"))
@@ -64,12 +65,12 @@ class PeakLoop:
         return builder.get()
 
 
-def _tile_peak(family: Family):
+def _tile_peak(family: Family, name: str):
     """The same with products of two tiles, as many as make a multiply-add. Their numbers are random: on zeros AMX runs
     a fifth faster."""
     kind = "bf16" if family.takes == "bf16" else "unsigned"
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("peak_fma")
+        T.func_name(name)
         T.func_attr({"tirx.noalias": True})
         rounds = T.arg("rounds", T.int32())
         T.arg("factors", T.buffer((2,), "float32"))

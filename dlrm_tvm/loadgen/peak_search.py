@@ -54,7 +54,7 @@ def find_peak_qps(
         tests.extend(until_sure(test, asked, say))
         verdict = tests[-1].verdict
         found = "valid" if verdict.is_valid else "; ".join(verdict.reasons)
-        say(name, f"{qps:,.1f} samples/s for {seconds:.0f} s: p99 {verdict.latency_ms['p99']:.1f} ms, {found}")
+        say(name, f"{qps:,.1f} samples/s, {verdict.queries:,} queries: p99 {verdict.latency_ms['p99']:.1f} ms, {found}")
         return verdict.is_valid
 
     low, high = 0.0, most_qps

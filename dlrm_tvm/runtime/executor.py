@@ -30,6 +30,7 @@ from ..machine.tile_state import TILE_FLAGS, require_tiles
 from ..model.bags import Bags, as_array, bags_of_arrays, bags_of_one, check_bags, wrapped_indices
 from . import seats
 from .artifact import Artifact
+from .manifest import peak_name
 from .parameters import aligned
 from .thread_pool import check_threads, place_threads
 
@@ -229,13 +230,15 @@ class Executor:
         if answers[: self.threads].any():
             raise UserError(f"{self.artifact.library}: the kernel grants AMX's tile state to some threads only.")
 
-    def peak_gflops(self, seconds: float) -> float:
-        """Fused multiply-adds and nothing else on all threads, for about `seconds`: GFLOP/s over all of them."""
-        loop = self._function("peak_fma")
+    def peak_gflops(self, seconds: float, precision: str | None = None) -> float:
+        """Fused multiply-adds and nothing else on all threads, for about `seconds`: GFLOP/s over all of them.
+        precision: whose, if the library has such a loop; by default its own."""
+        peak = self.artifact.manifest.peak_of(precision)
+        loop = self._function(peak_name(peak.precision) if peak in self.artifact.manifest.other_peaks else "peak_fma")
         factors = tvm_ffi.from_dlpack(aligned(2, np.float32))
         np.from_dlpack(factors)[:] = (0.999, 1e-6)
         sink = tvm_ffi.from_dlpack(aligned(_PEAK_SINK, np.float32))
-        flops_per_round = self.artifact.manifest.peak_flops_per_round * self.threads
+        flops_per_round = peak.flops_per_round * self.threads
         rounds, flops, start = 20_000, 0, perf_counter()
         while (elapsed := perf_counter() - start) < seconds:
             loop(rounds, factors, sink)

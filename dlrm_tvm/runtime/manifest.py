@@ -85,6 +85,19 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Peak:
+    """A loop of multiply-adds of a family of instructions, as the function peak_name(precision) of the library."""
+
+    precision: str
+    family: str
+    flops_per_round: int
+
+
+def peak_name(precision: str) -> str:
+    return f"peak_{precision}"
+
+
+@dataclass(frozen=True)
 class TableRange:
     """All tables as the library's `tables` argument: nbytes of addresses, some of which belong to no piece."""
 
@@ -109,6 +122,7 @@ class Manifest:
     paths absolute; None where something else than compile.py built it.
     machine: what its blocks were chosen by, caches in bytes and rates of one core; None where they were given.
     numerics: None for float32 throughout. rest_sha256: of the parameter file's header and what it holds besides tables.
+    other_peaks: of the other precisions that the CPU has instructions for; the function peak_fma is the library's own.
     """
 
     format_version: int
@@ -141,6 +155,12 @@ class Manifest:
     options: dict[str, Any] | None = None
     machine: dict[str, Any] | None = None
     rest_sha256: str | None = None
+    other_peaks: tuple[Peak, ...] = ()
+
+    def peak_of(self, precision: str | None) -> Peak:
+        """The one of this precision, else the library's own."""
+        own = Peak(self.precision, self.family, self.peak_flops_per_round)
+        return next((each for each in self.other_peaks if each.precision == precision), own)
 
     @property
     def is_plain(self) -> bool:

@@ -22,6 +22,7 @@ from dlrm_tvm.machine.environment import describe_environment
 from dlrm_tvm.machine.memory import MemoryUse
 from dlrm_tvm.machine.os_counters import Snapshot
 from dlrm_tvm.machine.topology import read_topology
+from dlrm_tvm.runtime.manifest import Peak
 from dlrm_tvm.runtime.residency import TableMemory
 from dlrm_tvm.runtime.weight_copies import TableSetup
 
@@ -48,6 +49,7 @@ def report() -> RunReport:
     manifest = SimpleNamespace(
         model=CARD, batch_size=100, precision="fp32", family="avx512", target_cpu="x", tvm_version="0.27.0"
     )
+    manifest.peak_of = lambda precision: Peak("fp32", "avx512", 1)
     plan = RunPlan(
         settings=RunSettings(Path("demo.so")),
         placement=Placement(None, ((0,), (1,)), frozenset()),

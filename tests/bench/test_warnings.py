@@ -21,6 +21,7 @@ from scripts import start
 from dlrm_tvm.bench import warnings
 from dlrm_tvm.bench.statistics import percentiles_ms
 from dlrm_tvm.bench.warnings import (
+    beyond_peak_warnings,
     engine_warnings,
     faster_than_closed_warnings,
     other_load,
@@ -30,6 +31,7 @@ from dlrm_tvm.bench.warnings import (
     window_warnings,
 )
 from dlrm_tvm.machine.os_counters import CpuTime, Snapshot
+from dlrm_tvm.runtime.manifest import Peak
 from dlrm_tvm.runtime.residency import TableMemory
 from dlrm_tvm.runtime.weight_copies import TableSetup
 
@@ -205,10 +207,26 @@ def test_tables_in_memory_or_small_ones_bring_no_warning() -> None:
 
 
 def test_an_engine_at_another_precision_than_the_peak_is_told() -> None:
-    other = SimpleNamespace(precision="int8")
-    (warning,) = engine_warnings("fp32", other)
+    other, own = SimpleNamespace(precision="int8"), Peak("fp32", "avx512", 1)
+    (warning,) = engine_warnings(SimpleNamespace(peak_of=lambda precision: own), other, {"avx512f"})
     assert warning.startswith("The engine ran at int8, the peak is that of the library's fp32")
-    assert engine_warnings("int8", other) == engine_warnings("fp32", None) == []
+    assert engine_warnings(SimpleNamespace(peak_of=lambda precision: own), None, {"amx_int8"}) == []
+
+
+def test_a_peak_of_slower_instructions_than_the_cpus_is_told() -> None:
+    manifest, other = (
+        SimpleNamespace(peak_of=lambda each: Peak(each, "avx512_vnni", 1)),
+        SimpleNamespace(precision="int8"),
+    )
+    assert engine_warnings(manifest, other, {"avx512f", "avx512_vnni"}) == []
+    (warning,) = engine_warnings(manifest, other, {"avx512f", "avx512_vnni", "amx_int8"})
+    assert "The peak is that of avx512_vnni, this CPU has amx_int8 too" in warning
+
+
+def test_more_than_the_peak_is_told() -> None:
+    assert beyond_peak_warnings(1.0, "avx512") == []
+    (warning,) = beyond_peak_warnings(1.07, "avx512_bf16")
+    assert warning.startswith("The throughput is 1.07 of the peak of avx512_bf16: this is not the limit.")
 
 
 def test_loadgen_beyond_the_closed_loop_is_told() -> None:

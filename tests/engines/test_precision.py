@@ -27,6 +27,8 @@ from dlrm_tvm.engines.interface import MEAN_ERROR, TITLES, EngineGraph, check_pr
 from dlrm_tvm.engines.quantization import with_int8
 from dlrm_tvm.errors import UserError
 from dlrm_tvm.frontend.reader import read_dlrm
+from dlrm_tvm.kernels.isa import family_for
+from dlrm_tvm.machine.cpu import host_flags
 from dlrm_tvm.model import reference
 from dlrm_tvm.model.card import describe
 
@@ -146,10 +148,16 @@ def test_precisions_that_an_engine_lacks_are_refused_with_the_reason(monkeypatch
     with pytest.raises(UserError, match=r"needs avx512_bf16, which this CPU lacks: it would run at fp32 and not say"):
         check_precision("openvino", "bf16", {"avx512f"})
     check_precision("openvino", "bf16", {"avx512_bf16"})
+    with pytest.raises(UserError, match=r"zentorch at int8 takes models quantized by AMD's Quark"):
+        check_precision("zentorch", "int8", {"avx512_bf16"})
     monkeypatch.setitem(sys.modules, "nncf", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"int8 needs NNCF, which is not installed\. Type: pip install -r req"):
         check_precision("openvino", "int8")
+    with pytest.raises(
+        UserError, match=r"int8 needs torchao, which is not installed\. Type: pip install -r requirements-t"
+    ):
+        check_precision("torch", "int8")
 
 
 def test_the_limit_of_the_mean_error_is_wider_for_few_items() -> None:
@@ -175,7 +183,13 @@ def test_a_run_says_and_records_the_engines_precision(engine: str, precision: st
     is_calibrated = (engine, precision) == ("openvino", "int8")
     assert ("calibrated with 2,000 random items like the workload's\n" in done.stdout) is is_calibrated
     assert (result["engine_calibration"] is not None) is is_calibrated
-    assert any(f"ran at {precision}, the peak is that of the library's fp32" in each for each in result["warnings"])
+    family = family_for(host_flags(), precision, tiles=False)
+    if family:  # the peak is that of the engine's precision, whatever the library's
+        assert result["family"] == family.name and f"GFLOP/s of {family.name} (" in done.stdout
+    of_another = any(
+        f"ran at {precision}, the peak is that of the library's fp32" in each for each in result["warnings"]
+    )
+    assert of_another == (family is None)
 
 
 @NEEDS_OPENVINO_INT8

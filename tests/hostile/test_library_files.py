@@ -77,7 +77,7 @@ FIELDS = (
     "format_version", "build", "model", "batch_size", "precision", "family", "target_cpu", "cpu_features", "inputs",
     "bag_inputs", "outputs", "library_sha256", "parameter_file", "parameter_bytes", "parameter_sha256", "parameters",
     "table_range", "peak_flops_per_round", "tuned_kernels", "untuned_kernels", "tvm_version", "command", "created",
-    "profile", "onnx_model", "directory", "numerics", "options", "machine", "rest_sha256",
+    "profile", "onnx_model", "directory", "numerics", "options", "machine", "rest_sha256", "other_peaks",
 )  # fmt: skip
 
 
