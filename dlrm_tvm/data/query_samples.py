@@ -14,7 +14,7 @@ of whole tables. Indices are int32, those of all bags of an item side by side: a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
@@ -106,7 +106,7 @@ def plan_samples(
     ref_data: str | None,
     *,
     max_ind_range: int | None = None,
-    indices_per_bag: int | None = None,
+    indices_per_bag: Sequence[int] | None = None,
 ) -> SampleSpec:
     """The first `samples` samples of a file, its indices modulo `max_ind_range` if given, or `samples` random ones.
 

@@ -16,6 +16,7 @@ from models import build_plain, random_dlrm
 from scripts import changed, children, read_result, run, start
 
 from dlrm_tvm import load
+from dlrm_tvm.data.query_samples import sample_lengths
 from dlrm_tvm.data.reference_data import open_reference
 from dlrm_tvm.loadgen import process
 from dlrm_tvm.model.dlrm import GraphInputs
@@ -135,6 +136,16 @@ def test_dlrm_v2_offline_takes_as_many_samples_as_its_conf_wants(v2: tuple[Path,
     done = run(*short(v2[0], tmp_path, "--scenario", "offline", "--target-qps", 1, "--user-conf", conf))
     assert result_of(done)["samples"] >= 700
     assert "Offline of dlrm-v2, 700 s at least: 700 samples at 1 per second" in done.stdout
+
+
+def test_random_bags_are_as_long_as_was_asked_for(small: tuple[Path, Path], tmp_path: Path) -> None:
+    """300 samples of 13 dense values, a label, and 3 + 1 + 20 indices an item."""
+    done = run(*short(small[0], tmp_path, "--scenario", "offline", "--indices-per-bag", "3,1,20"))
+    result = result_of(done)
+    assert_counts_agree(result)
+    assert (tmp_path / "mlperf_log_summary.txt").is_file()
+    items = sum(sample_lengths(300))
+    assert f"{items * (13 * 4 + 24 * 4 + 1) / 1e9:.2f} GB" in done.stdout
 
 
 def test_accuracy_log_of_bags_holds_every_prediction_beside_its_label(v2: tuple[Path, Path], tmp_path: Path) -> None:
