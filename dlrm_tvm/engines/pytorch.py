@@ -11,6 +11,7 @@ stay in floating point at int8, as in quantization.py.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from itertools import accumulate
@@ -96,6 +97,7 @@ def open_pytorch(graph: EngineGraph, threads: int, cores: Sequence[int]) -> Open
     """Compiled on the first run, for one batch size. Importing and compiling take the better part of a minute."""
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
+    logging.disable(logging.WARNING)  # torchao names the GPU libraries that it does not find
     inductor.freezing = inductor.max_autotune = True
     inductor.compile_threads = 1  # no helpers that outlive the compiling
     inductor.max_autotune_report_choices_stats = select_algorithm.PRINT_AUTOTUNE = False
