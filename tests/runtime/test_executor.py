@@ -8,6 +8,8 @@ from models import assert_close, build_plain, numpy_predictions, on_threads, ran
 
 import dlrm_tvm
 from dlrm_tvm.errors import UserError
+from dlrm_tvm.kernels.isa import family_for
+from dlrm_tvm.machine.cpu import host_flags
 from dlrm_tvm.runtime.executor import Executor
 
 BATCH = 5
@@ -163,3 +165,12 @@ def test_peak_and_bandwidth_are_measured_in_about_the_time_given(model, require_
 def test_loading_says_what_is_missing(tmp_path):
     with pytest.raises(UserError, match=r"nowhere_b100.so: no such file. Make it with: python compile.py"):
         dlrm_tvm.load(str(tmp_path / "nowhere_b100.so"))
+
+
+def test_a_library_brings_the_peak_of_every_precision_that_the_cpu_has(model):
+    manifest = model.artifact.manifest
+    for precision in ("bf16", "int8"):
+        family, peak = family_for(host_flags(), precision, tiles=False), manifest.peak_of(precision)
+        assert (peak.precision, peak.family) == ((precision, family.name) if family else ("fp32", manifest.family))
+        assert model.peak_gflops(0.01, precision) > 0
+    assert manifest.peak_of(None) == manifest.peak_of("fp32") and manifest.peak_of("fp32").family == manifest.family
