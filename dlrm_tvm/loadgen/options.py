@@ -48,7 +48,7 @@ def check_loadgen_options(args: argparse.Namespace) -> None:
         raise UserError(f"{given[0]} is for LoadGen: add --scenario Offline or --scenario Server.")
     if not args.scenario:
         return
-    if args.arrivals != "closed" or args.until_stable:
+    if args.arrivals != "closed" or args.until_stable or args.max_latency_ms is not None:
         raise UserError("--scenario leaves arrivals and the length of the run to LoadGen: leave the others out.")
     if args.sweep is not None:
         raise UserError("--sweep measures without LoadGen. Leave it or --scenario out.")

@@ -292,6 +292,7 @@ def test_a_recorded_trace_and_bursts_are_asked_for(small_library: Path, tmp_path
         ),
         (("--arrivals", "fixed", "--rate", "5", "--profile"), "--profile times calls back to back, not --arrivals f"),
         (("--scenario", "offline", "--until-stable"), "--scenario leaves arrivals and the length of the run"),
+        (("--scenario", "Server", "--max-latency-ms", "5"), "--scenario leaves arrivals and the length of the run"),
     ],
 )
 def test_rates_that_no_run_can_be_made_of_are_one_line(options: tuple[str, ...], message: str) -> None:
