@@ -21,7 +21,7 @@ from ..errors import UserError
 from .inputs import Input
 from .names import label, names_read, single_assignment
 
-_LARGEST_INPUT = 1 << 20
+_LARGEST_INPUT = 1 << 18
 _LARGEST_MODEL = 1 << 31  # protobuf's own limit
 ADVICE = "docs/compile.md tells which graphs are read."
 

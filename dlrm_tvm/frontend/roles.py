@@ -24,6 +24,7 @@ from .names import names_read
 BATCHES = (1, 2, 3, 5)
 # Of a single index input: [tables, items], [items, tables], or the bags of one table, [items, number].
 LAYOUTS = TABLES_FIRST, ITEMS_FIRST, ONE_BAG = ("tables first", "items first", "one bag")
+_MOST_BAGS = 512  # of a run where the file fixes no number of items
 _MOST_TRIED = 2  # a graph may ask whether a size is 0, 1 or 2: BATCHES has smaller and larger ones
 
 
@@ -142,7 +143,8 @@ def _steering_inputs(
     Found by runs of one bag per item, in which all are symbols but those already known to be needed.
     """
     steering: set[str] = set()
-    batch = dense.dims[0] or next((one.dims[0] for one in integers if len(one.dims) == 1 and one.dims[0]), BATCHES[-1])
+    sizes = (one.dims[0] for one in integers if len(one.dims) == 1)
+    batch = dense.dims[0] or next((size for size in sizes if size and size <= _MOST_BAGS), BATCHES[-1])
     most_tried = Roles(dense, tuple(integers), resized=graph.is_resized).most_tried
     expressions = Expressions(Functions(graph.opset))
     made: dict[str, Value] = {}

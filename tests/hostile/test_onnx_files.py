@@ -117,6 +117,9 @@ REFUSED: dict[str, Change] = {
     "an input without a type": lambda m: m.graph.input[0].ClearField("type"),
     "an input without a shape": lambda m: m.graph.input[0].type.tensor_type.ClearField("shape"),
     "an input of a huge size": lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[1], "dim_value", 1 << 60),
+    "an input of a million indices": lambda m: setattr(
+        m.graph.input[1].type.tensor_type.shape.dim[1], "dim_value", 1 << 20
+    ),
     "an output that nobody makes": lambda m: setattr(m.graph.output[0], "name", "nobody"),
     "a cycle": lambda m: node(m, "Gemm").input.__setitem__(0, node(m, "Gemm", 2).output[0]),
     "an unknown operator": lambda m: setattr(node(m, "Relu"), "op_type", "Mystery"),
