@@ -54,7 +54,7 @@ def _embedding_bag(
     if rows.ids.ndim != 2:
         raise ValueError(f"has a table of shape {weight.shape}; [rows, dim] is wanted")
     if factors is not None:
-        rows = computations.scale(rows, _column(factors, len(rows.ids)))
+        rows = _weighted(computations, rows, _column(factors, len(rows.ids)))
     if padding_idx >= 0:
         rows = _without(computations, rows, indices, padding_idx)
     starts = offsets[:-1] if include_last_offset else offsets
@@ -63,6 +63,13 @@ def _embedding_bag(
     if padding_idx >= 0 and mode == 1 and (ends - starts > 1).any():
         raise BagsDifferError(f"makes of the mean of rows other than the one of padding_idx {padding_idx}")
     return Symbols(computations.expressions.bags(_POOLINGS[mode], rows.ids, starts, ends), True)
+
+
+def _weighted(computations: Computations, rows: Symbols, factors: Value) -> Symbols:
+    found = computations.lookups.apply("Mul", [rows, factors])
+    if found is None:
+        raise ValueError("multiplies rows by what depends on other indices")
+    return found
 
 
 def _without(computations: Computations, rows: Symbols, indices: Symbols, padding_idx: int) -> Symbols:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from .expressions import Expressions, Symbols
-from .lookup_operators import ROWS, on_lookups
+from .lookup_operators import on_lookups
 from .lookups import KINDS, Lookups
 from .operators import MOVES, is_float
 
@@ -60,7 +60,7 @@ class Computations:
             "MatMul": self.matmul,
             "Max": lambda *values: self._limit("Max", values),
             "Min": lambda *values: self._limit("Min", values),
-            "Mul": self.scale,
+            "Mul": self.multiply,
             "Neg": lambda data: self.times(data, np.float32(-1)),
             "ReduceMax": self._no_maximum,
             "ReduceMean": self._reduce_mean,
@@ -108,9 +108,6 @@ class Computations:
             raise ValueError(
                 f"looks up in {name!r} of shape {data.shape}, axis {axis}; an embedding table is [rows, dim], axis 0"
             )
-        plain = self.lookups.plain_indices(indices.ids)
-        if data.dtype == np.float32 and self.expressions.kinds(plain) <= {"index"}:
-            return Symbols(self.expressions.lookup(data, plain, name), True)
         ids = self.lookups.gather(data, indices.ids, name)
         if ids is None:
             raise ValueError(f"looks up in {name!r} by what depends on several indices")
@@ -128,33 +125,18 @@ class Computations:
             raise ValueError("gathers elements of something other than one constant number per row of a table")
         return self.lookup(data, indices, axis=axis, name=name)
 
-    def scale(self, a: Value, b: Value) -> Symbols:
-        """Looked-up rows times their weights, constants or looked up too; computed values times constants; products of
-        vectors, as of x0 and a cross layer's outputs."""
-        data, factors = (a, b) if isinstance(a, Symbols) and not self._are_factors(a) else (b, a)
-        if isinstance(data, Symbols) and not isinstance(factors, Symbols) and not self.lookups.are_of(data, ROWS):
-            return self.times(data, factors)
-        if isinstance(a, Symbols) and isinstance(b, Symbols) and a.real and b.real and not self._are_factors(factors):
+    def multiply(self, a: Value, b: Value) -> Symbols:
+        """Computed values times constants; products of vectors, as of x0 and a cross layer's outputs."""
+        if isinstance(a, Symbols) and isinstance(b, Symbols):
+            if not (a.real and b.real):
+                raise ValueError("multiplies whole numbers")
             return Symbols(self.expressions.elementwise("product", a.ids, b.ids), True)
-        if not isinstance(data, Symbols) or not data.real:
-            raise ValueError("multiplies something other than looked-up rows")
-        if isinstance(factors, Symbols):
-            if factors.ids.size and not self._are_factors(factors):
-                raise ValueError("multiplies two computed values")
-            numbers = factors.ids
-        else:
-            if factors.dtype != np.float32 or not np.isfinite(factors).all():
-                raise ValueError("multiplies by numbers that are not finite float32")
-            numbers = self.expressions.constants(factors)
-        return Symbols(self.expressions.scale(data.ids, numbers), True)
+        return self.times(a, b) if isinstance(a, Symbols) else self.times(b, a)
 
     def times(self, data: Symbols, factors: np.ndarray) -> Symbols:
         if not data.real or factors.dtype.kind != "f" or not np.isfinite(factors).all():
             raise ValueError("multiplies by numbers that are not finite float32")
         return Symbols(self.expressions.times(data.ids, factors.astype(np.float64)), True)
-
-    def _are_factors(self, value: Symbols) -> bool:
-        return self.lookups.are_of(value, {"factor"})
 
     def _is_combined(self, a: Value, b: Value, kinds: set[str]) -> bool:
         """Whether both are computed, and one of them is of these kinds alone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 
@@ -18,9 +19,13 @@ def computed_table(name: str, pooling: str, function: Function) -> Table:
     found = domain(function)
     if function.dtype != np.float32:
         raise NoTableError(f"gives values of type {function.dtype}, float32 is wanted")
-    shift = _shift(function)
-    if shift is not None:
-        return Table(name, function.operands[0][shift : shift + found.rows], pooling)
+    rows, weights = _weighted(function)
+    shift = _shift(rows)
+    if shift is not None and (weights is None or not shift):
+        stored = rows.operands[0]
+        whole = (shift, found.rows) == (0, len(stored))
+        name = rows.name if weights is not None else name
+        return Table(name, stored if whole else stored[shift : shift + found.rows], pooling, weights)
     wraps = found.last if found.last >= found.rows else 0
     about = {"origin": function.form, "sources": function.sources}
     return Table(name, ComputedRows(function, found.rows, function.width, **about), pooling, wraps=wraps)
@@ -37,6 +42,21 @@ def without_rows(functions: Functions, function: Function, kept: Function, value
     """Its values, with zeros where `kept` does not give this value."""
     zeros = np.zeros(function.width, function.dtype)
     return functions.apply("Where", [kept, function, zeros] if value else [kept, zeros, function], {})
+
+
+def _weighted(function: Function) -> tuple[Function, np.ndarray | None]:
+    """(rows, a finite float32 for each) where the function is their product; else (the function, None)."""
+    for rows, factor in permutations(function.operands) if function.operator == "Mul" else ():
+        if not isinstance(rows, Function) or rows.operator != "gather" or rows.operands[0].ndim != 2:
+            continue
+        count, weights = len(rows.operands[0]), None
+        if isinstance(factor, np.ndarray) and factor.size == 1:
+            weights = np.broadcast_to(factor.reshape(()), (count,))
+        elif isinstance(factor, Function) and factor.operator == "gather" and factor.operands[1] is rows.operands[1]:
+            weights = factor.operands[0]
+        if weights is not None and weights.shape == (count,) and np.isfinite(weights).all():
+            return rows, weights
+    return function, None
 
 
 def _shift(function: Function) -> int | None:

@@ -3,7 +3,7 @@
 A tensor of the graph is an array of such numbers (`Symbols`). Moving data (Reshape, Gather, Transpose, ...) is then
 plain NumPy on the numbers, and two graphs that compute the same are found by `==`:
 
-    index[t][p]   row(table, index)[c]   scaled(row, factor)[c]   function(f, index)[c]   sum{rows}[c]   mean{rows}[c]
+    index[t][p]   function(f, index)[c]   sum{rows}[c]   mean{rows}[c]
     linear(weight, values)[j]   add(values, constants)[j]   times(values, constants)[j]   relu(values)[j]
     dot(u, v)   product{u, v}[j]   plus{u, v}[j]
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .functions import Functions
+from .functions import Function, Functions
 from .numbering import Numbering
 
 # Two numbers below it fit into one int64.
@@ -44,7 +44,6 @@ class Expressions:
         self._numbering = Numbering()
         self._known_dots = (np.empty(0, np.int64), np.empty(0, np.int64))  # codes, ascending, and numbers
         self._arrays: dict[int, np.ndarray] = {}  # by id(); holding them keeps their ids unique
-        self._names: dict[int, str] = {}
 
     # --- vectors and their keys
 
@@ -68,9 +67,6 @@ class Expressions:
     def maker_of(self, number: int) -> object:
         return self._numbering.vector(number).maker
 
-    def maker_of_key(self, key: tuple) -> object:
-        return self._numbering.vector_of_key(key).maker
-
     def kind_of(self, number: int) -> str:
         return self._numbering.vector(number).key[0]
 
@@ -89,9 +85,6 @@ class Expressions:
 
     def array(self, identity: int) -> np.ndarray:
         return self._arrays[identity]
-
-    def array_name(self, identity: int) -> str:
-        return self._names[identity]
 
     # --- formulas
 
@@ -124,21 +117,10 @@ class Expressions:
         keys = [(kind, row, own.tobytes()) for row, own in zip(self.rows(ids).ravel().tolist(), each)]
         return self._vectors(keys, width).reshape(ids.shape)
 
-    def lookup(self, table: np.ndarray, indices: np.ndarray, name: str) -> np.ndarray:
-        """Rows of table [R, D] for indices [...] -> [..., D]; numbers of a table [R] for indices [...] -> [...]."""
-        identity = self._remember(table, name)
-        if table.ndim == 1:
-            keys = [("factor", identity, index) for index in indices.ravel().tolist()]
-            return self._scalars(keys).reshape(indices.shape)
-        keys = [("row", identity, index) for index in indices.ravel().tolist()]
-        return self._vectors(keys, table.shape[1]).reshape(*indices.shape, table.shape[1])
-
-    def scale(self, ids: np.ndarray, factors: np.ndarray) -> np.ndarray:
-        """Elements of rows times numbers made by `constants` or by `lookup` in a table [R]; both broadcast."""
-        ids, factors = np.broadcast_arrays(ids, factors)
-        scaled, changed = ids.copy(), factors != self.constants(np.ones(1, np.float32))[0]
-        scaled[changed] = self._map_pairs(ids[changed], factors[changed], lambda *pair: ("scaled", *pair))
-        return scaled
+    def looked_up(self, function: Function, indices: np.ndarray) -> np.ndarray:
+        """A function's values for numbers of indices [...] -> [..., width]."""
+        keys = [("function", function, index) for index in indices.ravel().tolist()]
+        return self._vectors(keys, function.width).reshape(*indices.shape, function.width)
 
     def divide(self, ids: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Sums of rows divided by the number of rows in them: means. ValueError for any other division."""
@@ -150,7 +132,7 @@ class Expressions:
         inputs, outputs = weight.shape[::-1] if transposed else weight.shape
         if ids.shape[-1] != inputs:
             raise ValueError(f"multiplies {ids.shape[-1]} values by a weight for {inputs}")
-        identity = self._remember(weight, "")
+        identity = self._remember(weight)
         keys = [("linear", identity, transposed, row) for row in self.rows(ids).ravel().tolist()]
         return self._vectors(keys, outputs).reshape(*ids.shape[:-1], outputs)
 
@@ -235,7 +217,7 @@ class Expressions:
         key, _ = self.key(first)
         if key[0] == "sum":
             summands = key[1]
-        elif key[0] in ("row", "scaled", "function"):
+        elif key[0] == "function":
             summands = np.int64(first).tobytes()
         elif key == ("constant", "float32", 0.0) and count > 0:
             return key
@@ -293,7 +275,6 @@ class Expressions:
     def _number(self, key: tuple, width: int) -> int:
         return self._numbering.first(key, width, self.maker)
 
-    def _remember(self, array: np.ndarray, name: str) -> int:
+    def _remember(self, array: np.ndarray) -> int:
         self._arrays[id(array)] = array
-        self._names.setdefault(id(array), name)
         return id(array)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 
@@ -102,7 +103,7 @@ class Functions:
     def gather(self, table: np.ndarray, at: Function, name: str) -> Function:
         width = 1 if table.ndim == 1 else table.shape[1]
         make = lambda: Function("gather", (table, at), (), width, table.dtype, name)  # noqa: E731
-        return self._once(("gather", self._identity(table), id(at)), make)
+        return self._once(("gather", self._identity(table), name, id(at)), make)
 
     def linear(self, function: Function, weight: np.ndarray, transposed: bool) -> Function:
         """weight: [N, K] if transposed, else [K, N]"""
@@ -120,6 +121,11 @@ class Functions:
 
     def apply(self, operator: str, operands: Sequence[Function | np.ndarray], attributes: dict) -> Function:
         """An operator element by element or row by row; constants are of shape [1] or [width]."""
+        if operator == "Mul":
+            for function, factor in permutations(operands):
+                is_one = isinstance(factor, np.ndarray) and factor.size == 1 and factor == 1
+                if is_one and factor.dtype == function.dtype:
+                    return function
         few = 0 if operator in ON_CONSTANTS else 1
         given = [np.ones((few, each.width), each.dtype) if isinstance(each, Function) else each for each in operands]
         example = _computed(operator, self.opset, given, attributes)

@@ -1,7 +1,7 @@
 """Operators on what embeddings computed: which of them make another function of the index, and which are a DLRM's own.
 
-A table as it is stored, its rows times one number each, and means of bags stay what they are (expressions.py): a
-library keeps such a table in place. All else that is elementwise or goes along a row becomes part of a computed table.
+Means of bags stay what they are (expressions.py). All else that is elementwise or goes along a row becomes part of a
+table's function.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from .lookups import Lookups, OneIndex, Value
 from .operators import MOVES, ON_CONSTANTS
 from .row_operators import ELEMENTWISE, ROW_BY_ROW, of_last_axis
 
-ROWS = {"row", "constant"}
 _NOT_OF_ELEMENTS = {
     *MOVES,
     "ConstantOfShape",
@@ -50,7 +49,7 @@ def on_lookups(lookups: Lookups, operator: str, inputs: list[Value], attributes:
             return None
         to = onnx.helper.np_dtype_to_tensor_dtype(like.dtype)
         return on_lookups(lookups, "Cast", [data], {"to": to})
-    plain = {"Mul": _is_weighting, "Div": _is_mean, "Cast": _is_same}.get(operator)
+    plain = {"Div": _is_mean, "Cast": _is_same}.get(operator)
     if plain is not None and plain(lookups, *inputs, **attributes):
         return None
     return lookups.apply(operator, inputs, **attributes)
@@ -73,16 +72,6 @@ def _row_by_row(lookups: Lookups, operator: str, inputs: list[Value], attributes
         made.append(lookups.numbers(result))
     shape = (*data.ids.shape[:-1], len(made[0]))
     return Symbols(np.stack(made).reshape(shape if keeps else shape[:-1]), True)
-
-
-def _is_weighting(lookups: Lookups, a: Value, b: Value) -> bool:
-    """Rows of a table as it is stored, each times one number: a library keeps such weights beside the table."""
-    data, factors = (b, a) if lookups.are_of(b, ROWS) else (a, b)
-    if not lookups.are_of(data, ROWS):
-        return False
-    if isinstance(factors, Symbols):
-        return lookups.are_of(factors, {"factor", "constant"})
-    return factors.ndim == 0 or factors.shape[-1] == 1
 
 
 def _is_mean(lookups: Lookups, data: Value, counts: Value) -> bool:

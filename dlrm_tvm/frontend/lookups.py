@@ -1,7 +1,6 @@
 """Symbols that depend on one index alone, or on one bag of them: kept as functions of an index (functions.py).
 
-    row(table, index), scaled, factor        as expressions.py has them: a table that is used as it is stored
-    function(f, index)[k]                    any other: element k of f(index)
+    function(f, index)[k]                    element k of f(index), a row of a table as it is stored or anything else
     sum or mean of such over a bag           of an operation that pooling commutes with, the pooled operation:
                                              W (r_1 + r_2) = W r_1 + W r_2
 
@@ -17,12 +16,12 @@ import numpy as np
 import onnx
 
 from .expressions import Expressions, Symbols
-from .functions import INDEX_TYPES, Function
+from .functions import Function
 from .operators import ON_CONSTANTS, is_float
 
 Value = np.ndarray | Symbols
 
-KINDS = {"index", "row", "scaled", "factor", "function", "sum", "mean", "constant"}
+KINDS = {"index", "function", "sum", "mean", "constant"}
 # Of an operation on pooled values: f(a + b) = f(a) + f(b), for all operands that are no constants together.
 _ADDITIVE = ("Add", "Sub", "Neg", "Cast")
 
@@ -96,25 +95,17 @@ class Lookups:
         """Rows of a table [R, D] -> [.., D], or elements of one [R] -> [..]"""
         made = []
         for number in indices.ravel().tolist():
-            found = self.of_row(np.array([number]))
+            is_index = self.expressions.kind_of(number) == "index"
+            found = self._index(number) if is_index else self.of_row(np.array([number]))
             if not isinstance(found, OneIndex) or found.pool is not None:
                 return None
             made.append(self.numbers(found._replace(function=self.functions.gather(table, found.function, name))))
         return np.array(made, np.int64).reshape(*indices.shape, *table.shape[1:])
 
-    def plain_indices(self, indices: np.ndarray) -> np.ndarray:
-        """Those that were only cast to another whole-number type as they were before."""
-        plain = [self._plain(number) for number in indices.ravel().tolist()]
-        return np.array(plain, np.int64).reshape(indices.shape)
-
-    def _plain(self, number: int) -> int:
-        key, _ = self.expressions.key(number)
-        if key[0] != "function":
-            return number
-        function = key[1]
-        while function.operator == "Cast" and function.dtype in INDEX_TYPES:
-            function = function.operands[0]
-        return key[2] if function.operator == "index" else number
+    def _index(self, number: int) -> OneIndex:
+        (_, name, *_), _ = self.expressions.key(number)
+        dtype = self.expressions.index_dtypes.get(name, np.dtype(np.int64))
+        return OneIndex(None, self.functions.index(dtype), (number,))
 
     def dtype(self, value: Symbols) -> np.dtype | None:
         """Of functions' values; None for others."""
@@ -166,19 +157,11 @@ class Lookups:
     def _taken_apart(self, first: int) -> OneIndex | np.ndarray | None:
         (kind, *operands), _ = self.expressions.key(first)
         if kind == "index":
-            dtype = self.expressions.index_dtypes.get(operands[0], np.dtype(np.int64))
-            return OneIndex(None, self.functions.index(dtype), (first,))
+            return self._index(first)
         if kind == "constant":
             return np.array([operands[1]], operands[0])
         if kind == "function":
             return OneIndex(None, operands[0], (operands[1],))
-        if kind in ("row", "factor"):
-            index = self._vector(operands[1])
-            table = self.expressions.array(operands[0])
-            name = self.expressions.array_name(operands[0])
-            return index._replace(function=self.functions.gather(table, index.function, name))
-        if kind == "scaled":
-            return self.operation("Mul", [self._vector(number) for number in operands], {})
         if kind in ("sum", "mean"):
             return self._pooled(kind, np.frombuffer(operands[0], np.int64).tolist())
         return None

@@ -51,12 +51,6 @@ class Numbering:
         """The vector that holds the element of this number."""
         return self._vectors[bisect_right(self._firsts, number) - 1]
 
-    def vector_of_key(self, key: tuple) -> Vector:
-        return self._by_key[key]
-
-    def keys_of_kind(self, kind: str) -> list[tuple]:
-        return [key for key in self._by_key if key[0] == kind]
-
     def whereabouts(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """For each number: the first number of its vector, its position in it, and the vector's width."""
         self._fill()

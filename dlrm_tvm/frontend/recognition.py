@@ -289,9 +289,9 @@ class Recognition:
         (kind, *operands), position = self.expressions.key(number)
         if kind == "dot":
             return " . ".join(names.get(operand) or self._another(operand) for operand in operands)
-        if kind == "row":
-            return f"element {position} of {self.expressions.array_name(operands[0])}"
-        plain = {"sum": "a sum", "mean": "a mean", "scaled": "a weighted row", "constant": "a constant"}
+        if kind == "function":
+            return f"element {position} of {' and '.join(operands[0].tables)}"
+        plain = {"sum": "a sum", "mean": "a mean", "constant": "a constant"}
         return plain.get(kind, f"an output of {kind}")
 
     def _another(self, vector: int) -> str:
@@ -299,8 +299,4 @@ class Recognition:
         (kind, *operands), _ = self.expressions.key(vector)
         if kind in ("sum", "mean"):
             (kind, *operands), _ = self.expressions.key(int(np.frombuffer(operands[0], np.int64)[0]))
-        if kind == "scaled":
-            (kind, *operands), _ = self.expressions.key(operands[0])
-        if kind == "row":
-            return f"other rows of {self.expressions.array_name(operands[0])}"
         return f"other rows of {' and '.join(operands[0].tables)}" if kind == "function" else "another vector"

@@ -1,7 +1,6 @@
 """How a graph uses its embedding tables, read from the formulas of one run on symbols.
 
-    e = sum or mean over a bag of  row(table, index) * factor(row_weights, index)      a table as it is stored
-    e = sum or mean over a bag of  f(index)                                            any other: a table to be computed
+    e = sum or mean over a bag of  f(index)
 
 Found are the vectors that the joined values are made of. `vectors` makes the formulas of every bag that follow from
 them, so that recognition.py can compare them all.
@@ -10,8 +9,6 @@ them, so that recognition.py can compare them all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import onnx
@@ -31,15 +28,6 @@ from .roles import Roles
 Column = tuple[str, int]
 
 _POOLED = ("sum", "mean")
-
-
-@dataclass(frozen=True)
-class Use:
-    """What is made of one index: a row of table number `table`, times a factor (its key) or not; or a function."""
-
-    table: int | None = None
-    factor: tuple | None = None
-    function: Function | None = None
 
 
 class TableUses:
@@ -65,7 +53,7 @@ class TableUses:
         self.expressions = expressions
         self.joiner = joiner
         self.dots = False
-        self._parts: dict[Column, tuple[Use, ...]] = {}
+        self._parts: dict[Column, tuple[Function, ...]] = {}
         self._averaged: set[Column] = set()
         self._makers: dict[Column, onnx.NodeProto] = {}
         self.x = self._found(joined)
@@ -75,7 +63,7 @@ class TableUses:
         for column in self.roles.columns:
             if column not in self._parts:
                 raise self.graph.refusal(None, f"no table is looked up with {_called(column)}")
-        widths = [sum(self._function(use).width for use in self._parts[column]) for column in self.roles.columns]
+        widths = [sum(part.width for part in self._parts[column]) for column in self.roles.columns]
         dim = max(self.x.shape[1], *widths)
         return self._fitting([self._table(column, dim) for column in self.roles.columns])
 
@@ -93,25 +81,9 @@ class TableUses:
         indices = self.expressions.vector(("index", *column), count)[kept]
         ends = np.concatenate([[0], np.cumsum(kept)])[np.cumsum(lengths)]
         starts = np.concatenate([[0], ends[:-1]])
-        pooled = [
-            self.expressions.bags(table.pooling, self._rows(use, indices), starts, ends) for use in self._parts[column]
-        ]
+        rows = [self.expressions.looked_up(part, indices) for part in self._parts[column]]
+        pooled = [self.expressions.bags(table.pooling, each, starts, ends) for each in rows]
         return np.concatenate(pooled, axis=1)
-
-    def _rows(self, use: Use, indices: np.ndarray) -> np.ndarray:
-        """[n, D] numbers"""
-        if use.function is not None:
-            width = use.function.width
-            made = [self.expressions.vector(("function", use.function, index), width) for index in indices.tolist()]
-            return np.array(made, np.int64).reshape(len(indices), width)
-        rows = self.expressions.lookup(self.expressions.array(use.table), indices, "")
-        if use.factor is None:
-            return rows
-        if use.factor[0] == "constant":
-            factors = np.full(len(indices), self.expressions.scalar(*use.factor), np.int64)
-        else:
-            factors = self.expressions.lookup(self.expressions.array(use.factor[1]), indices, "")
-        return self.expressions.scale(rows, factors[:, None])
 
     # --- the vectors that are joined
 
@@ -177,7 +149,7 @@ class TableUses:
     def _is_other(self, first: int) -> bool:
         """Whether it is no vector of a table; constants are pooled bags of none."""
         kind = self.expressions.kind_of(first)
-        return kind not in ("row", "scaled", "function", "constant", *_POOLED)
+        return kind not in ("function", "constant", *_POOLED)
 
     def _column(self, first: int) -> Column | None:
         """Of the first index that a vector depends on; None for constants."""
@@ -186,9 +158,7 @@ class TableUses:
             return None
         if kind in _POOLED:
             return self._column(int(np.frombuffer(operands[0], np.int64)[0]))
-        if kind == "scaled":
-            return self._column(operands[0])
-        if kind in ("row", "function", "factor"):
+        if kind == "function":
             (_, *column), _ = self.expressions.key(operands[1])
             return tuple(column)
         raise self.graph.refusal(self.expressions.maker_of(first), f"gives {kind} values in place of a table's rows")
@@ -197,43 +167,34 @@ class TableUses:
         """That the bags of a column give these vectors, one after the other."""
         if column is None:
             return
-        parts = tuple(use for first in firsts if (use := self._use(first, column)) is not None)
+        parts = tuple(part for first in firsts if (part := self._part(first, column)) is not None)
         known = self._parts.setdefault(column, parts)
         self._makers.setdefault(column, self.expressions.maker_of(firsts[0]))
         if known != parts:
             raise self._two_uses(column, known, parts, self.expressions.maker_of(firsts[0]))
 
-    def _two_uses(self, column: Column, known: tuple[Use, ...], parts: tuple[Use, ...], node: onnx.NodeProto):
-        names = [self._name(each) for each in (known, parts)]
-        if [use.table for use in known] == [use.table for use in parts] and known[0].function is parts[0].function:
+    def _two_uses(self, column: Column, known: tuple[Function, ...], parts: tuple[Function, ...], node: onnx.NodeProto):
+        names = [_name(each) for each in (known, parts)]
+        if names[0] == names[1]:
             reason = "weights that depend on more than the row; a DLRM's depend on the row alone"
             return self.graph.refusal(node, f"gives rows that are multiplied by {reason}")
         return self.graph.refusal(
             node, f"looks up {_called(column)} in {names[1]!r}, though {names[0]!r} takes it already"
         )
 
-    def _use(self, first: int, column: Column) -> Use | None:
+    def _part(self, first: int, column: Column) -> Function | None:
+        """What is made of each index of the column; None for a bag of none."""
         (kind, *operands), _ = self.expressions.key(first)
         if kind in _POOLED:
             if kind == "mean":
                 self._averaged.add(column)
             summands = np.frombuffer(operands[0], np.int64).tolist()
-            uses = {self._use(summand, self._same_column(summand, column)) for summand in summands}
-            if len(uses) > 1:
-                one, other = list(uses)[:2]
+            parts = {self._part(summand, self._same_column(summand, column)) for summand in summands}
+            if len(parts) > 1:
+                one, other = list(parts)[:2]
                 raise self._two_uses(column, (one,), (other,), self.expressions.maker_of(first))
-            return uses.pop()
-        if kind == "function":
-            return Use(function=operands[0])
-        if kind == "row":
-            return Use(table=operands[0])
-        if kind == "scaled":
-            row, factor = (self.expressions.key(number)[0] for number in operands)
-            if row[0] != "row":
-                node = self.expressions.maker_of(first)
-                raise self.graph.refusal(node, "weights something other than rows of a table")
-            return Use(row[1], factor[:2] if factor[0] == "factor" else factor)
-        return None
+            return parts.pop()
+        return operands[0] if kind == "function" else None
 
     def _same_column(self, first: int, column: Column) -> Column:
         if self._column(first) not in (column, None):
@@ -244,58 +205,19 @@ class TableUses:
 
     # --- tables made of them
 
-    def _name(self, parts: tuple[Use, ...]) -> str:
-        names = ((self.expressions.array_name(use.table),) if use.table else use.function.tables for use in parts)
-        return " and ".join(dict.fromkeys(chain.from_iterable(names)))
-
     def _table(self, column: Column, dim: int) -> Table:
         parts, node = self._parts[column], self._makers[column]
-        pooling = "mean" if column in self._averaged else "sum"
-        name = printable(self._name(parts))
-        padding = self.branches.of_column.get(column)
+        pooling, name = "mean" if column in self._averaged else "sum", printable(_name(parts))
+        padding, functions = self.branches.of_column.get(column, {}), self.expressions.functions
         if padding and pooling == "mean" and not self.roles.one_index:
             raise self.graph.of_long_bags(node, f"leaves out of the mean (padding_idx, {name})")
-        if len(parts) == 1 and parts[0].function is None and self._function(parts[0]).width == dim and not padding:
-            rows = self.expressions.array(parts[0].table)
-            return Table(name, rows, pooling, self._row_weights(parts[0].factor, len(rows), node))
-        functions = self.expressions.functions
-        function = filled_up(functions, self._whole_function(parts), dim)
+        function = filled_up(functions, functions.pick(parts, range(sum(part.width for part in parts))), dim)
         try:
-            for kept, value in (padding or {}).values():
+            for kept, value in padding.values():
                 function = without_rows(functions, function, kept, value)
             return computed_table(name, pooling, function)
         except (ArithmeticError, IndexError, MemoryError, RecursionError, TypeError, ValueError) as error:
             raise self.graph.refusal(node, f"({function.form}) {error}") from None
-
-    def _whole_function(self, parts: tuple[Use, ...]) -> Function:
-        made = [self._function(use) for use in parts]
-        width = sum(each.width for each in made)
-        return made[0] if len(made) == 1 else self.expressions.functions.pick(made, range(width))
-
-    def _function(self, use: Use) -> Function:
-        if use.function is not None:
-            return use.function
-        rows = self._looked_up(use.table)
-        if use.factor is None:
-            return rows
-        constant = use.factor[0] == "constant"
-        factor = np.array([use.factor[2]], use.factor[1]) if constant else self._looked_up(use.factor[1])
-        return self.expressions.functions.apply("Mul", [rows, factor], {})
-
-    def _looked_up(self, array: int) -> Function:
-        functions, name = self.expressions.functions, self.expressions.array_name(array)
-        return functions.gather(self.expressions.array(array), functions.index(np.dtype(np.int64)), name)
-
-    def _row_weights(self, factor: tuple | None, num_rows: int, node: onnx.NodeProto) -> np.ndarray | None:
-        if factor is None:
-            return None
-        if factor[0] == "constant":
-            return np.broadcast_to(np.float32(factor[2]), (num_rows,))
-        weights = self.expressions.array(factor[1])
-        if len(weights) != num_rows or not np.isfinite(weights).all():
-            reason = f"{len(weights)} row weights, {num_rows} finite ones are wanted"
-            raise self.graph.refusal(node, f"gives rows that are multiplied by {reason}")
-        return weights
 
     def _fitting(self, tables: list[Table]) -> tuple[Table, ...]:
         tables = without_overlap(tables)
@@ -308,3 +230,7 @@ class TableUses:
 
 def _called(column: Column) -> str:
     return f"{column[0]}, row {column[1]}"
+
+
+def _name(parts: tuple[Function, ...]) -> str:
+    return " and ".join(dict.fromkeys(name for part in parts for name in part.tables))

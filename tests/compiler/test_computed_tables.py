@@ -95,6 +95,6 @@ def test_bags_of_several_indices_are_refused_where_no_table_gives_them(tmp_path:
     case = Path(__file__).parents[1] / "field_cases" / "qr_embedding.onnx"
     inputs = read_dlrm(shutil.copy(case, tmp_path)).graph_inputs
     card = type("Card", (), {"graph_inputs": inputs, "table_rows": (52,) * 5})
-    assert bag_lengths(card, 1) is None
+    assert bag_lengths(card, [1]) is None
     with pytest.raises(UserError, match=r"bags of one index each were wanted: .*quotient-remainder.*Leave --indices"):
-        bag_lengths(card, 3)
+        bag_lengths(card, [3])

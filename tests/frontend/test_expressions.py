@@ -16,7 +16,9 @@ def expressions() -> Expressions:
 
 
 def rows(expressions: Expressions, count: int) -> np.ndarray:
-    return expressions.lookup(TABLE, expressions.vector(("index", "i", 0), count), "table")
+    functions = expressions.functions
+    row = functions.gather(TABLE, functions.index(np.dtype(np.int64)), "table")
+    return expressions.looked_up(row, expressions.vector(("index", "i", 0), count))
 
 
 def test_a_function_of_a_part_is_the_part_of_the_function(expressions: Expressions) -> None:
@@ -71,13 +73,11 @@ def test_products_are_equal_in_either_order_and_for_equal_vectors_alone(expressi
     assert (kind, sorted(factors)) == ("dot", [int(x[0, 2, 0]), int(x[0, 4, 0])])
 
 
-def test_rows_scaled_by_one_are_the_rows_and_by_others_differ(expressions: Expressions) -> None:
-    x = rows(expressions, 2)
-    one, two, three = expressions.constants(np.array([1, 2, 3], np.float32))
-    np.testing.assert_array_equal(expressions.scale(x, np.array([[one], [one]])), x)
-    mixed = expressions.scale(x, np.array([[one], [two]]))
-    np.testing.assert_array_equal(mixed[0], x[0])
-    assert not np.isin(mixed[1], np.concatenate([x, expressions.scale(x, np.array([[three]]))])).any()
+def test_rows_times_one_are_the_rows_and_times_others_differ(expressions: Expressions) -> None:
+    functions = expressions.functions
+    row = functions.gather(TABLE, functions.index(np.dtype(np.int64)), "table")
+    once, twice, again = (functions.apply("Mul", [row, np.float32([factor])], {}) for factor in (1, 2, 2))
+    assert once is row is not twice is again
 
 
 def test_vectors_put_together_otherwise_are_other_inputs_of_a_layer(expressions: Expressions) -> None:
