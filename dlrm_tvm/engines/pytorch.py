@@ -33,7 +33,10 @@ _ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid}
 
 
 class DlrmModule(nn.Module):
-    """forward(dense [n, D] float32, indices [n, all of an item's] int64) -> [n] of the tables' dtype."""
+    """forward(dense [n, D] float32, indices [all of an item's, n] int64) -> [n] of the tables' dtype.
+
+    Each table's indices lie one after another, as zentorch wants them.
+    """
 
     def __init__(self, model: Dlrm) -> None:
         super().__init__()
@@ -64,11 +67,11 @@ class DlrmModule(nn.Module):
 
     def _bag(self, table: int, indices: torch.Tensor) -> torch.Tensor:
         rows, columns = self.tables[table], self.columns[table]
-        picked = indices[:, columns] % len(rows) if self.wraps[table] else indices[:, columns]
+        picked = indices[columns] % len(rows) if self.wraps[table] else indices[columns]
         if columns.stop - columns.start == 1:
-            return nn.functional.embedding(picked[:, 0], rows)
+            return nn.functional.embedding(picked[0], rows)
         found = nn.functional.embedding(picked, rows)
-        return found.mean(1) if self.means[table] else found.sum(1)
+        return found.mean(0) if self.means[table] else found.sum(0)
 
 
 def _mlp(layers: Sequence[Dense]) -> nn.Sequential:
@@ -127,14 +130,14 @@ def open_pytorch(graph: EngineGraph, threads: int, cores: Sequence[int]) -> Open
 
 
 def _tensors(dense: np.ndarray, indices: np.ndarray | Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Copies; indices [n, T], or per table [n * number]."""
+    """Copies, as DlrmModule takes them; indices [n, T], or per table [n * number]."""
     if not isinstance(indices, np.ndarray):
         indices = np.concatenate([each.reshape(len(dense), -1) for each in indices], axis=1)
-    return torch.tensor(dense), torch.tensor(indices, dtype=torch.int64)
+    return torch.tensor(dense), torch.tensor(np.ascontiguousarray(indices.T), dtype=torch.int64)
 
 
 def _quantized(module: nn.Module, dense: torch.Tensor, indices: torch.Tensor, batch: int) -> nn.Module:
-    """Calibrated with dense [items, D], indices [items, T]; the last batch is filled up from the beginning."""
+    """Calibrated with dense [items, D], indices [T, items]; the last batch is filled up from the beginning."""
     from torchao.quantization.pt2e import move_exported_model_to_eval
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
@@ -142,10 +145,10 @@ def _quantized(module: nn.Module, dense: torch.Tensor, indices: torch.Tensor, ba
     config = x86.get_default_x86_inductor_quantization_config(reduce_range=VNNI_FLAG not in host_flags())
     quantizer = x86.X86InductorQuantizer().set_module_type_qconfig(nn.Linear, config)
     rows = [torch.arange(begin, begin + batch) % len(dense) for begin in range(0, len(dense), batch)]
-    exported = torch.export.export(module, (dense[rows[0]], indices[rows[0]])).module()
+    exported = torch.export.export(module, (dense[rows[0]], indices[:, rows[0]])).module()
     prepared = prepare_pt2e(exported, quantizer)
     for each in rows:
-        prepared(dense[each], indices[each])
+        prepared(dense[each], indices[:, each])
     converted = convert_pt2e(prepared)
     move_exported_model_to_eval(converted)
     return converted

@@ -24,12 +24,12 @@ NUMBERS = (3, 1, 20)
 
 
 def inputs_of(model: Dlrm, items: int = 50) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """dense, indices [items, of all bags side by side], predictions by the paper's formulas."""
+    """dense, indices [all of an item's, items], predictions by the paper's formulas."""
     dense, _ = random_batch(model, items)
     numbers, rng = model.graph_inputs.indices_per_bag or (1,) * len(model.tables), np.random.default_rng(5)
     bags = [rng.integers(0, table.num_rows, (items, each)) for table, each in zip(model.tables, numbers)]
     flat, offsets = [bag.reshape(-1) for bag in bags], [np.arange(items) * each for each in numbers]
-    return dense, np.concatenate(bags, axis=1), numpy_predictions(model, dense, flat, offsets)
+    return dense, np.concatenate(bags, axis=1).T.copy(), numpy_predictions(model, dense, flat, offsets)
 
 
 def with_bags(model: Dlrm) -> Dlrm:
@@ -56,7 +56,7 @@ def test_hashed_indices_are_taken_modulo_the_rows() -> None:
     dense, indices, wanted = inputs_of(model)
     hashed = replace(model, tables=tuple(replace(table, wraps=1000) for table in model.tables))
     with torch.no_grad():
-        found = pytorch.DlrmModule(hashed)(torch.tensor(dense), torch.tensor(indices + 10 * np.array([5, 7, 3])))
+        found = pytorch.DlrmModule(hashed)(torch.tensor(dense), torch.tensor(indices + 10 * np.array([[5], [7], [3]])))
     np.testing.assert_allclose(found.numpy(), wanted, atol=2e-6)
 
 
@@ -67,7 +67,7 @@ def test_layers_are_quantized_and_nothing_else() -> None:
     torch.set_grad_enabled(False)
     module = pytorch._quantized(pytorch.DlrmModule(model).eval(), torch.tensor(dense), torch.tensor(indices), 40)
     found = np.concatenate(
-        [module(*map(torch.tensor, (dense[at : at + 40], indices[at : at + 40]))) for at in range(0, 400, 40)]
+        [module(*map(torch.tensor, (dense[at : at + 40], indices[:, at : at + 40]))) for at in range(0, 400, 40)]
     )
     assert 1e-4 < np.abs(found - wanted).mean() <= MEAN_ERROR["int8"]
     taken = [node for node in module.graph.nodes if "dequantize" in str(node.target)]
