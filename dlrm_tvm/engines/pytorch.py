@@ -35,7 +35,7 @@ _ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid}
 class DlrmModule(nn.Module):
     """forward(dense [n, D] float32, indices [all of an item's, n] int64) -> [n] of the tables' dtype.
 
-    Each table's indices lie one after another, as zentorch wants them.
+    Each table's indices lie one after another, and lookups take a row of them: zentorch's take no others.
     """
 
     def __init__(self, model: Dlrm) -> None:
@@ -70,7 +70,7 @@ class DlrmModule(nn.Module):
         picked = indices[columns] % len(rows) if self.wraps[table] else indices[columns]
         if columns.stop - columns.start == 1:
             return nn.functional.embedding(picked[0], rows)
-        found = nn.functional.embedding(picked, rows)
+        found = nn.functional.embedding(picked.reshape(-1), rows).reshape(*picked.shape, -1)
         return found.mean(0) if self.means[table] else found.sum(0)
 
 
