@@ -6,12 +6,12 @@
 Reads the library with its parameters and one data file (kinds: dlrm_tvm/data/reference_data.py); leaves no files, but
 with --predictions what was predicted of any number of files (dlrm_tvm/predictions/run.py).
 What is judged depends on the library's precision and on what the data holds (dlrm_tvm/data/scoring.py), and is printed.
-Exit status 0 or 1.
+Exit status 0 for PASS, 3 for FAIL. Ctrl-C scores what there is.
 """
 
 from __future__ import annotations
 
-from dlrm_tvm.errors import UserError, printable, reported, run_script
+from dlrm_tvm.errors import FOUND_WANTING, UserError, interrupted_status, printable, reported, run_script
 
 with reported():
     import argparse
@@ -19,18 +19,27 @@ with reported():
     from pathlib import Path
 
     from dlrm_tvm import load
-    from dlrm_tvm.console import add_version, summary
+    from dlrm_tvm.console import Bar, Parser, add_output_options, show, show_result, terminal
     from dlrm_tvm.data.demo import reference_for
     from dlrm_tvm.data.reference_data import open_reference
-    from dlrm_tvm.data.scoring import MIN_AUC_RATIO, TOLERANCE, gate_for, judge, score, verdict_json, verdict_text
+    from dlrm_tvm.data.scoring import (
+        MIN_AUC_RATIO,
+        TOLERANCE,
+        Verdict,
+        gate_for,
+        judge,
+        score,
+        verdict_json,
+        verdict_text,
+    )
     from dlrm_tvm.data.splits import SPLITS
+    from dlrm_tvm.machine.files import check_writable, write_result
     from dlrm_tvm.paths import DEFAULT_LIBRARY
     from dlrm_tvm.runtime.manifest import Manifest
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=summary(__doc__))
-    add_version(parser)
+    parser = Parser(__doc__)
     parser.add_argument("--model", type=Path, default=DEFAULT_LIBRARY, metavar="SO", help="default: %(default)s")
     parser.add_argument("--ref-data", type=Path, nargs="+", metavar="FILE", help="default: the demo model's own")
     parser.add_argument(
@@ -58,6 +67,7 @@ def parse_args() -> argparse.Namespace:
         metavar="X",
         help="least AUC of this library / AUC of the reference, above 0 and at most 1 (default: %(default)s)",
     )
+    add_output_options(parser)
     group = parser.add_argument_group("predictions of many items")
     group.add_argument(
         "--predictions",
@@ -74,6 +84,8 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     for path in args.ref_data or ():
         if not path.exists():
             raise UserError(f"{path}: no such file. Give reference data with --ref-data FILE.")
+    if args.output:
+        check_writable("--output", args.output)
     if args.predictions:
         if args.shard_items is not None and args.shard_items < 1:
             raise UserError(f"--shard-items {args.shard_items}: give at least 1.")
@@ -90,8 +102,15 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    if args.predictions:
-        return predict(args)
+    with terminal(quiet=args.quiet):
+        verdict, fields = (predict if args.predictions else score_file)(args)
+    show_result(fields)
+    write_result(args.output, fields)
+    return interrupted_status() if verdict.left else 0 if verdict.passed else FOUND_WANTING
+
+
+def score_file(args: argparse.Namespace) -> tuple[Verdict, dict[str, object]]:
+    """One file's items: the verdict, and the result."""
     model = load(args.model)
     manifest = model.artifact.manifest
     path = args.ref_data[0] if args.ref_data else reference_for(manifest.model.fingerprint)
@@ -99,22 +118,23 @@ def main() -> int:
     part = {"split": args.split, "first_item": args.first_item, "max_items": args.max_items}
     data = open_reference(path, manifest.model, **part, max_ind_range=args.max_ind_range)
     bags = "" if data.indices_per_bag == 1 else f", {data.indices_per_bag:.3g} indices per bag"
-    print(
+    show(
         f"model  {printable(str(args.model))}: {manifest.model.name}, {manifest.precision}, batch {manifest.batch_size}"
     )
-    print(f"data   {printable(os.path.relpath(path))}: {data.kind}, {data.num_items:,} items{bags}")
+    show(f"data   {printable(os.path.relpath(path))}: {data.kind}, {data.num_items:,} items{bags}")
     if args.max_ind_range:
-        print(f"range  indices are taken modulo {args.max_ind_range:,}")
+        show(f"range  indices are taken modulo {args.max_ind_range:,}")
     if cut := data.cut():
-        print(f"split  {cut}")
-    verdict = judge(score(model, data), gate, is_logit=gives_logits(manifest))
-    print(verdict_text(verdict, gate))
-    print(verdict_json(verdict, gate))
-    return 0 if verdict.passed else 1
+        show(f"split  {cut}")
+    scored = score(model, data)
+    with Bar("judging"):
+        verdict = judge(scored, gate, is_logit=gives_logits(manifest))
+    show(verdict_text(verdict, gate))
+    return verdict, verdict_json(verdict, gate)
 
 
-def predict(args: argparse.Namespace) -> int:
-    """All items of all files, in shards, each part kept."""
+def predict(args: argparse.Namespace) -> tuple[Verdict, dict[str, object]]:
+    """The same of all items of all files, in shards, each part kept."""
     from dlrm_tvm.predictions.run import PredictionSettings, plan_lines, plan_predictions, predict_all
 
     given = {"resume": args.resume, "split": args.split, "first_item": args.first_item}
@@ -123,14 +143,14 @@ def predict(args: argparse.Namespace) -> int:
     settings = PredictionSettings(args.model, tuple(args.ref_data or ()), args.predictions, **given)
     manifest, inputs, job = plan_predictions(settings)
     gate = gate_for(manifest.precision, min_auc_ratio=args.min_auc_ratio, rtol=args.rtol, atol=args.atol)
-    print(
+    show(
         f"model  {printable(str(args.model))}: {manifest.model.name}, {manifest.precision}, batch {manifest.batch_size}"
     )
-    print("\n".join(plan_lines(settings, inputs, job)), flush=True)
+    show("\n".join(plan_lines(settings, inputs, job)))
     predictions = predict_all(settings, job, gate, is_logit=gives_logits(manifest))
-    print(verdict_text(predictions.verdict, gate))
-    print(verdict_json(predictions.verdict, gate, more=predictions.to_json(settings.output)))
-    return 0 if predictions.verdict.passed else 1
+    verdict = predictions.verdict
+    show(verdict_text(verdict, gate))
+    return verdict, verdict_json(verdict, gate) | predictions.to_json(settings.output)
 
 
 def gives_logits(manifest: Manifest) -> bool:

@@ -2,9 +2,10 @@
 """Run a compiled library as N pinned instances at once and measure them together.
 
 Reads the library that compile.py left (.so, parameters, manifest); leaves nothing. Prints what is to be measured and
-the peak of exactly these cores, then throughput, latency, share of the peak and memory; the last line is JSON.
-Ctrl-C ends the run early and prints what was measured so far, except of LoadGen's tests. A sweep does this for many
-combinations, and leaves NAME.sweep.json and its state NAME.sweep.jsonl beside the libraries.
+the peak of exactly these cores, then throughput, latency, share of the peak and memory; the last line is JSON where
+stdout is no terminal. Ctrl-C and SIGTERM end the run early and print what was measured so far, except of LoadGen's
+tests. A sweep does this for many combinations, and leaves NAME.sweep.json and its state NAME.sweep.jsonl beside the
+libraries. Exit status 3: LoadGen finds the run invalid, or combinations of a sweep failed.
 
     python multi_instance.py --num-instances 2 --duration 4
     python multi_instance.py --max-latency-ms 10 --percentile 99
@@ -13,7 +14,7 @@ combinations, and leaves NAME.sweep.json and its state NAME.sweep.jsonl beside t
 
 from __future__ import annotations
 
-from dlrm_tvm.errors import reported, run_script
+from dlrm_tvm.errors import FOUND_WANTING, interrupted_status, reported, run_script
 
 with reported():
     import argparse
@@ -32,18 +33,20 @@ with reported():
     from dlrm_tvm.bench.rate_search import find_rate
     from dlrm_tvm.bench.report import results_json, results_text
     from dlrm_tvm.bench.session import open_session
-    from dlrm_tvm.console import add_version, result_line, summary
+    from dlrm_tvm.console import Parser, add_output_options, show, show_result, terminal
     from dlrm_tvm.loadgen.options import add_loadgen_options, check_loadgen_options, loadgen_options
     from dlrm_tvm.loadgen.report import loadgen_json, loadgen_text, score_accuracy_log
     from dlrm_tvm.loadgen.run import run_loadgen
+    from dlrm_tvm.machine.files import write_result
     from dlrm_tvm.sweep.options import add_sweep_options, check_sweep_options, sweep_settings
     from dlrm_tvm.sweep.run import run_sweep
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=summary(__doc__))
-    for add in (add_version, add_run_options, add_loadgen_options, add_sweep_options):
+    parser = Parser(__doc__)
+    for add in (add_run_options, add_loadgen_options, add_sweep_options):
         add(parser)
+    add_output_options(parser, "; of a sweep with its state beside it as .jsonl, default NAME[.ENGINE].sweep.json")
     args = parser.parse_args()
     for check in (check_run_options, check_loadgen_options, check_sweep_options):
         check(args)
@@ -52,10 +55,17 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    if args.scenario:
-        return run_scenario(args)
-    if args.sweep is not None:
-        return run_sweep(sweep_settings(args), show)
+    with terminal(quiet=args.quiet):
+        if args.sweep is not None:
+            return run_sweep(sweep_settings(args), show)
+        fields, status = run_scenario(args) if args.scenario else run_once(args)
+    show_result(fields)
+    write_result(args.output, fields)
+    return status
+
+
+def run_once(args: argparse.Namespace) -> tuple[dict[str, object], int]:
+    """The result and the exit status."""
     baselines = read_baselines(args.baseline or ())
     timing = {"duration_s": duration_s(args), "warmup_s": warmup_s(args), "show": show}
     with open_session(run_settings(args), show) as session:
@@ -77,21 +87,15 @@ def main() -> int:
         comparison = compare_with_baselines(fields, baselines)
         show(comparison_text(comparison))
         fields["baseline"] = comparison_json(comparison)
-    show(result_line(fields))
-    return 1 if report.interrupted else 0
+    return fields, interrupted_status() if report.interrupted else 0
 
 
-def run_scenario(args: argparse.Namespace) -> int:
+def run_scenario(args: argparse.Namespace) -> tuple[dict[str, object], int]:
     """Under MLPerf's LoadGen; status 0 where LoadGen finds the run valid."""
     run = run_loadgen(run_settings(args), loadgen_options(args), warmup_s=warmup_s(args), show=show)
     accuracy = score_accuracy_log(run) if args.accuracy else None
     show(loadgen_text(run, accuracy))
-    show(result_line(loadgen_json(run, accuracy)))
-    return 0 if accuracy or run.tests[-1].verdict.is_valid else 1
-
-
-def show(text: str) -> None:
-    print(text, flush=True)
+    return loadgen_json(run, accuracy), 0 if accuracy or run.tests[-1].verdict.is_valid else FOUND_WANTING
 
 
 def command() -> None:

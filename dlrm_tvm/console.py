@@ -1,24 +1,179 @@
-"""What people and programs see: labelled lines, progress bars, the result as JSON on the last line."""
+"""What people and programs see: labelled lines and the result on stdout, one line of progress on stderr, wrong usage.
+
+    with terminal(quiet=False):                       once, around a script's work
+        with Bar("peak", 1.0): ...                    seconds are counted by themselves
+        with Bar("scoring", 32768, "items") as bar:  bar.update(100)
+        show("  throughput  45,721 items/s")
+
+One bar is drawn at a time, by a thread: the outermost whose end is known, else the innermost.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
-from collections.abc import Mapping
+import os
+import re
+import shutil
+import signal
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn, TextIO
 
-from tqdm import tqdm as Bar
+from tqdm.std import tqdm
 
 from .errors import printable
 
 VERSION = "1.0.0"
+SCHEMA_VERSION = 1  # of the JSON: docs/json.md
 
 TAIL = ("p50", "p90", "p99", "p999", "max")  # of latencies, as people are shown them
+WIDTH = 100  # columns of a line for people
+
+_DRAWN_EVERY_S, _PRINTED_EVERY_S = 1.0, 10.0  # on a terminal; elsewhere, as a line of its own
+_PLAIN = "{desc}: {percentage:.0f}% after {elapsed}, about {remaining} left{postfix}"
+_LABEL = re.compile(r" *\S.{0,20}? {2,}(?=\S)")
+
+_open_bars: list[Bar] = []
+_lock = threading.RLock()
+_drawn = False  # a bar stands on the terminal's last line
+
+
+class Bar:
+    """What is under way, as a context. total: of so many units, "B" for bytes, or of seconds; None: nobody knows."""
+
+    def __init__(self, what: str, total: float | None = None, unit: str = "s") -> None:
+        self._what, self._total, self._unit = what, total, unit
+        self._done, self._began_s = 0, time.monotonic()
+        self.note = ""
+
+    def __enter__(self) -> Bar:
+        _open_bars.append(self)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        _open_bars.remove(self)
+
+    def update(self, units: float = 1) -> None:
+        self._done += units
+
+    @property
+    def has_end(self) -> bool:
+        return self._total is not None
+
+    @property
+    def left(self) -> str:
+        """Of the time, such as 01:30, if all goes on as it did."""
+        gone_s = time.monotonic() - self._began_s
+        return tqdm.format_interval(gone_s / max(self._done, 1e-9) * (self._total - self._done))
+
+    def text(self, columns: int | None) -> str:
+        """columns: of the terminal; None: plain text."""
+        gone_s, form = time.monotonic() - self._began_s, None
+        done = min(gone_s, self._total or gone_s) if self._unit == "s" else self._done
+        if not self.has_end:
+            form = "{desc}: {elapsed}{postfix}"
+        elif columns is None:
+            form = _PLAIN
+        elif self._unit == "s":
+            form = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+        shown = {"unit": self._unit, "unit_scale": self._unit == "B", "postfix": self.note or None, "bar_format": form}
+        shown |= {"prefix": self._what, "ascii": "utf" not in (sys.stderr.encoding or "").lower()}
+        return tqdm.format_meter(done, self._total, gone_s, ncols=columns, **shown)
+
+
+@contextmanager
+def terminal(*, quiet: bool = False) -> Iterator[None]:
+    """While this lasts, stderr says what is under way: every second on a terminal, elsewhere a line every 10 s."""
+    if quiet:
+        yield
+        return
+    ended, on_terminal = threading.Event(), sys.stderr.isatty()
+    every_s = _DRAWN_EVERY_S if on_terminal else _PRINTED_EVERY_S
+
+    def tick() -> None:
+        while not ended.wait(every_s):
+            _draw(on_terminal)
+
+    thread = threading.Thread(target=tick, daemon=True)
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's alone
+    try:
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+    try:
+        with Bar("starting"):
+            if on_terminal:
+                _draw(on_terminal)
+            yield
+    finally:
+        ended.set()
+        thread.join()
+        _erase()
+
+
+def _draw(on_terminal: bool) -> None:
+    global _drawn
+    with _lock:
+        bars = tuple(_open_bars)
+        shown = next((bar for bar in bars if bar.has_end), bars[-1] if bars else None)
+        if shown is None:
+            return
+        if not on_terminal:
+            return _write(shown.text(None) + "\n")
+        columns = min(shutil.get_terminal_size().columns, WIDTH) - 1
+        _write(f"\r{shown.text(columns)[:columns]}\x1b[K")
+        _drawn = True
+
+
+def _erase() -> None:
+    global _drawn
+    with _lock:
+        if _drawn:
+            _write("\r\x1b[K")
+        _drawn = False
+
+
+def _write(text: str) -> None:
+    """Past Python's buffers, whose lock a fork of this process must not find taken."""
+    with suppress(OSError):
+        os.write(sys.stderr.fileno(), text.encode(sys.stderr.encoding or "ascii", "replace"))
+
+
+def show(text: str, to: TextIO | None = None) -> None:
+    """Lines for people, folded at WIDTH. to: None for stdout."""
+    with _lock:
+        _erase()
+        print("\n".join(map(folded, text.split("\n"))), file=to, flush=True)
+
+
+def folded(text: str) -> str:
+    """A line that is too long, in several; those after the first begin where the text beside the label does."""
+    if len(text) <= WIDTH:
+        return text
+    label = _LABEL.match(text)
+    at = label.end() if label else len(text) - len(text.lstrip())
+    indent = {"initial_indent": " " * at, "subsequent_indent": " " * (at if label else at + 2)}
+    lines = textwrap.wrap(text[at:], WIDTH, **indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join([text[:at] + lines[0][at:], *lines[1:]])
+
+
+def show_result(fields: Mapping[str, object]) -> None:
+    """The last line of stdout, for programs: people on a terminal have read all that is in it."""
+    if not sys.stdout.isatty():
+        print(result_line(fields), flush=True)
 
 
 def result_line(fields: Mapping[str, object]) -> str:
     """JSON has no NaN and no infinity: what is undefined is null."""
-    return json.dumps(_defined(fields), allow_nan=False)
+    return json.dumps(_defined({"schema_version": SCHEMA_VERSION, **fields}), allow_nan=False)
 
 
 def _defined(value: object) -> object:
@@ -32,8 +187,9 @@ def _defined(value: object) -> object:
 
 
 def percentiles_text(latency_ms: Mapping[str, float], *names: str) -> str:
-    """ "p50 1.234  p99.9 5.678": those that are named, as bench.statistics.percentiles_ms names them."""
-    return "  ".join(f"{name.replace('p999', 'p99.9')} {latency_ms[name]:.3f}" for name in names)
+    """ "p50 1.234  p99.9 56.78": those that are named, as bench.statistics.percentiles_ms names them."""
+    digits = {name: 3 if latency_ms[name] < 10 else 2 if latency_ms[name] < 100 else 1 for name in names}
+    return "  ".join(f"{name.replace('p999', 'p99.9')} {latency_ms[name]:.{digits[name]}f}" for name in names)
 
 
 def line(label: str, text: str) -> str:
@@ -41,15 +197,19 @@ def line(label: str, text: str) -> str:
     return f"  {label:<18}{printable(text)}"
 
 
-def progress_bar(what: str, total: int, unit: str) -> Bar:
-    """Shown on a terminal, and only while what takes longer than a moment is under way. unit: "B" for bytes."""
-    return Bar(total=total, desc=what, unit=unit, unit_scale=unit == "B", delay=1, leave=False, disable=None)
+class Parser(argparse.ArgumentParser):
+    """doc: the script's docstring, which python -OO takes away. Wrong usage is one line and exit status 2."""
+
+    def __init__(self, doc: str | None) -> None:
+        super().__init__(description=doc and doc.split("\n", 1)[0])
+        self.add_argument("--version", action="version", version=f"dlrm_tvm {VERSION}")
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{printable(message)}. All flags: {self.prog} --help\n")
 
 
-def summary(doc: str | None) -> str | None:
-    """The first line of a script's docstring, which python -OO takes away."""
-    return doc and doc.split("\n", 1)[0]
-
-
-def add_version(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--version", action="version", version=f"dlrm_tvm {VERSION}")
+def add_output_options(parser: argparse.ArgumentParser, of_a_sweep: str = "") -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("output")
+    group.add_argument("--output", type=Path, metavar="FILE", help=f"write the result there, as JSON{of_a_sweep}")
+    group.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    return group

@@ -1,8 +1,12 @@
 """The one exception type for a user's mistake, and what a script does with it.
 
 A `UserError` is a sentence: what was found, where, what was wanted, what to type next. Scripts print it as one
-line on stderr and exit with status 1 (`run_script`); the Python API lets it pass as a `ValueError`. Anything else
-that escapes is our own bug and keeps its traceback.
+line on stderr; the Python API lets it pass as a `ValueError`. Anything else that escapes is our own bug and keeps its
+traceback. Exit status of a script:
+
+    0    good                                  3          measured, and found wanting
+    1    a user's mistake, or the machine's    130, 143   ended by Ctrl-C, by SIGTERM; what was measured is printed
+    2    wrong usage (console.Parser)
 """
 
 from __future__ import annotations
@@ -14,15 +18,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
+FOUND_WANTING = 3
+
 _LONGEST = 300  # characters of an error that somebody else raised
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+
+_ended_by = signal.SIGINT  # where KeyboardInterrupt was raised
 
 
 class UserError(ValueError):
     """Bad input, said in one line that tells what to do about it. Names from files in it cannot steer a terminal."""
 
+    status = 1
+
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+class FoundWantingError(UserError):
+    """The input is good, what was measured is not."""
+
+    status = FOUND_WANTING
 
 
 def printable(text: str) -> str:
@@ -49,9 +65,9 @@ def run_script(main: Callable[[], int]) -> None:
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Whatever goes wrong for the user's reasons becomes one line on stderr and status 1: a UserError, a full disk or
-    an unreadable file (`OSError`, whose own text names the file), Ctrl-C. SIGTERM and SIGHUP end the script as
-    sys.exit would, so that what was begun is removed.
+    """Whatever goes wrong for the user's reasons becomes one line on stderr and the exit status: a UserError, a full
+    disk or an unreadable file (`OSError`, whose own text names the file), Ctrl-C. SIGTERM, as Slurm and Kubernetes send
+    it, and SIGHUP do what Ctrl-C would at that moment, so that what was begun is removed and what was measured shown.
 
     Streams that are missing are opened on /dev/null; what their encoding lacks is written as an escape. Scripts import
     within such a context too, as that takes seconds.
@@ -61,15 +77,15 @@ def reported() -> Iterator[None]:
         _open_streams()
         for number, handler in taken.items():
             if handler == signal.SIG_DFL:  # else it is ignored, as under nohup, or somebody else's
-                signal.signal(number, lambda number, _: sys.exit(128 + number))
+                signal.signal(number, _interrupt)
         yield
     except SystemExit:
         _flush()
         raise
     except UserError as error:
-        _fail(str(error))
+        _fail(str(error), error.status)
     except KeyboardInterrupt:
-        _fail("Interrupted.")
+        _fail("Interrupted." if _ended_by == signal.SIGINT else f"Ended by {_ended_by.name}.", interrupted_status())
     except BrokenPipeError:
         _fail("Whoever read the output is gone.")
     except MemoryError:
@@ -86,12 +102,26 @@ def reported() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _fail(message: str) -> NoReturn:
+def _interrupt(number: int, frame: object) -> None:
+    global _ended_by
+    _ended_by = signal.Signals(number)
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):  # Ctrl-C is ignored, as after a shell's &
+        raise KeyboardInterrupt
+    handler(signal.SIGINT, frame)
+
+
+def interrupted_status() -> int:
+    """The exit status after a KeyboardInterrupt, as a shell has it: 130, or 143 where it was SIGTERM."""
+    return 128 + _ended_by
+
+
+def _fail(message: str, status: int = 1) -> NoReturn:
     with suppress(OSError):
         print(printable(message), file=sys.stderr, flush=True)
     with suppress(SystemExit):
         _flush()
-    sys.exit(1)
+    sys.exit(status)
 
 
 def _flush() -> None:

@@ -120,6 +120,8 @@ def check_run_options(args: argparse.Namespace) -> None:
     """Raises UserError for values out of range and for flags that do not go together."""
     _check_setting_options(args)
     _check_arrival_options(args)
+    if args.output and args.sweep is None:  # a sweep checks all of its files together
+        check_writable("--output", args.output)
 
 
 def _check_setting_options(args: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 import tvm
 from tvm import relax
 
-from ..console import progress_bar
+from ..console import Bar
 from ..errors import UserError
 from ..model.card import describe, describe_numerics
 from ..runtime.manifest import FORMAT_VERSION, Manifest, Parameter, Peak
@@ -124,7 +124,7 @@ def _write_parameters(job: Job, path: Path, build: str) -> _ParameterFile:
     sources, journal = [*job.tables.sources, job.mlp], job.journal
     entries, size = lay_out(sources)
     _check_free(path.parent.parent, size + LINK_BYTES - job.kept_bytes)
-    with progress_bar("writing tables", sum(source.nbytes for source in sources), "B") as bar:
+    with Bar("writing tables", sum(source.nbytes for source in sources), "B") as bar:
         if journal is None:
             sha256 = write_parameters(path, build, sources, entries, bar.update)
         else:

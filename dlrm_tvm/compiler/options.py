@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from ..data.demo import DEMO_TABLE_ROWS, DEMOS
@@ -164,7 +164,8 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
 
 def compile_settings(args: argparse.Namespace, directory: Path) -> CompileSettings:
     """The flags of add_compile_options as settings. Raises UserError for mistakes that show without the model."""
-    settings = CompileSettings(**vars(args), directory=directory)
+    chosen = {each.name: getattr(args, each.name) for each in fields(CompileSettings) if each.name != "directory"}
+    settings = CompileSettings(**chosen, directory=directory)
     checks = (_check_numbers, _check_name, _check_tuning, _check_schedules, _check_precision, _check_auto)
     for check in (_check_model, *checks):
         check(settings)

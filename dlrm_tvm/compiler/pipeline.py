@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..console import Bar, show
 from ..data.demo import DEMOS, demo_model_path
 from ..data.state_dict import graph_of_weights, graph_path
-from ..errors import UserError, printable
+from ..errors import FoundWantingError, UserError, printable
 from ..model.dlrm import Dlrm
 from ..model.precision import weight_bytes
 from ..paths import DEFAULT_LOG
@@ -240,7 +241,7 @@ def compile_model(job: Job) -> Job:
             raise no_room
         if not any(candidate.accepted for candidate in made):
             data = job.settings.ref_data or "the demo data"
-            raise UserError(f"no precision keeps to the AUC ratio on {data}: nothing was written.")
+            raise FoundWantingError(f"no precision keeps to the AUC ratio on {data}: nothing was written.")
         return _run(made[0] if job.judge is None else _fastest(made), _WRITE)
 
 
@@ -271,7 +272,8 @@ def _staged(job: Job, stagings: ExitStack) -> Job:
 def _fastest(made: list[Job]) -> Job:
     """Of those that pass the gate."""
     accepted = [job for job in made if job.accepted]
-    rates = items_per_second([job.staged for job in accepted], made[0].cpu.caches.l3)
+    with Bar(f"timing {len(accepted)} candidates"):
+        rates = items_per_second([job.staged for job in accepted], made[0].cpu.caches.l3)
     ranked = {job.label: None for job in made} | {job.label: round(rate, 1) for job, rate in zip(accepted, rates)}
     fastest = replace(accepted[rates.index(max(rates))], items_per_s=ranked)
     _say(fastest, summary.ranking)
@@ -295,14 +297,16 @@ def _run(job: Job, phases: tuple[Phase, ...]) -> Job:
         if getattr(job, phase.fills) is not None:
             continue
         job.progress(phase.name)
-        job = phase.run(job)
-        _say(job, phase.says)
-        if job.settings.dump_ir is not None:  # texts take time: LLVM makes the assembly anew
-            for name, text in phase.dumps.items():
-                dump.write(job.settings.dump_ir, name, text(job))
+        number = f"{PHASES.index(phase) + 1} of {len(PHASES)}"
+        with Bar(f"{job.precision + ' ' if job.judge else ''}{phase.name} ({number})"):
+            job = phase.run(job)
+            _say(job, phase.says)
+            if job.settings.dump_ir is not None:  # texts take time: LLVM makes the assembly anew
+                for name, text in phase.dumps.items():
+                    dump.write(job.settings.dump_ir, name, text(job))
     return job
 
 
 def _say(job: Job, lines: Callable[[Job], list[str]]) -> None:
     for line in [] if job.quiet else lines(job):
-        print(printable(line))
+        show(printable(line))

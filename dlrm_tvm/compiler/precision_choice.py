@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..console import progress_bar
+from ..console import Bar
 from ..data.demo import reference_for
 from ..data.reference_data import open_reference
 from ..data.scoring import MIN_AUC_RATIO, Verdict, gate_for, judge, score
@@ -105,7 +105,7 @@ def choose_numerics(
     if precision != "int8":
         return numerics_of(model, precision, first_layer=first_layer)
     try:
-        with progress_bar("table scales", model.table_bytes, "B") as bar:
+        with Bar("table scales", model.table_bytes, "B") as bar:
             known = {} if journal is None else {"known": journal.largest, "found": journal.add_largest}
             scales = table_scales(model, bar.update, **known)
             numerics = numerics_of(model, precision, scales, first_layer=first_layer)

@@ -28,7 +28,7 @@ def card(job: Job) -> list[str]:
     return [
         *(_line("auto", f"not {precision}: {reason}") for precision, reason in job.candidates.refused.items()),
         *([_line("graph", f"{job.onnx_model}, which points into the weights")] if settings.torch_weights else []),
-        _line("model", f"{model.name}: {len(model.tables)} tables of dimension {model.dim}, {work}, {sizes}"),
+        _line("model", f"{model.name}: {len(model.tables)} tables × {model.dim}, {work}, {sizes}"),
         *(_line("warning", each) for each in model.warnings),
         _line("target", f"{cpu.cpu}{here}, batch {settings.batch_size}, {settings.precision}"),
     ]

@@ -17,10 +17,12 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from ..console import show
 from ..errors import UserError
 from ..machine.files import whole_blocks, write_whole
 from ..model.dlrm import Dense, Dlrm, GraphInputs, Table
@@ -79,7 +81,7 @@ def demo_model_path(
     if _is_intact(path, tensors, table_rows, model):
         return path
     megabytes = tensors[-1].end / 1e6
-    say = announce or (lambda line: print(line, file=sys.stderr))
+    say = announce or partial(show, to=sys.stderr)
     say(f"Generating the demo model, tables capped at {table_rows:,} rows ({megabytes:,.0f} MB): {path}")
     try:
         directory.mkdir(parents=True, exist_ok=True)

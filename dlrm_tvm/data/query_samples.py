@@ -14,14 +14,13 @@ of whole tables. Indices are int32, those of all bags of an item side by side: a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..console import progress_bar
 from ..errors import UserError
 from ..machine.shared_memory import Layout, SharedArrays, layout_bytes
 from ..model.bags import bags_of_one
@@ -142,14 +141,9 @@ class SampleLibrary:
 
     def load(self, card: ModelCard, threads: int) -> None:
         """Fill the memory, random rows by `threads` threads. Raises UserError for bad values in a file."""
-        with progress_bar("loading samples", self.spec.items, " items") as bar:
-            for items in self._filled(card, threads):
-                bar.update(items)
-
-    def _filled(self, card: ModelCard, threads: int) -> Iterator[int]:
         if self.spec.ref_data is None:
             with ThreadPoolExecutor(threads) as pool:
-                yield from pool.map(self._draw, range(0, self.spec.items, _CHUNK_ITEMS))
+                list(pool.map(self._draw, range(0, self.spec.items, _CHUNK_ITEMS)))
             return
         at, part = 0, {"max_items": self.spec.items, "max_ind_range": self.spec.max_ind_range}
         for chunk in open_reference(self.spec.ref_data, card, outputs_wanted=False, **part):
@@ -162,7 +156,6 @@ class SampleLibrary:
             if chunk.labels is not None:
                 self.labels[part] = chunk.labels
             at = part.stop
-            yield len(chunk.dense)
 
     def _write_bags(self, part: slice, chunk: Chunk) -> None:
         bags = chunk.bags or bags_of_one(chunk.indices)
@@ -176,10 +169,9 @@ class SampleLibrary:
                 )
             self.indices[part, columns] = bags.indices[table].reshape(-1, wanted)
 
-    def _draw(self, begin: int) -> int:
-        """Draw one chunk of random items; gives their number."""
+    def _draw(self, begin: int) -> None:
+        """One chunk of random items."""
         part = slice(begin, min(begin + _CHUNK_ITEMS, self.spec.items))
         generator = np.random.default_rng([_SEED, begin])
         rows = np.repeat(self.spec.table_rows, self.spec.lengths or 1)
         draw_items(generator, self.dense[part], self.indices[part], rows)
-        return part.stop - begin

@@ -12,13 +12,14 @@ judged, and the verdict says so. Knows models as functions and data as `Referenc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ..console import progress_bar, result_line
+from ..console import Bar
 from ..errors import UserError
 from .metrics import AucSum, compare, joined_errors, log_loss, logit_loss, mean_of
 from .reference_data import ReferenceData
@@ -43,11 +44,15 @@ class Gate:
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """predictions [n] float32; reference [n] float32 and labels [n] uint8, None where the data has none."""
+    """predictions [n] float32; reference [n] float32 and labels [n] uint8, None where the data has none.
+
+    left: items that Ctrl-C left out.
+    """
 
     predictions: np.ndarray
     reference: np.ndarray | None
     labels: np.ndarray | None
+    left: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Rule:
 class Verdict:
     """Figures and rules. None: the data has no reference or no labels, or the value is undefined.
 
-    auc_error: the exact AUC is no further from `auc` than that, 0 where it is exact.
+    auc_error: the exact AUC is no further from `auc` than that, 0 where it is exact; left: items not scored.
     is_logit: the predictions are logits, and the log losses those of their sigmoid."""
 
     items: int
@@ -84,6 +89,7 @@ class Verdict:
     rules: tuple[Rule, ...]
     is_logit: bool = False
     auc_error: float | None = None
+    left: int = 0
 
     @property
     def auc_ratio(self) -> float | None:
@@ -94,6 +100,12 @@ class Verdict:
         """Whether no rule was broken. Of a quantized library that may mean little: if auc_ratio is None, it was not
         judged."""
         return all(rule.kept is not False for rule in self.rules)
+
+    @property
+    def said(self) -> str:
+        if self.left:
+            return f"INTERRUPTED: {self.left:,} items were not scored"
+        return "PASS" if self.passed else "FAIL"
 
 
 class _Ranking(NamedTuple):
@@ -133,7 +145,7 @@ def check_auc_ratio(least: float) -> None:
 
 
 def score(predict: Callable[..., np.ndarray], data: ReferenceData) -> Score:
-    """Predict every item of the data, chunk by chunk. predict: a model as load() gives it.
+    """Predict every item of the data, chunk by chunk; after Ctrl-C what there is. predict: a model as load() gives it.
 
     What is kept takes 4 bytes per item, 1 more for its label and 4 more for its reference; AUC takes 6 more for a time.
     """
@@ -142,7 +154,7 @@ def score(predict: Callable[..., np.ndarray], data: ReferenceData) -> Score:
     reference = np.empty(count, np.float32) if data.has_reference else None
     labels = np.empty(count, np.uint8) if data.has_labels else None
     at = 0
-    with progress_bar("scoring", count, " items") as bar:
+    with Bar("scoring", count, "items") as bar, suppress(KeyboardInterrupt):
         for chunk in data:
             part = slice(at, at + len(chunk.dense))
             predictions[part] = predict(chunk.dense, *chunk.lookups)
@@ -152,7 +164,10 @@ def score(predict: Callable[..., np.ndarray], data: ReferenceData) -> Score:
                 labels[part] = chunk.labels
             at = part.stop
             bar.update(len(chunk.dense))
-    return Score(predictions, reference, labels)
+    if count and not at:
+        raise KeyboardInterrupt
+    scored = (None if each is None else each[:at] for each in (predictions, reference, labels))
+    return Score(*scored, left=count - at)
 
 
 def judge(score: Score, gate: Gate, *, is_logit: bool = False) -> Verdict:
@@ -160,7 +175,7 @@ def judge(score: Score, gate: Gate, *, is_logit: bool = False) -> Verdict:
 
     is_logit: the model gives logits; so it does where a value lies outside 0..1.
     """
-    return judge_parts([score], gate, is_logit=is_logit, exact_auc=True)
+    return replace(judge_parts([score], gate, is_logit=is_logit, exact_auc=True), left=score.left)
 
 
 def judge_parts(parts: Iterable[Score], gate: Gate, *, is_logit: bool, exact_auc: bool) -> Verdict:
@@ -222,17 +237,17 @@ def verdict_text(verdict: Verdict, gate: Gate) -> str:
             f"{'outside tolerance':<22}{outside:>14}   (rtol {gate.rtol:g}, atol {gate.atol:g})",
             *([f"{'not finite':<22}{verdict.not_finite:>14,}"] if verdict.not_finite else []),
             *(f"{rule.name + '?':<30}{rule.found}" for rule in verdict.rules),
-            "PASS" if verdict.passed else "FAIL",
+            verdict.said,
         ]
     )
 
 
-def verdict_json(verdict: Verdict, gate: Gate, more: Mapping[str, object] | None = None) -> str:
-    """The last stdout line. more: fields of a caller's."""
+def verdict_json(verdict: Verdict, gate: Gate) -> dict[str, object]:
+    """The script's result."""
     errors = ("max_abs_error", "mean_abs_error", "max_logit_error", "mean_logit_error", "mismatches")
     fields = {key: getattr(verdict, key) for key in ("items", *errors, "auc", "reference_auc", "auc_ratio")}
-    fields |= {"min_auc_ratio": gate.min_auc_ratio, "log_loss": verdict.log_loss, "passed": verdict.passed}
-    return result_line({**fields, **(more or {})})
+    fields |= {"min_auc_ratio": gate.min_auc_ratio, "log_loss": verdict.log_loss}
+    return fields | {"passed": None if verdict.left else verdict.passed, "interrupted": verdict.left > 0}
 
 
 def _row(name: str, *values: float | None, digits: str = ".6f") -> str:

@@ -18,6 +18,7 @@ from types import TracebackType
 
 import numpy as np
 
+from ..console import Bar
 from ..errors import UserError
 from ..machine.cpu import clock_mhz
 from ..machine.os_counters import Snapshot, take_snapshot
@@ -101,7 +102,8 @@ class Instances:
             with interrupts_blocked():
                 for assignment in self._assignments:
                     self._workers.append(WorkerProcess(assignment, self._command))
-            self._gather(silence_s=self._opening_s)
+            with Bar(f"starting {len(self._workers)} instances"):
+                self._gather(silence_s=self._opening_s)
         except BaseException:
             self._end(wait_s=0)
             raise
@@ -138,7 +140,7 @@ class Instances:
         """
         times = _timetable(self._barrier_ns(), warmup_s, duration_s, drains=arrivals.is_open)
         watch = StabilityWatch() if until_stable else None
-        with noted_interrupts() as interrupts:
+        with noted_interrupts() as interrupts, Bar("measuring", (times.last_ns - times.begin_ns) / 1e9):
             fields = {"stop_ns": times.stop_ns, "last_ns": times.last_ns}
             self._send("measure", times.begin_ns, **fields, arrivals=asdict(arrivals), telling=until_stable)
             before, after, clocks_mhz = self._watch_window(interrupts, times, watch)
@@ -207,7 +209,8 @@ class Instances:
 
     def _phase(self, name: str, seconds: float) -> list[tuple[dict, bytes]]:
         self._send(name, self._barrier_ns(), seconds=seconds)
-        return self._gather(silence_s=seconds + _SILENCE_S)
+        with Bar(name, seconds):
+            return self._gather(silence_s=seconds + _SILENCE_S)
 
     def _barrier_ns(self) -> int:
         lead_s = _BARRIER_LEAD_S + _BARRIER_LEAD_PER_WORKER_S * len(self._workers)

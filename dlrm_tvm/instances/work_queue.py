@@ -146,11 +146,10 @@ class WorkQueue:
 
     def take(self, most_batches: int = 1) -> list[Taken]:
         """Up to `most_batches` full batches, or one that is not full and must leave; nothing where there is none."""
-        batch_size = self._header[_BATCH_SIZE]
         fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
         try:
             begin, first = self._header[_TAKEN], self._header[_CURSOR]
-            items = self._items_to_take(begin, batch_size, most_batches)
+            items = self._items_to_take(begin, most_batches)
             end = begin + items
             # A sample has an item at least, so that no more samples than items can be touched.
             touched = self._ends[first : min(first + items, self.published)]
@@ -160,6 +159,7 @@ class WorkQueue:
             fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
         if not items:
             return []
+        batch_size = self._header[_BATCH_SIZE]
         ends = self._ends[first : last + 1].tolist()
         sources = self._sources[first : last + 1].tolist()
         start = self._items_until(first)
@@ -181,8 +181,9 @@ class WorkQueue:
         """Published, taken by nobody, and with a free place in the ring."""
         return min(self.published_items, self._header[_RELEASED] + len(self.ring)) - self._header[_TAKEN]
 
-    def _items_to_take(self, begin: int, batch_size: int, most_batches: int) -> int:
+    def _items_to_take(self, begin: int, most_batches: int) -> int:
         available = self._available_items()
+        batch_size = self._header[_BATCH_SIZE]  # read after: the queue is configured before anything is published
         if available >= batch_size:
             return min(available // batch_size, most_batches) * batch_size
         if available > 0 and (begin < self._header[_FLUSHED] or self._leaves_ns() <= time.perf_counter_ns()):

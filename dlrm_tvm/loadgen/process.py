@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..bench.session import Session
+from ..console import Bar
 from ..data.query_samples import SampleSpec
 from ..errors import UserError
 from ..instances.interrupts import interrupts_blocked
@@ -63,7 +64,8 @@ class LoadgenProcess:
 
     def load(self) -> None:
         """Read or draw the samples. Raises UserError for bad values in a file."""
-        self._answer(do="load")
+        with Bar("loading samples"):
+            self._answer(do="load")
 
     def test(self, request: LoadgenRequest, *, wait_ms: float, silence_s: float) -> LoadgenTest:
         """wait_ms: how long an item may wait for its batch to fill; silence_s: after which instances count as stuck.
@@ -149,7 +151,8 @@ def loadgen_process(session: Session, ends: QueueEnds) -> Iterator[LoadgenProces
         process = WorkerProcess(assignment, DRIVER_COMMAND)
     leave_s = 0.0
     try:
-        session.instances.answer_of(process)
+        with Bar("starting LoadGen"):
+            session.instances.answer_of(process)
         yield LoadgenProcess(process, session.instances.answer_of)
         leave_s = _LEAVE_S
     finally:

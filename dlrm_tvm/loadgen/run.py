@@ -25,7 +25,7 @@ from ..bench.warnings import (
     table_warnings,
     window_warnings,
 )
-from ..console import line
+from ..console import Bar, line
 from ..data.query_samples import SampleSpec, plan_samples
 from ..errors import UserError
 from ..instances.group import NoBatchError
@@ -258,7 +258,9 @@ class _Conduct:
 
     def _tests(self, closed_loop: ClosedLoop | None, wait_ms: float) -> list[LoadgenTest]:
         def test(request: LoadgenRequest) -> LoadgenTest:
-            return self._loadgen.test(request, wait_ms=wait_ms, silence_s=self._silence_s(closed_loop))
+            seconds = None if closed_loop is None else request.duration_s or self._settings.duration_s
+            with Bar(f"LoadGen, {Path(request.log_dir).name}", seconds):
+                return self._loadgen.test(request, wait_ms=wait_ms, silence_s=self._silence_s(closed_loop))
 
         def say(label: str, text: str) -> None:
             self._show(line(label, text))

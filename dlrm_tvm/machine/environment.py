@@ -35,7 +35,6 @@ def describe_environment(topology: Topology, root: Path = Path("/")) -> dict[str
         "cpu": host_model(root / "proc/cpuinfo"),
         "cpu_mhz": None if clock is None else round(clock),
         "cpu_flags": sorted(flag for flag in flags if _CPU_FLAGS.fullmatch(flag)),
-        "cpu_flags_all": sorted(flags),
         "virtual_machine": _virtual_machine(root, flags),
         "hardware_threads": len(topology.threads),
         "physical_cores": topology.num_cores,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
 import numpy as np
 
+from ..console import result_line
 from ..errors import UserError
 from .address_range import HUGE_PAGE
 
@@ -48,6 +49,12 @@ def write_whole_file(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_result(path: Path | None, fields: Mapping[str, object]) -> None:
+    """A script's result where --output names a file."""
+    if path:
+        write_whole_file(path, result_line(fields).encode() + b"\n")
 
 
 def write_whole(file: FileIO, block: memoryview) -> None:

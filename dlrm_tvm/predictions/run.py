@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from ..console import progress_bar
+from ..console import Bar, show
 from ..data.demo import reference_for
 from ..data.metrics import EXACT_ITEMS
 from ..data.reference_data import open_reference
@@ -150,17 +150,17 @@ def predict_all(
 def _score_missing(job: Job, score: ScoreShards) -> list[ShardDone]:
     there, refused = job.parts_done()
     for reason in refused:
-        print(f"Warning: {reason}", file=sys.stderr)
+        show(f"Warning: {reason}", to=sys.stderr)
     left = sorted(set(range(len(job.shards))) - set(there))
     done: list[ShardDone] = []
-    with progress_bar("scoring", job.items, " items") as bar:
+    with Bar("scoring", job.items, "items") as bar:
         bar.update(sum(job.shards[number].count for number in there))
         try:
             with closing(score(job, left, bar.update)) as scored:
                 done.extend(scored)
         except KeyboardInterrupt:
             count = len(job.parts_done()[0])
-            print(f"{count} of {len(job.shards)} shards are done; --resume goes on with them.", file=sys.stderr)
+            show(f"{count} of {len(job.shards)} shards are done; --resume goes on with them.", to=sys.stderr)
             raise
     return done
 

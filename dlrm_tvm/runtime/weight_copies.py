@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
 
-from ..console import progress_bar
+from ..console import Bar
 from ..errors import UserError
 from ..machine.address_range import HUGE_PAGE
 from ..machine.memory import available_bytes
@@ -98,7 +98,7 @@ class WeightCopies:
     def preload(self) -> None:
         """Read the tables' files in. Raises UserError where they do not fit."""
         artifact, memory = self._artifact, self.setup.memory
-        with progress_bar("reading tables", artifact.manifest.table_range.piece_bytes, "B") as bar:
+        with Bar("reading tables", artifact.manifest.table_range.piece_bytes, "B") as bar:
             preload(artifact.library, artifact.manifest, memory, bar.update)
         self.setup = replace(self.setup, memory=table_memory(artifact, available_bytes()))
 
@@ -129,7 +129,7 @@ class WeightCopies:
 
     def _copy_of_tables(self, policy: MemoryPolicy | None) -> SharedMemory:
         memory = self._reserve(self._artifact.manifest.table_range.nbytes, policy)
-        with progress_bar("copying tables", self._artifact.manifest.table_range.piece_bytes, "B") as bar:
+        with Bar("copying tables", self._artifact.manifest.table_range.piece_bytes, "B") as bar:
             fill(self._artifact.library, self._artifact.manifest, memory.range, bar.update)
         memory.settle()
         return memory

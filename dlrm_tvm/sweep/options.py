@@ -25,7 +25,7 @@ _OVERHEAD_S = 4.0  # of a run: starting the instances, and the peak before and a
 class SweepSettings:
     """What is swept. run: everything else of each run; its instances and threads are those of axes left out.
 
-    compile_model: whether the demo is compiled where run.model is missing; seed: None draws one; json: of the result,
+    compile_model: whether the demo is compiled where run.model is missing; seed: None draws one; output: the result,
     None for NAME.sweep.json beside the libraries, with .ENGINE and .PRECISION where --engine and its precision are
     given.
     """
@@ -38,7 +38,7 @@ class SweepSettings:
     seed: int | None = None
     max_latency_ms: float | None = None
     csv: Path | None = None
-    json: Path | None = None
+    output: Path | None = None
     plot: Path | None = None
     resume: bool = False
     compile_model: bool = False
@@ -47,7 +47,7 @@ class SweepSettings:
     def result_path(self) -> Path:
         engine = None if self.run.engine == OURS else self.run.engine
         parts = (sweep_name(self.run.model), engine, self.run.engine_precision, "sweep", "json")
-        return self.json or self.run.model.with_name(".".join(filter(None, parts)))
+        return self.output or self.run.model.with_name(".".join(filter(None, parts)))
 
     @property
     def state_path(self) -> Path:
@@ -56,7 +56,8 @@ class SweepSettings:
     @property
     def files(self) -> dict[str, Path]:
         """What is written, by the option that names it."""
-        named = {"--json": self.result_path, "--json's state": self.state_path, "--csv": self.csv, "--plot": self.plot}
+        named = {"--output": self.result_path, "--output's state": self.state_path}
+        named |= {"--csv": self.csv, "--plot": self.plot}
         return {option: path for option, path in named.items() if path}
 
     @property
@@ -75,12 +76,7 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--repeats", type=count, metavar="N", help="rounds over all combinations; default 3")
     group.add_argument("--csv", type=Path, metavar="FILE", help="write the table there")
-    group.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="write the result there, the state beside it as .jsonl; default: NAME[.ENGINE].sweep.json",
-    )
+    group.add_argument("--json", type=Path, dest="output", help=argparse.SUPPRESS)  # its name before --output
     group.add_argument("--plot", type=Path, metavar="FILE", help="draw throughput against p99: .png or .svg")
     group.add_argument("--resume", action="store_true", help="go on with an interrupted sweep")
     group.add_argument("--sweep-seed", type=int, metavar="N", help="of the random order; default: drawn")
@@ -88,7 +84,7 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
 
 def check_sweep_options(args: argparse.Namespace) -> None:
     """Raises UserError for flags that need --sweep, flags that --sweep excludes, and an impossible latency."""
-    named = ("repeats", "csv", "json", "plot", "resume", "sweep_seed")
+    named = ("repeats", "csv", "plot", "resume", "sweep_seed")
     given = [name for name in named if getattr(args, name) not in (None, False)]
     if given and args.sweep is None:
         raise UserError(f"--{given[0].replace('_', '-')} is of a sweep: add --sweep auto, or leave it out.")
@@ -109,7 +105,7 @@ def sweep_settings(args: argparse.Namespace) -> SweepSettings:
         seed=args.sweep_seed,
         max_latency_ms=args.max_latency_ms,
         csv=args.csv,
-        json=args.json,
+        output=args.output,
         plot=args.plot,
         resume=args.resume,
         compile_model=args.model == DEFAULT_LIBRARY,
@@ -125,13 +121,13 @@ def check_files(settings: SweepSettings) -> None:
     for option, path in settings.files.items():
         check_writable(option, path)
     if len({path.resolve() for path in settings.files.values()}) < len(settings.files):
-        raise UserError("--csv, --json and --plot name one file twice (--json's state is the .jsonl beside it).")
+        raise UserError("--csv, --output and --plot name one file twice (--output's state is the .jsonl beside it).")
     if settings.resume and not state.exists():
         raise UserError(f"{state}: no such file, so there is no sweep to resume. Leave --resume out.")
     is_empty = state.exists() and not state.stat().st_size  # left by a sweep that was killed before its first run
     for path in (settings.result_path, *([] if is_empty else [state])):
         if path.exists() and not is_of_a_sweep(path):
-            raise UserError(f"--json {path}: a file that no sweep left has that name. Give another name.")
+            raise UserError(f"--output {path}: a file that no sweep left has that name. Give another name.")
 
 
 def check_not_read(files: Mapping[str, Path], read: Iterable[Path | str | None]) -> None:

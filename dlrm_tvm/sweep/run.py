@@ -9,10 +9,7 @@ than the others'. A combination that fails is recorded with its error, and the s
 from __future__ import annotations
 
 import json
-import signal
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
@@ -20,8 +17,8 @@ from pathlib import Path
 from ..bench.measure import measure
 from ..bench.report import results_json
 from ..bench.session import open_session
-from ..console import progress_bar, result_line
-from ..errors import UserError, one_line
+from ..console import Bar, result_line, show_result
+from ..errors import FOUND_WANTING, UserError, interrupted_status, one_line
 from ..instances.arrivals import CLOSED, Arrivals
 from ..machine.files import write_whole_file
 from .libraries import Kind, deleted_text
@@ -39,7 +36,7 @@ MeasureOne = Callable[[SweepSettings, Combination, Path], dict[str, object]]
 def run_sweep(settings: SweepSettings, show: Callable[[str], None], measure_one: MeasureOne | None = None) -> int:
     """The whole story; the exit status. Raises UserError before anything is measured, or when nothing could be."""
     check_files(settings)
-    with _termination_as_interrupt(), open_state(settings.state_path) as state:
+    with open_state(settings.state_path) as state:
         prepared = prepare(settings, show)
         outcomes, interrupted = measure_all(settings, prepared, state, show, measure_one or measure_combination)
         if not any(outcome.figures for outcome in outcomes):
@@ -53,9 +50,9 @@ def run_sweep(settings: SweepSettings, show: Callable[[str], None], measure_one:
             show(f"Interrupted: {left} runs are left. The same command with --resume does them.")
         facts = prepared.facts | {"finished": left == 0, "interrupted": interrupted, "runs_left": left}
         fields = sweep_json(summary, outcomes, facts)
-        show(result_line(fields))  # whatever becomes of the files
+        show_result(fields)  # whatever becomes of the files
         _write_files(settings, prepared, summary, fields)
-    return 1 if interrupted else 0
+    return interrupted_status() if interrupted else FOUND_WANTING if summary.failed else 0
 
 
 def measure_all(
@@ -76,9 +73,8 @@ def measure_all(
         show(f"resumed: {len(outcomes)} runs were measured already, {len(pending)} are left")
     elif said := keep_earlier(state, settings.state_path, settings.result_path):
         show(said)
-    began_s = time.monotonic()
     try:
-        with progress_bar("sweep", len(pending), " runs") as bar:
+        with Bar("sweep", len(pending), "runs") as bar:
             for number, planned in enumerate(pending, 1):
                 if planned.round and not any(outcome.figures for outcome in outcomes):
                     break
@@ -90,9 +86,7 @@ def measure_all(
                     return outcomes, True
                 entries = []
                 bar.update()
-                left_s = (time.monotonic() - began_s) / number * (len(pending) - number)
-                with bar.external_write_mode():
-                    show(f"  {number}/{len(pending)}  {_said(outcomes[-1])}   ({bar.format_interval(left_s)} left)")
+                show(f"  {number}/{len(pending)}  {_said(outcomes[-1])}   ({bar.left} left)")
     except KeyboardInterrupt:
         return outcomes, True
     return outcomes, False
@@ -159,22 +153,3 @@ def _write_files(settings: SweepSettings, prepared: Prepared, summary: Summary, 
 
 def _unwritten(path: Path, error: OSError) -> str:
     return f"{path} could not be written ({error.strerror or error})"
-
-
-@contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP do what Ctrl-C would at that moment."""
-
-    def pass_on(number: int, frame: object) -> None:
-        handler = signal.getsignal(signal.SIGINT)
-        if not callable(handler):  # Ctrl-C is ignored, as after a shell's &
-            raise KeyboardInterrupt
-        handler(signal.SIGINT, frame)
-
-    numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]  # nohup
-    previous = {number: signal.signal(number, pass_on) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

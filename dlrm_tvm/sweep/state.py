@@ -72,7 +72,7 @@ def open_state(path: Path) -> Iterator[FileIO]:
             is_taken = True
         if is_taken:
             raise UserError(
-                f"Another sweep is at work on {path}. Wait for it, or give this one files of its own: --json FILE."
+                f"Another sweep is at work on {path}. Wait for it, or give this one files of its own: --output FILE."
             )
         try:
             yield file
@@ -109,7 +109,7 @@ def read_state(path: Path) -> State:
     """Raises UserError where there is none to resume."""
     state = _parse(path.read_bytes())
     if state is None:
-        raise UserError(f"{path} is not what a sweep of this version leaves. Leave --resume out, or name it by --json.")
+        raise UserError(f"{path} is not what a sweep of this version leaves. Leave --resume out, or give --output.")
     return state
 
 

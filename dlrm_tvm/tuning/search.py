@@ -30,7 +30,7 @@ from time import perf_counter
 import tvm
 
 from ..compiler.plan import layer_shapes
-from ..console import Bar, progress_bar
+from ..console import Bar, show
 from ..kernels.dense import DenseSchedule
 from ..kernels.gather import Prefetch
 from ..kernels.isa import REGISTERS
@@ -65,7 +65,6 @@ _ACCUMULATORS = 12  # with fewer the multiply-adds wait for loads
 _BLOCK_ITEMS = (5, 10, 20, 50, 100, 200, 400, 512)  # beside the rule's
 _PREFETCHES = ((4, 2), (1, 2), (8, 2), (4, 3), (0, 2))
 _DENSE_SHARE = 0.5  # of the seconds: a trial of the network takes ten times as long as one of a layer
-_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"
 
 
 class Search:
@@ -107,7 +106,7 @@ class Search:
         records = []
         for numbers in candidates:
             elapsed = self._clock() - self._began
-            self._progress.set_postfix_str(f"{max(self._seconds - elapsed, 0):.0f} s left, {kernel} {shape}")
+            self._progress.note = f"at most {max(self._seconds - elapsed, 0):.0f} s, {kernel} {shape}"
             key = (kernel, shape, tuple(sorted(numbers.items())))
             self._wanted.add(key)
             if key not in self._known and elapsed < share * self._seconds:
@@ -145,9 +144,9 @@ def tune(
     are over. Ctrl-C loses no finished trial.
     """
     family, name = cpu.family(numerics.precision), model.fingerprint[:8]
-    space = _Space.of(model, batch, cpu, numerics, measure_machine(cpu, family, weight_bytes(model, numerics)))
-    with progress_bar("tuning", space.trials, " trials") as progress:
-        progress.bar_format = _BAR  # without tqdm's own guess of the time left
+    with Bar("looking at the machine"):
+        space = _Space.of(model, batch, cpu, numerics, measure_machine(cpu, family, weight_bytes(model, numerics)))
+    with Bar("tuning", space.trials, "trials") as progress:
         search = Search(cpu, log, progress, name, numerics.precision, seconds=seconds, clock=clock)
         peak = Peak(cpu, family)
         dense = _search_layers(search, space, space.trial_of(cpu, peak, weight_bytes(model, numerics)))
@@ -160,7 +159,7 @@ def tune(
     if measured == candidates:
         search.trials.unlink(missing_ok=True)
     more = "" if measured == candidates else "; --tune again goes on with the others"
-    print(f"{'tuning':<12}{measured} of {candidates} candidates measured{more}")
+    show(f"{'tuning':<12}{measured} of {candidates} candidates measured{more}")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dlrm_tvm.bench.card import describe_placement, static_card
 from dlrm_tvm.bench.report import RunReport, results_json, results_text
 from dlrm_tvm.bench.session import Placement, RunPlan, RunSettings
 from dlrm_tvm.bench.warnings import load_warnings, peak_warnings, spread_warnings, window_warnings
-from dlrm_tvm.console import result_line
+from dlrm_tvm.console import SCHEMA_VERSION, result_line
 from dlrm_tvm.engines.interface import EngineGraph
 from dlrm_tvm.instances.window import Measurement
 from dlrm_tvm.machine.environment import describe_environment
@@ -211,6 +211,7 @@ def test_environment_is_recorded_as_json() -> None:
 def test_a_result_is_json_of_the_standard_whatever_is_undefined_in_it() -> None:
     fields = {"auc": float("nan"), "rates": (1.5, float("inf")), "inner": {"x": [-float("inf"), 2]}, "none": None}
     assert read_result("text\n" + result_line(fields)) == {
+        "schema_version": SCHEMA_VERSION,
         "auc": None,
         "rates": [1.5, None],
         "inner": {"x": [None, 2]},

@@ -40,7 +40,6 @@ def test_everything_is_read_from_the_tree(tmp_path: Path) -> None:
     seen = environment(root)
     assert seen["cpu"] == "AMD EPYC 7763"
     assert seen["cpu_flags"] == ["avx2", "fma", "hypervisor"]
-    assert seen["cpu_flags_all"] == ["avx2", "fma", "fpu", "hypervisor", "sse"]
     assert (seen["smt"], seen["virtual_machine"], seen["governor"]) == (True, "QEMU", "performance")
     assert (seen["hardware_threads"], seen["physical_cores"], seen["numa_nodes"]) == (128, 64, 2)
     assert (seen["memory_total_mb"], seen["swap_total_mb"], seen["memory_limit_mb"]) == (24576, 2048, 8000)
@@ -53,7 +52,6 @@ def test_what_cannot_be_read_is_none(tmp_path: Path) -> None:
     seen = environment(root)
     for key in ("smt", "virtual_machine", "memory_total_mb", "swap_total_mb", "memory_limit_mb", "governor"):
         assert seen[key] is None
-    assert seen["cpu_flags_all"] == []
 
 
 def test_a_hypervisor_that_does_not_name_itself_is_unknown(tmp_path: Path) -> None:

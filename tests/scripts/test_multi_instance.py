@@ -114,15 +114,16 @@ def test_killed_worker_ends_the_run_with_its_signal_named(demo_library: Path) ->
     assert set(os.listdir("/dev/shm")) <= shared_memory
 
 
-def test_ctrl_c_prints_what_was_measured(demo_library: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_print_what_was_measured(demo_library: Path, number: int, status: int) -> None:
     script = start("--model", demo_library, "--num-instances", 1, "--duration", 60, "--warmup", 0.2)
     wait_for_peak_line(script)
     workers = children(script.pid)
     time.sleep(1.5)
-    script.send_signal(signal.SIGINT)
+    script.send_signal(number)
     output, errors = script.communicate(timeout=30)
     result = read_result(output)
-    assert script.returncode == 1 and "Traceback" not in errors
+    assert (script.returncode, errors) == (status, "")
     assert result["interrupted"] and 0.5 < result["duration_s"] < 10 and result["batches"] > 0
     assert_gone(workers)
 
@@ -134,7 +135,7 @@ def test_ctrl_c_before_anything_was_measured_leaves_nothing(demo_library: Path) 
     workers = children(script.pid)
     script.send_signal(signal.SIGINT)
     _, errors = script.communicate(timeout=30)
-    assert script.returncode == 1 and errors == "Interrupted.\n"
+    assert script.returncode == 130 and errors == "Interrupted.\n"
     assert_gone(workers)
 
 

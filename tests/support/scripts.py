@@ -65,10 +65,12 @@ def score(library: Path, data: Path) -> tuple[int, dict, str]:
 
 
 def start(*options: object) -> subprocess.Popen:
-    """The script in a process of its own, to be watched and ended; with short peaks too."""
+    """The script in a process of its own, to be watched and ended; with short peaks too, without progress."""
     setup = "from dlrm_tvm.bench import measure; from dlrm_tvm.loadgen import run\n"
     setup += "measure.PEAK_SECONDS = run.PEAK_SECONDS = 0.1\n"
-    return subprocess.Popen(changed(setup, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        changed(setup, "--quiet", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def changed(setup: str, *options: object) -> list[str]:

@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from graphs import write_dlrm
@@ -21,6 +22,7 @@ from outcomes import made_up_run
 from scripts import parsed
 
 from dlrm_tvm.bench.session import RunSettings
+from dlrm_tvm.console import result_line
 from dlrm_tvm.errors import UserError
 from dlrm_tvm.frontend.reader import read_dlrm
 from dlrm_tvm.machine.environment import describe_environment
@@ -36,6 +38,14 @@ from dlrm_tvm.sweep.plan import Combination
 from dlrm_tvm.sweep.prepare import heading
 from dlrm_tvm.sweep.run import run_sweep
 from dlrm_tvm.sweep.state import _line, read_state
+
+RESULTS: list[str] = []  # lines for programs
+
+
+@pytest.fixture(autouse=True)
+def results() -> Iterator[None]:
+    with patch("dlrm_tvm.sweep.run.show_result", lambda fields: RESULTS.append(result_line(fields))):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +64,7 @@ def settings(folder: Path, tmp_path: Path) -> SweepSettings:
     core = str(min(os.sched_getaffinity(0)))
     run = RunSettings(model=folder / "small_b4.so", cores=core)
     result = tmp_path / "state.json"
-    return SweepSettings("instances=1;batch=4,8", run, duration_s=2, warmup_s=0.5, seed=3, json=result)
+    return SweepSettings("instances=1;batch=4,8", run, duration_s=2, warmup_s=0.5, seed=3, output=result)
 
 
 class Measuring:
@@ -68,7 +78,7 @@ class Measuring:
     def __call__(self, settings: SweepSettings, combination: Combination, library: Path) -> dict:
         assert open_artifact(library).manifest.batch_size == combination.batch
         if len(self.asked) == self.stop_at:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
         self.asked.append(combination)
         if self.fail(combination):
             raise UserError("Instance 0 was killed by SIGKILL.")
@@ -76,10 +86,10 @@ class Measuring:
 
 
 def sweep(settings: SweepSettings, measuring: Measuring) -> tuple[int, list[str], dict]:
-    """Status, what was shown, the JSON of the last line, which is what the result file has too."""
+    """Status, what was shown, the result as stdout and as the file has it."""
     shown: list[str] = []
     status = run_sweep(settings, shown.append, measuring)
-    fields = parsed(shown[-1])
+    fields = parsed(RESULTS[-1])
     assert parsed(settings.result_path.read_text()) == {"kind": "dlrm_tvm sweep", **fields}
     return status, shown, fields
 
@@ -102,7 +112,7 @@ def test_what_was_measured_before_an_interrupt_is_kept_and_only_the_rest_is_done
     whole, first, second = Measuring(), Measuring(stop_at=3), Measuring()
     sweep(settings, whole)
     status, shown, fields = sweep(settings, first)
-    assert (status, fields["interrupted"], fields["finished"], fields["runs_left"]) == (1, True, False, 3)
+    assert (status, fields["interrupted"], fields["finished"], fields["runs_left"]) == (130, True, False, 3)
     assert sum(len(entry["repeats"]) for entry in fields["combinations"]) == 3
     assert "Interrupted: 3 runs are left. The same command with --resume does them." in shown
     status, shown, fields = sweep(replace(settings, resume=True, seed=None), second)
@@ -127,12 +137,6 @@ def test_interrupt_before_anything_was_measured_leaves_nothing(settings) -> None
     with pytest.raises(KeyboardInterrupt):
         run_sweep(settings, lambda text: None, Measuring(stop_at=0))
     assert list(settings.state_path.parent.iterdir()) == []
-
-
-def test_termination_does_what_it_did_before_once_the_sweep_is_over(settings) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    sweep(settings, Measuring())
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_what_an_earlier_sweep_measured_is_not_overwritten(settings) -> None:
@@ -173,7 +177,7 @@ def test_second_sweep_with_the_same_state_is_refused(settings) -> None:
     refused = []
 
     def measure(own: SweepSettings, combination: Combination, library: Path) -> dict:
-        with pytest.raises(UserError, match=r"Another sweep is at work on .*state\.jsonl\. .* --json FILE"):
+        with pytest.raises(UserError, match=r"Another sweep is at work on .*state\.jsonl\. .* --output FILE"):
             run_sweep(settings, lambda text: None, Measuring())
         refused.append(combination)
         return made_up_run(combination, 0, 1, 1).figures
@@ -191,11 +195,11 @@ def test_state_that_a_killed_sweep_left_empty_locks_nothing(settings) -> None:
 
 
 def test_another_engine_is_named_and_has_a_state_of_its_own(settings) -> None:
-    other = replace(settings, run=replace(settings.run, engine="onnxruntime"), json=None)
+    other = replace(settings, run=replace(settings.run, engine="onnxruntime"), output=None)
     assert other.result_path.name == "small.onnxruntime.sweep.json"
     quantized = replace(other, run=replace(other.run, engine_precision="int8"))
     assert quantized.result_path.name == "small.onnxruntime.int8.sweep.json"
-    assert replace(settings, json=None).result_path.name == "small.sweep.json"
+    assert replace(settings, output=None).result_path.name == "small.sweep.json"
     assert quantized.state_path.name == "small.onnxruntime.int8.sweep.jsonl"
     assert heading("small", ["fp32"], {"onnxruntime": "1.2"}) == "small, fp32, ONNX Runtime 1.2"
     assert heading("small", ["fp32"], {"ours": None}) == "small, fp32"
@@ -206,9 +210,9 @@ def test_another_engine_is_named_and_has_a_state_of_its_own(settings) -> None:
 def test_a_failing_combination_is_recorded_and_the_sweep_goes_on(settings) -> None:
     measuring = Measuring(fail=lambda combination: combination.batch == 4)
     status, shown, fields = sweep(settings, measuring)
-    assert (status, len(measuring.asked), fields["finished"]) == (0, 6, True)
+    assert (status, len(measuring.asked), fields["finished"]) == (3, 6, True)
     assert [len(entry["failures"]) for entry in fields["combinations"]] == [0, 3]
-    assert "Failed 3 times: 1 instance × 1 thread, batch 4: Instance 0 was killed by SIGKILL." in shown[-2]
+    assert "Failed 3 times: 1 instance × 1 thread, batch 4: Instance 0 was killed by SIGKILL." in shown[-1]
     again = Measuring()
     sweep(replace(settings, resume=True), again)
     assert [one.batch for one in again.asked] == [4, 4, 4]
@@ -235,7 +239,7 @@ def test_a_run_that_the_system_fails_is_recorded_and_the_sweep_goes_on(settings,
         return False
 
     status, _, fields = sweep(settings, Measuring(fail=fail))
-    assert (status, fields["finished"], fields["combinations"][1]["failures"][0]["error"]) == (0, True, said)
+    assert (status, fields["finished"], fields["combinations"][1]["failures"][0]["error"]) == (3, True, said)
 
 
 def test_a_run_whose_figures_are_no_numbers_is_a_failed_one(settings) -> None:
@@ -244,8 +248,8 @@ def test_a_run_whose_figures_are_no_numbers_is_a_failed_one(settings) -> None:
         return made_up_run(combination, 0, rate, 1).figures
 
     shown: list[str] = []
-    assert run_sweep(settings, shown.append, measure) == 0
-    assert "Out of range float" in parsed(shown[-1])["combinations"][1]["failures"][0]["error"]
+    assert run_sweep(settings, shown.append, measure) == 3
+    assert "Out of range float" in parsed(RESULTS[-1])["combinations"][1]["failures"][0]["error"]
 
 
 def full_disk(*_: object) -> None:
@@ -259,7 +263,7 @@ def test_state_that_cannot_be_written_ends_the_sweep_with_what_was_measured(sett
     with pytest.raises(UserError, match=r"state\.json could not be written \(No space left on device\)\. The line"):
         run_sweep(settings, shown.append, measuring)
     assert len(measuring.asked) == 1
-    fields = parsed(shown[-1])
+    fields = parsed(RESULTS[-1])
     assert (fields["interrupted"], fields["runs_left"], len(fields["combinations"])) == (True, 5, 1)
     said = [line for line in shown if line.endswith("no more runs could be kept: the sweep ends here.")]
     assert len(said) == 1 and said[0].startswith(f"{settings.state_path} could not be written (No space left")
@@ -293,7 +297,7 @@ def test_json_is_printed_where_table_and_plot_cannot_be_written(settings, tmp_pa
     files = {"csv": tmp_path / "a.csv", "plot": tmp_path / "a.svg"}
     with pytest.raises(UserError, match=r"a\.csv could not be written .*; .*a\.svg could not be written"):
         run_sweep(replace(settings, **files), shown.append, Measuring())
-    assert parsed(shown[-1])["finished"]
+    assert parsed(RESULTS[-1])["finished"]
 
 
 @pytest.mark.parametrize(
@@ -472,7 +476,7 @@ def test_csv_and_plot_are_written_and_nothing_else_is_left(settings, tmp_path: P
     assert ">batch 8<" in files["plot"].read_text()
 
 
-@pytest.mark.parametrize("name", ["csv", "json", "plot"])
+@pytest.mark.parametrize("name", ["csv", "output", "plot"])
 def test_files_that_cannot_be_written_are_refused_before_measuring(settings, tmp_path: Path, name: str) -> None:
     pytest.importorskip("matplotlib")
     (tmp_path / "folder.svg").mkdir()
@@ -484,7 +488,7 @@ def test_files_that_cannot_be_written_are_refused_before_measuring(settings, tmp
 
 
 def test_one_name_for_two_files_is_refused(settings, tmp_path: Path) -> None:
-    for changes in ({"csv": settings.result_path}, {"csv": settings.state_path}, {"json": settings.state_path}):
+    for changes in ({"csv": settings.result_path}, {"csv": settings.state_path}, {"output": settings.state_path}):
         with pytest.raises(UserError, match="name one file twice"):
             run_sweep(replace(settings, **changes), lambda text: None, Measuring())
 
@@ -509,7 +513,7 @@ def test_file_that_no_sweep_left_is_not_overwritten(settings, content: str) -> N
         path.unlink()
 
 
-@pytest.mark.parametrize("name", ["csv", "json", "plot"])
+@pytest.mark.parametrize("name", ["csv", "output", "plot"])
 def test_files_that_the_run_reads_are_not_written(settings, folder: Path, tmp_path: Path, name: str) -> None:
     pytest.importorskip("matplotlib")
     data = tmp_path / "data.svg"
@@ -639,8 +643,8 @@ def test_library_that_is_deleted_meanwhile_is_named_with_what_to_type(settings, 
 
     shown: list[str] = []
     run = replace(settings.run, model=tmp_path / "small_b4.so")
-    assert run_sweep(replace(settings, run=run), shown.append, measure) == 0
-    (failure, *_) = parsed(shown[-1])["combinations"][1]["failures"]
+    assert run_sweep(replace(settings, run=run), shown.append, measure) == 3
+    (failure, *_) = parsed(RESULTS[-1])["combinations"][1]["failures"]
     assert "small_b8.so for batch 8 was deleted" in failure["error"]
     assert "--batch-size 8 --output-name small" in failure["error"]
 

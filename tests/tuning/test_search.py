@@ -13,9 +13,9 @@ import pytest
 import tvm
 from models import on_threads, random_dlrm
 from quantized import quantized_cases
-from tqdm import tqdm
 
 from dlrm_tvm.compiler.plan import layer_shapes
+from dlrm_tvm.console import Bar
 from dlrm_tvm.kernels.dense import DenseSchedule
 from dlrm_tvm.kernels.gather import Prefetch
 from dlrm_tvm.kernels.isa import REGISTERS
@@ -56,7 +56,7 @@ class Clock:
 
 
 def search_in(folder: Path) -> search.Search:
-    return search.Search(CPU, folder / "log", tqdm(disable=True))
+    return search.Search(CPU, folder / "log", Bar("tuning"))
 
 
 def best_of(folder: Path, clock: Callable, candidates: list[dict[str, int]] = CANDIDATES) -> Record:
