@@ -287,3 +287,21 @@ def test_compiled_demo_library_names_an_index_outside_a_table(demo_library, tmp_
     assert finished.returncode == 1
     assert "item 150 takes row 3 of table 5" in finished.stderr
     assert finished.stderr.count("\n") == 1
+
+
+def test_ctrl_c_scores_what_there_is(monkeypatch, capsys, tmp_path):
+    path, calls = save_criteo(tmp_path / "terabyte_processed_test.bin", 70_000), []
+
+    def change(predictions):
+        calls.append(len(predictions))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return predictions
+
+    status, printed, result = run_main(monkeypatch, capsys, "--ref-data", str(path), library=FakeLibrary(change))
+    assert (status, result["items"], result["passed"], result["interrupted"]) == (130, calls[0], None, True)
+    assert f"INTERRUPTED: {70_000 - calls[0]:,} items were not scored" in printed.splitlines()
+    with pytest.raises(KeyboardInterrupt):
+        calls.append(0)
+        del calls[1:]
+        run_main(monkeypatch, capsys, "--ref-data", str(path), library=FakeLibrary(change))

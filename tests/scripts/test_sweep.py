@@ -41,7 +41,7 @@ def name() -> Iterator[str]:
 
 @TWO_CORES
 def test_sweep_measures_the_demo_and_ends_in_one_json_line(demo_library: Path, tmp_path: Path) -> None:
-    files = ("--json", tmp_path / "a.json", "--csv", tmp_path / "a.csv")
+    files = ("--output", tmp_path / "a.json", "--csv", tmp_path / "a.csv")
     spec = "instances=1,2;threads=1,2"
     done = run("--model", demo_library, "--sweep", spec, "--repeats", 1, "--max-latency-ms", 10_000, *SHORT, *files)
     assert done.returncode == 0, done.stderr
@@ -64,7 +64,7 @@ def test_sweep_measures_the_demo_and_ends_in_one_json_line(demo_library: Path, t
 
 def test_axes_need_no_quoting_and_rates_and_cores_are_axes(small_library: Path, tmp_path: Path) -> None:
     axes = ("cores=1-2*2" if len(os.sched_getaffinity(0)) > 1 else "cores=1", "rate=20-40*2", "batch=16")
-    options = ("--repeats", 1, "--json", tmp_path / "a.json", "--duration", 1, "--warmup", 0.1)
+    options = ("--repeats", 1, "--output", tmp_path / "a.json", "--duration", 1, "--warmup", 0.1)
     done = run("--model", small_library, "--sweep", *axes, *options)
     assert done.returncode == 0, done.stderr
     entries = json.loads((tmp_path / "a.json").read_text())["combinations"]
@@ -91,7 +91,7 @@ def interrupted(number: signal.Signals, *options: object) -> dict:
 
 
 def test_interrupted_sweep_prints_what_was_measured_and_goes_on_from_there(small_library: Path, tmp_path: Path) -> None:
-    options = ("--model", small_library, "--sweep", "instances=1", "--json", tmp_path / "a.json", *SHORT)
+    options = ("--model", small_library, "--sweep", "instances=1", "--output", tmp_path / "a.json", *SHORT)
     options = (*options, "--repeats", 100)
     first = interrupted(signal.SIGINT, *options)
     assert (first["interrupted"], first["finished"], first["runs_left"]) == (True, False, 99)
@@ -148,7 +148,7 @@ def test_missing_library_is_compiled_from_the_same_model_by_the_same_flags(tmp_p
         (("--sweep", "auto", "--csv", "/absent/a.csv"), ("--csv /absent/a.csv: No such file or directory",)),
         (("--sweep", "auto", "--max-latency-ms", 0), ("--max-latency-ms 0", "above 0")),
         (("--sweep", "auto", "--max-latency-ms", "nan"), ("--max-latency-ms nan", "above 0")),
-        (("--sweep", "auto", "--resume", "--json", "/tmp/absent.json"), ("there is no sweep to resume",)),
+        (("--sweep", "auto", "--resume", "--output", "/tmp/absent.json"), ("there is no sweep to resume",)),
         (("--resume",), ("--resume is of a sweep: add --sweep auto",)),
         (("--sweep", "cores=1", "--num-instances", 1), ("--sweep chooses cores, --num-instances too",)),
         (("--sweep", "auto", "--percentile", 95), ("--percentile 95: above 0, below 100", "not in a sweep")),

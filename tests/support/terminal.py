@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import pty
+import re
 import select
 import struct
 import subprocess
@@ -35,8 +36,7 @@ class Session:
     @property
     def drawn(self) -> list[str]:
         """Every state of the line of progress."""
-        states = [part for row in self.text.replace("\r\n", "\n").split("\n") for part in row.split("\r")[1:]]
-        return [text for state in states if (text := state.replace("\x1b[K", ""))]
+        return re.findall(r"\r([^\r\n\x1b]+)\x1b\[K", self.text)
 
 
 def on_terminal(command: list[str], *, columns: int = 80, end_after: tuple[str, int] | None = None) -> Session:
@@ -44,7 +44,9 @@ def on_terminal(command: list[str], *, columns: int = 80, end_after: tuple[str, 
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 25, columns, 0, 0))
     last = time.monotonic()
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    process = subprocess.Popen(command, **streams, env=environment, start_new_session=True)
     os.close(theirs)
     text, silences, ends = "", [], end_after
     while True:

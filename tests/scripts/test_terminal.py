@@ -1,0 +1,120 @@
+"""What people see of the real scripts on a terminal, what is left of it elsewhere, and exit statuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from graphs import write_dlrm
+from models import build_plain, random_dlrm
+from scripts import changed, command, parsed, run
+from terminal import on_terminal
+
+from dlrm_tvm.console import WIDTH, Bar, folded
+from dlrm_tvm.paths import PREBUILT, ROOT
+
+SCRIPTS = ("compile", "accuracy", "multi_instance")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_plain(random_dlrm(), 4, tmp_path_factory.mktemp("terminal"))
+
+
+def test_compile_draws_its_phases_on_a_terminal_and_leaves_the_summary_alone(tmp_path: Path) -> None:
+    name, output = f"pytest_terminal_{os.getpid()}", tmp_path / "result.json"
+    model = write_dlrm(tmp_path / "small.onnx", table_rows=(5, 7, 3))
+    options = ("--onnx-model", str(model), "--tuning-log-file", "none", "--output-name", name, "--output", str(output))
+    often = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom dlrm_tvm import console\n"
+    often += "console._DRAWN_EVERY_S = 0.01\nimport compile; compile.command()"
+    try:
+        done = on_terminal([sys.executable, "-c", often, *options])
+    finally:
+        for path in PREBUILT.glob(f"{name}_b*"):
+            path.unlink()
+    assert done.status == 0, done.text
+    assert done.drawn[0] == "starting: 00:00"
+    assert any(text.startswith("build (12 of 16): ") for text in done.drawn), done.drawn
+    labels = [line.split()[0] for line in done.lines if line[:1].strip()]
+    assert labels == ["model", "target", "tables", "schedules", "verified", "wrote"]
+    assert parsed(output.read_text())["library"].endswith(f"{name}_b100.so")
+
+
+def test_a_run_draws_the_time_that_is_left_and_prints_no_json(library: Path) -> None:
+    options = ("--model", library, "--num-instances", 1, "--duration", 2.5, "--warmup", 0.1)
+    done = on_terminal(command(*options), columns=60)
+    assert done.status == 0, done.text
+    measuring = [text for text in done.drawn if text.startswith("measuring: ")]
+    assert measuring and all("%|" in text and "<" in text and len(text) < 60 for text in measuring)
+    assert not any(text.startswith("{") for text in done.lines)
+    assert all(len(text) <= WIDTH for text in done.lines if str(library) not in text)
+    assert any(text.startswith("  throughput") for text in done.lines)
+
+
+def test_quiet_draws_nothing(library: Path) -> None:
+    options = ("--model", library, "--num-instances", 1, "--duration", 1.2, "--warmup", 0)
+    assert on_terminal(command("--quiet", *options)).drawn == []
+
+
+def test_a_terminal_whose_run_is_ended_by_sigterm_shows_what_was_measured(library: Path, tmp_path: Path) -> None:
+    options = ("--model", library, "--num-instances", 1, "--duration", 60, "--warmup", 0, "--output", tmp_path / "a")
+    done = on_terminal(command(*options), end_after=("measuring:   5%", signal.SIGTERM))
+    assert done.status == 143, done.text
+    assert any(text.startswith("  throughput") for text in done.lines)
+    assert parsed((tmp_path / "a").read_text())["interrupted"]
+
+
+def test_where_stderr_is_no_terminal_progress_is_plain_lines_and_json_comes_last(library: Path) -> None:
+    setup = "from dlrm_tvm import console; console._PRINTED_EVERY_S = 0.3\n"
+    options = changed(setup, "--model", library, "--num-instances", 1, "--duration", 2, "--warmup", 0)
+    done = subprocess.run(options, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stderr and "\r" not in done.stderr
+    assert [text for text in done.stderr.splitlines() if text.startswith("measuring: ") and text.endswith(" left")]
+    assert json.loads(done.stdout.splitlines()[-1])["items_per_s"] > 0
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_wrong_usage_is_one_line_that_points_to_help(script: str) -> None:
+    done = run("--nonsense", script=script)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"unrecognized arguments: --nonsense. All flags: {script}.py --help\n"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(script: str) -> None:
+    done = run("--output", "/absent/a.json", script=script)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("--output /absent/a.json: No such file or directory") and done.stderr.count("\n") == 1
+
+
+def test_a_long_line_is_folded_beside_its_label() -> None:
+    words = "word " * 30
+    first, *others = folded(f"  label             {words}").split("\n")
+    assert first.startswith("  label             word") and others
+    assert all(text.startswith(" " * 20 + "word") and len(text) <= WIDTH for text in others)
+    path = "/x" * 80
+    assert folded(f"model       {path} and {words}").startswith(f"model       {path}\n{' ' * 12}and word")
+    assert folded(f"Warning: {words}").split("\n")[1].startswith("  word")
+
+
+def test_a_bar_tells_what_is_left_by_what_is_done() -> None:
+    with Bar("scoring", 4, "items") as bar:
+        bar.update(1)
+        bar._began_s -= 10
+        assert bar.text(None) == "scoring: 25% after 00:10, about 00:30 left"
+        assert bar.left == "00:30"
+    with Bar("peak", 20.0) as bar:
+        bar._began_s -= 5
+        assert re.fullmatch(r"peak: 25% after 00:05, about 00:1[45] left", bar.text(None))
+        bar._began_s -= 60
+        assert bar.text(None) == "peak: 100% after 01:05, about 00:00 left"
+    with Bar("reading") as bar:
+        bar._began_s -= 5
+        assert bar.text(None) == bar.text(80) == "reading: 00:05"
