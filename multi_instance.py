@@ -5,7 +5,7 @@ Reads the library that compile.py left (.so, parameters, manifest); leaves nothi
 the peak of exactly these cores, then throughput, latency, share of the peak and memory; the last line is JSON where
 stdout is no terminal. Ctrl-C and SIGTERM end the run early and print what was measured so far, except of LoadGen's
 tests. A sweep does this for many combinations, and leaves NAME.sweep.json and its state NAME.sweep.jsonl beside the
-libraries. Exit status 3: LoadGen finds the run invalid, or combinations of a sweep failed.
+libraries. Exit status 3: LoadGen finds the run invalid, combinations of a sweep failed, --fail-on-regression found one.
 
     python multi_instance.py --num-instances 2 --duration 4
     python multi_instance.py --max-latency-ms 10 --percentile 99
@@ -18,6 +18,7 @@ from dlrm_tvm.errors import FOUND_WANTING, interrupted_status, reported, run_scr
 
 with reported():
     import argparse
+    from functools import partial
 
     from dlrm_tvm.bench.baseline import compare_with_baselines, comparison_json, comparison_text, read_baselines
     from dlrm_tvm.bench.measure import measure, profiled, write_latencies
@@ -33,12 +34,14 @@ with reported():
     from dlrm_tvm.bench.rate_search import find_rate
     from dlrm_tvm.bench.report import results_json, results_text
     from dlrm_tvm.bench.session import open_session
-    from dlrm_tvm.console import Parser, add_output_options, show, show_result, terminal
+    from dlrm_tvm.console import Parser, add_output_options, show, terminal
     from dlrm_tvm.loadgen.options import add_loadgen_options, check_loadgen_options, loadgen_options
     from dlrm_tvm.loadgen.report import loadgen_json, loadgen_text, score_accuracy_log
     from dlrm_tvm.loadgen.run import run_loadgen
-    from dlrm_tvm.machine.files import write_result
-    from dlrm_tvm.sweep.options import add_sweep_options, check_sweep_options, sweep_settings
+    from dlrm_tvm.machine.files import write_result, write_whole_file
+    from dlrm_tvm.sweep.earlier import show_as, show_results
+    from dlrm_tvm.sweep.options import add_sweep_options, add_table_options, check_sweep_options, sweep_settings
+    from dlrm_tvm.sweep.plot import run_pictures
     from dlrm_tvm.sweep.run import run_sweep
 
 
@@ -46,7 +49,8 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
     for add in (add_run_options, add_loadgen_options, add_sweep_options):
         add(parser)
-    add_output_options(parser, "; of a sweep with its state beside it as .jsonl, default NAME[.ENGINE].sweep.json")
+    of_a_sweep = "; of a sweep with its state beside it as .jsonl, default NAME[.ENGINE].sweep.json"
+    add_table_options(add_output_options(parser, of_a_sweep))
     args = parser.parse_args()
     for check in (check_run_options, check_loadgen_options, check_sweep_options):
         check(args)
@@ -55,11 +59,15 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    with terminal(quiet=args.quiet):
+    show_fields = partial(show_as, form=args.format)
+    with terminal(quiet=args.quiet, stdout_for_programs=args.format is not None):
+        if args.results:
+            show_results(args.results, args.max_latency_ms, args.format, args.plot)
+            return 0
         if args.sweep is not None:
-            return run_sweep(sweep_settings(args), show)
+            return run_sweep(sweep_settings(args), show, show_fields=show_fields)
         fields, status = run_scenario(args) if args.scenario else run_once(args)
-    show_result(fields)
+    show_fields(fields)
     write_result(args.output, fields)
     return status
 
@@ -78,6 +86,8 @@ def run_once(args: argparse.Namespace) -> tuple[dict[str, object], int]:
             report = profiled(session, report)
     if args.latencies:
         write_latencies(args.latencies, report.measurement)
+    for path, picture in run_pictures(args.plot, report).items() if args.plot else ():
+        write_whole_file(path, picture)
     show(results_text(report))
     fields = results_json(report)
     if search:
@@ -87,6 +97,8 @@ def run_once(args: argparse.Namespace) -> tuple[dict[str, object], int]:
         comparison = compare_with_baselines(fields, baselines)
         show(comparison_text(comparison))
         fields["baseline"] = comparison_json(comparison)
+        if (most := args.fail_on_regression) is not None and comparison.is_slower(most) and not report.interrupted:
+            return fields, FOUND_WANTING
     return fields, interrupted_status() if report.interrupted else 0
 
 

@@ -44,6 +44,7 @@ _LABEL = re.compile(r" *\S.{0,20}? {2,}(?=\S)")
 _open_bars: list[Bar] = []
 _lock = threading.RLock()
 _drawn = False  # a bar stands on the terminal's last line
+_people: TextIO | None = None  # None: stdout
 
 
 class Bar:
@@ -90,8 +91,13 @@ class Bar:
 
 
 @contextmanager
-def terminal(*, quiet: bool = False) -> Iterator[None]:
-    """While this lasts, stderr says what is under way: every second on a terminal, elsewhere a line every 10 s."""
+def terminal(*, quiet: bool = False, stdout_for_programs: bool = False) -> Iterator[None]:
+    """While this lasts, stderr says what is under way: every second on a terminal, elsewhere a line every 10 s.
+
+    stdout_for_programs: from now on lines for people go to stderr too.
+    """
+    global _people
+    _people = sys.stderr if stdout_for_programs else None
     if quiet:
         yield
         return
@@ -151,7 +157,7 @@ def show(text: str, to: TextIO | None = None) -> None:
     """Lines for people, folded at WIDTH. to: None for stdout."""
     with _lock:
         _erase()
-        print("\n".join(map(folded, text.split("\n"))), file=to, flush=True)
+        print("\n".join(map(folded, text.split("\n"))), file=to or _people, flush=True)
 
 
 def folded(text: str) -> str:

@@ -97,6 +97,11 @@ class Comparison:
     warnings: tuple[str, ...]
     disturbed: tuple[int, ...]
 
+    def is_slower(self, percent: float) -> bool:
+        """Items/s are lower by more than that, and by more than the noise where it is known."""
+        change = self.changes["items_per_s"]
+        return change.percent < -percent and change.beyond is not False
+
 
 def read_baselines(paths: Iterable[Path]) -> tuple[Baseline, ...]:
     """Raises as read_baseline does, and UserError for a file that is given twice: runs are wanted, not copies."""
@@ -111,7 +116,7 @@ def read_baselines(paths: Iterable[Path]) -> tuple[Baseline, ...]:
 def read_baseline(path: Path) -> Baseline:
     """A run's JSON object, alone or as the last line of its output. Raises UserError for other content, OSError."""
     problem = _file_problem(path)
-    fields = None if problem else _json_object(path)
+    fields = None if problem else json_object(path)
     if problem := problem or _problem(fields):
         raise UserError(
             f"--baseline {path}: {problem}. A result of multi_instance.py was wanted: the JSON object that it prints "
@@ -131,7 +136,7 @@ def _file_problem(path: Path) -> str | None:
     return None
 
 
-def _json_object(path: Path) -> object:
+def json_object(path: Path) -> object:
     """Of the whole text, else of its last line; None where neither is JSON."""
     try:
         text = path.read_text(encoding="utf-8").strip()

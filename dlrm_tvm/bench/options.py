@@ -73,6 +73,14 @@ def _add_setting_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="compare with the outputs of earlier runs; the noise between runs is known from two or more",
     )
+    parser.add_argument(
+        "--fail-on-regression",
+        type=float,
+        nargs="?",
+        const=0.0,
+        metavar="PERCENT",
+        help="exit status 3 where items/s are lower than --baseline's by more than the noise and so many percent",
+    )
 
     parser.add_argument("--latencies", type=Path, metavar="FILE", help="write each batch's latency there: .npz or .csv")
 
@@ -140,6 +148,8 @@ def _check_setting_options(args: argparse.Namespace) -> None:
         raise UserError(f"--indices-per-bag makes random bags, {args.ref_data} has its own: give one of the two.")
     if args.max_ind_range and not args.ref_data:
         raise UserError("--max-ind-range is for the indices of a file. Give --ref-data FILE too, or leave it out.")
+    if args.fail_on_regression is not None and not (args.baseline and 0 <= args.fail_on_regression < 100):
+        raise UserError("--fail-on-regression takes 0 to 100 percent, of what --baseline FILE says. Give both.")
     if args.engine == OURS and args.onnx_model and args.sweep is None:
         raise UserError(f"--onnx-model is what another engine runs. Give --engine {' or '.join(ENGINES)} too.")
     if args.engine == OURS and args.engine_precision:

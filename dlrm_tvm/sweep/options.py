@@ -14,10 +14,11 @@ from ..errors import UserError
 from ..machine.files import check_writable
 from .libraries import files_of_library, sweep_name
 from .plan import AUTO, SweepSpec
-from .plot import check_plot
+from .plot import check_plot, roofline_path
 from .state import is_of_a_sweep
 
 _DURATION_S, _WARMUP_S = 2.0, 0.5  # a sweep has many windows
+FORMATS = ("markdown", "csv", "json")
 _OVERHEAD_S = 4.0  # of a run: starting the instances, and the peak before and after
 
 
@@ -77,17 +78,45 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--repeats", type=count, metavar="N", help="rounds over all combinations; default 3")
     group.add_argument("--csv", type=Path, metavar="FILE", help="write the table there")
     group.add_argument("--json", type=Path, dest="output", help=argparse.SUPPRESS)  # its name before --output
-    group.add_argument("--plot", type=Path, metavar="FILE", help="draw throughput against p99: .png or .svg")
     group.add_argument("--resume", action="store_true", help="go on with an interrupted sweep")
     group.add_argument("--sweep-seed", type=int, metavar="N", help="of the random order; default: drawn")
 
 
+def add_table_options(group: argparse._ArgumentGroup) -> None:
+    """Of runs and sweeps."""
+    group.add_argument(
+        "--format", choices=FORMATS, help="print a table in place of the summary, which goes to stderr; or the JSON"
+    )
+    group.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw as .png, .svg or .pdf: of a sweep throughput against p99, of a run its latencies, with --profile "
+        "its roofline as FILE.roofline too",
+    )
+    group.add_argument(
+        "--results",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="measure nothing: one table, and with --plot one picture, of what --output left earlier",
+    )
+
+
 def check_sweep_options(args: argparse.Namespace) -> None:
     """Raises UserError for flags that need --sweep, flags that --sweep excludes, and an impossible latency."""
-    named = ("repeats", "csv", "plot", "resume", "sweep_seed")
+    named = ("repeats", "csv", "resume", "sweep_seed")
     given = [name for name in named if getattr(args, name) not in (None, False)]
     if given and args.sweep is None:
         raise UserError(f"--{given[0].replace('_', '-')} is of a sweep: add --sweep auto, or leave it out.")
+    if args.scenario and (args.plot or args.format in ("markdown", "csv")):
+        raise UserError("--plot and tables are of runs and sweeps without LoadGen. Leave them or --scenario out.")
+    if args.results and (args.sweep or args.scenario):
+        raise UserError("--results shows what was measured earlier. Leave --sweep and --scenario out.")
+    if args.plot and args.sweep is None:  # a sweep checks its files together
+        check_plot(args.plot)
+        for path in (args.plot, *([roofline_path(args.plot)] if args.profile else [])):
+            check_writable("--plot", path)
     if args.sweep is not None and (args.arrivals != "closed" or args.until_stable or args.profile or args.baseline):
         raise UserError(
             "--sweep runs windows of one length, of rates by its axis rate=. Leave --arrivals, --until-stable, "

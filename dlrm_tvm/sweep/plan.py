@@ -40,7 +40,7 @@ class Combination:
     """One way to run the model: instances, threads of each, items per batch.
 
     engine, precision: None where the sweep has no such axis; the single run's settings say them. rate: of batches that
-    arrive at random, per second; None for a closed loop.
+    arrive at random, per second; None for a closed loop. source: the file of an earlier result.
     """
 
     instances: int
@@ -49,6 +49,7 @@ class Combination:
     engine: str | None = None
     precision: str | None = None
     rate: int | None = None
+    source: str | None = None
 
     def __str__(self) -> str:
         return f"{self.placement}, {self.variant}"
@@ -56,7 +57,7 @@ class Combination:
     @property
     def variant(self) -> str:
         rate = None if self.rate is None else f"{self.rate:,} batches/s"
-        named = (f"batch {self.batch}", self.precision, TITLES.get(self.engine, self.engine), rate)
+        named = (self.source, f"batch {self.batch}", self.precision, TITLES.get(self.engine, self.engine), rate)
         return ", ".join(filter(None, named))
 
     @property

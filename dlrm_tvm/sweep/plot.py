@@ -1,4 +1,4 @@
-"""Throughput against p99 as a picture: one line per batch, precision and engine; the Pareto front ringed.
+"""Results as pictures of the width of a page: throughput against p99, latencies of one run, the roofline of its parts.
 
 The only importer of matplotlib.
 """
@@ -6,69 +6,163 @@ The only importer of matplotlib.
 from __future__ import annotations
 
 import io
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from ..bench.statistics import percentiles_ms
 from ..errors import UserError
 from ..paths import packages_command
 from .results import Row, Summary
 
-_FORMATS = (".png", ".svg")
+if TYPE_CHECKING:
+    from ..bench.profile import Profile
+    from ..bench.report import RunReport
+
+_FORMATS = (".png", ".svg", ".pdf")
+_INCHES = (7.0, 4.2)
+_STYLE = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "svg.fonttype": "none"}
+_BINS = 80
+_MARKERS = "osD^v<>P*X"
+_MARKED = ("p50", "p90", "p99", "p999")
 
 
 def check_plot(path: Path) -> None:
     """Raises UserError for a format that is not drawn, and where matplotlib is missing."""
     if path.suffix.lower() not in _FORMATS:
-        raise UserError(f"--plot {path}: a name that ends in {' or '.join(_FORMATS)} was wanted.")
+        raise UserError(f"--plot {path}: a name that ends in .png, .svg or .pdf was wanted.")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise UserError(f"--plot needs matplotlib ({error}). Type: {packages_command('plot')}") from None
 
 
-def draw_plot(summary: Summary, *, title: str, file_format: str) -> bytes:
-    """The picture's bytes; file_format: "png" or "svg"."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogFormatter
-
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    axes = figure.add_subplot()
-    by_variant = sorted(summary.rows, key=lambda row: (row.combination.batch, row.combination.variant, row.p99_ms))
-    for variant, group in groupby(by_variant, key=lambda row: row.combination.variant):
-        _draw_variant(axes, variant, list(group))
-    front = [row for row in summary.rows if row.combination in summary.pareto]
-    axes.scatter(
-        [row.p99_ms for row in front],
-        [row.items_per_s for row in front],
-        s=160,
-        facecolors="none",
-        edgecolors="black",
-        label="Pareto front",
-    )
-    if summary.max_latency_ms is not None:
-        axes.axvline(summary.max_latency_ms, color="gray", linestyle="--", label=f"{summary.max_latency_ms:g} ms")
-    axes.set(xscale="log", xlabel="p99 latency, ms per batch", ylabel="items/s", title=title)
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter("{x:,.0f}")
-    for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        set_formatter(LogFormatter(minor_thresholds=(2, 0.5)))  # 20, not 2 × 10¹
-    axes.grid(alpha=0.3)
-    axes.legend()
-    content = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
-        figure.savefig(content, format=file_format, dpi=150)
-    return content.getvalue()
+def throughput_picture(summary: Summary, title: str, suffix: str) -> bytes:
+    """All rows, their spread as bars, by variant; the Pareto front joined, instances × threads beside its points."""
+    with _style():
+        figure = _figure(title)
+        axes = figure.add_subplot(xscale="log", xlabel="p99 latency [ms per batch]", ylabel="throughput [items/s]")
+        by_variant = sorted(summary.rows, key=lambda row: (row.combination.batch, row.combination.variant, row.p99_ms))
+        markers = cycle(_MARKERS)
+        for variant, group in groupby(by_variant, key=lambda row: row.combination.variant):
+            _draw_variant(axes, variant, list(group), next(markers))
+        front = sorted((row for row in summary.rows if row.combination in summary.pareto), key=lambda row: row.p99_ms)
+        points = [row.p99_ms for row in front], [row.items_per_s for row in front]
+        axes.plot(*points, color="black", linewidth=1, zorder=1, label="Pareto front")
+        for row in front:
+            text = f"{row.combination.instances}×{row.combination.threads}"
+            at = {"xytext": (5, -10), "textcoords": "offset points", "fontsize": 7}
+            axes.annotate(text, (row.p99_ms, row.items_per_s), **at)
+        if summary.max_latency_ms is not None:
+            axes.axvline(summary.max_latency_ms, color="gray", linestyle="--", label=f"{summary.max_latency_ms:g} ms")
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        _log_ticks(axes.xaxis)
+        figure.legend(loc="outside right center", fontsize=8)
+        return _bytes(figure, suffix)
 
 
-def _draw_variant(axes, variant: str, rows: list[Row]) -> None:
-    """Its placements by p99, the spread of the throughput as bars, instances × threads beside each."""
+def _draw_variant(axes, variant: str, rows: list[Row], marker: str) -> None:
     spread = [
         [row.items_per_s - row.items_per_s_min for row in rows],
         [row.items_per_s_max - row.items_per_s for row in rows],
     ]
     p99s_ms, throughputs = [row.p99_ms for row in rows], [row.items_per_s for row in rows]
-    axes.errorbar(p99s_ms, throughputs, yerr=spread, marker="o", capsize=3, label=variant)
-    for row in rows:
-        text = f"{row.combination.instances}×{row.combination.threads}"
-        axes.annotate(text, (row.p99_ms, row.items_per_s), xytext=(8, 6), textcoords="offset points", fontsize=8)
+    axes.errorbar(p99s_ms, throughputs, yerr=spread, fmt=marker, markersize=4, capsize=2, label=variant)
+
+
+def run_pictures(path: Path, report: RunReport) -> dict[Path, bytes]:
+    """Files of one run: its latencies, and with --profile NAME.roofline beside them."""
+    environment, card = report.plan.environment, report.manifest.model
+    count, threads = len(report.cores), len(report.cores[0])
+    what = f"{card.name}, {report.precision}, batch {report.manifest.batch_size}, {count}×{threads} threads"
+    title = f"{what}: {environment['cpu']}"
+    pictures = {path: latency_picture(np.concatenate(report.measurement.latencies_ns) / 1e6, title, path.suffix)}
+    if report.profile:
+        pictures[roofline_path(path)] = roofline_picture(report.profile, title, path.suffix)
+    return pictures
+
+
+def roofline_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.roofline{path.suffix}")
+
+
+def latency_picture(latencies_ms: np.ndarray, title: str, suffix: str) -> bytes:
+    """latencies_ms [batches]: their histogram, and below it their distribution function with its percentiles."""
+    with _style():
+        figure = _figure(title)
+        upper, lower = figure.subplots(2, sharex=True)
+        ordered = np.sort(latencies_ms)
+        bins = np.geomspace(ordered[0] * 0.99, ordered[-1] * 1.01, _BINS)
+        upper.hist(ordered, bins=bins, color="tab:blue")
+        upper.set(yscale="log", xscale="log", ylabel="batches")
+        lower.step(ordered, np.arange(1, len(ordered) + 1) / len(ordered), where="post", color="tab:blue")
+        found = percentiles_ms(latencies_ms * 1e6)
+        for name, style in zip(_MARKED, (":", "-.", "--", "-")):
+            label = f"{name.replace('p999', 'p99.9')} {found[name]:.3g} ms"
+            for axes in (upper, lower):
+                axes.axvline(found[name], color="black", linestyle=style, linewidth=0.8)
+            lower.plot([], [], color="black", linestyle=style, linewidth=0.8, label=label)
+        lower.set(xlabel="latency [ms per batch]", ylabel="share of batches", ylim=(0, 1.02))
+        _log_ticks(lower.xaxis)
+        figure.legend(loc="outside right center", fontsize=8)
+        return _bytes(figure, suffix)
+
+
+def roofline_picture(profile: Profile, title: str, suffix: str) -> bytes:
+    """Parts with FLOPs below min(peak, intensity × stream) of one instance; the others by name."""
+    with _style():
+        figure = _figure(title)
+        axes = figure.add_subplot(
+            xscale="log", yscale="log", xlabel="intensity [FLOP/byte]", ylabel="performance [GFLOP/s]"
+        )
+        first, parts = profile.parts[0], [each for each in profile.parts if each.part.flops and each.part.nbytes]
+        x = [each.part.flops / each.part.nbytes for each in parts]
+        ridge = first.peak_gflops / first.stream_gbps
+        span = np.array([min([*x, ridge]) / 2, ridge, max([*x, ridge]) * 2])
+        roof = np.minimum(first.peak_gflops, span * first.stream_gbps)
+        limits = f"{first.peak_gflops:,.0f} GFLOP/s, {first.stream_gbps:,.0f} GB/s"
+        axes.plot(span, roof, color="black", linewidth=1, label=limits)
+        for at, each, marker in zip(x, parts, cycle(_MARKERS)):
+            label = f"{each.part.name}: {profile.share(each):.0%} of the call"
+            axes.plot([at], [each.gflops], marker, markersize=5, label=label)
+        for each in profile.parts:
+            if each not in parts:
+                axes.plot([], [], " ", label=f"{each.part.name}: {profile.share(each):.0%}, {each.gbps:.1f} GB/s")
+        _log_ticks(axes.xaxis)
+        _log_ticks(axes.yaxis)
+        figure.legend(loc="outside right center", fontsize=8)
+        return _bytes(figure, suffix)
+
+
+def _style():
+    import matplotlib
+
+    return matplotlib.rc_context(_STYLE)
+
+
+def _figure(title: str):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_INCHES, layout="constrained", dpi=200)
+    figure.suptitle(fill(title, 100), x=0.02, horizontalalignment="left", fontsize=9)
+    return figure
+
+
+def _log_ticks(axis) -> None:
+    """As numbers, at 1, 2, 5, 10, .., where less than a decade is shown at 1, 2, 3, .."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else range(1, 10), numticks=30))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _bytes(figure, suffix: str) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format=suffix.lower().removeprefix("."))
+    return content.getvalue()

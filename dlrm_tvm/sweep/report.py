@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ..console import WIDTH
 from ..engines.interface import OURS, TITLES
 from .plan import Combination
 from .results import P99_BATCHES, Comparison, Outcome, Row, Summary
@@ -30,10 +31,11 @@ class _Column:
 
 
 _COLUMNS = (
+    _Column("source", "result", "", lambda row: row.combination.source),
     _Column("engine", "engine", "", lambda row: row.combination.engine),
     _Column("precision", "precision", "", lambda row: row.combination.precision),
-    _Column("instances", "instances", "d", lambda row: row.combination.instances),
-    _Column("threads", "threads", "d", lambda row: row.combination.threads),
+    _Column("instances", "inst.", "d", lambda row: row.combination.instances),
+    _Column("threads", "thr.", "d", lambda row: row.combination.threads),
     _Column("batch_size", "batch", "d", lambda row: row.combination.batch),
     _Column("rate", "rate", ",d", lambda row: row.combination.rate),
     _Column("items_per_s", "items/s", ",.0f", lambda row: row.items_per_s),
@@ -49,6 +51,9 @@ _COLUMNS = (
 _SETTING = ("precision", "instances", "threads", "batch_size", "rate")  # the columns that engines side by side share
 
 
+_LEAST_WANTED = ("items_per_s_min", "items_per_s_max", "p99_worst_ms", "p50_ms")  # where the table is too wide
+
+
 def _columns(rows: Sequence[Row]) -> list[_Column]:
     return [column for column in _COLUMNS if any(column.value(row) is not None for row in rows)]
 
@@ -60,18 +65,45 @@ def run_figures(result: Mapping[str, object]) -> dict[str, object]:
 
 def sweep_text(summary: Summary, rounds: int) -> str:
     """Table, engines side by side, the best in a sentence, failures, warnings. rounds: planned for each combination."""
-    columns = _columns(summary.rows)
-    cells = [[*(column.heading for column in columns), "runs", ""]]
-    for row in summary.rows:
-        runs = f"{row.repeats} of {max(rounds, row.repeats)}"  # an earlier part of the sweep may have had more rounds
-        figures = (format(column.value(row), column.form) for column in columns)
-        cells.append([*figures, runs, ", ".join(_marks(summary, row))])
     failed = [
         f"Failed {len(errors)} time{'s' * (len(errors) > 1)}: {combination}: {errors[0]}"
         for combination, errors in summary.failed.items()
     ]
     sentence = best_sentence(summary)
-    return "\n".join([*_table(cells), *comparison_lines(summary), sentence, *failed, *_warning_lines(summary)])
+    table = table_lines(summary, rounds)
+    return "\n".join([*table, *comparison_lines(summary), sentence, *failed, *_warning_lines(summary)])
+
+
+def table_lines(summary: Summary, rounds: int = 1) -> list[str]:
+    """Without the columns that are wanted least where it would be wider than a line."""
+    columns, unwanted = _columns(summary.rows), list(_LEAST_WANTED)
+    while True:
+        lines = _table(_cells(summary, columns, rounds))
+        if not unwanted or max(map(len, lines)) <= WIDTH:
+            return lines
+        columns = [column for column in columns if column.key != unwanted[0]]
+        del unwanted[0]
+
+
+def _cells(summary: Summary, columns: Sequence[_Column], rounds: int) -> list[list[str]]:
+    cells = [[*(column.heading for column in columns), "runs", ""]]
+    for row in summary.rows:
+        runs = f"{row.repeats} of {max(rounds, row.repeats)}"  # an earlier part of the sweep may have had more rounds
+        figures = (_figure(column, row) for column in columns)
+        cells.append([*figures, runs, ", ".join(_marks(summary, row))])
+    return cells
+
+
+def _figure(column: _Column, row: Row) -> str:
+    value = column.value(row)
+    return "-" if value is None else format(value, column.form)
+
+
+def sweep_markdown(summary: Summary) -> str:
+    """One row per combination, all columns."""
+    heading, *rows = _cells(summary, _columns(summary.rows), 1)
+    lines = [heading, ["---:"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _table(cells: Sequence[Sequence[str]]) -> list[str]:

@@ -24,7 +24,7 @@ from ..machine.files import write_whole_file
 from .libraries import Kind, deleted_text
 from .options import SweepSettings, check_files
 from .plan import Combination, Planned
-from .plot import draw_plot
+from .plot import throughput_picture
 from .prepare import Prepared, prepare
 from .report import run_figures, sweep_csv, sweep_json, sweep_text
 from .results import Outcome, Summary, summarise
@@ -33,7 +33,12 @@ from .state import KIND, append, keep_earlier, open_state, run_entry, start_entr
 MeasureOne = Callable[[SweepSettings, Combination, Path], dict[str, object]]
 
 
-def run_sweep(settings: SweepSettings, show: Callable[[str], None], measure_one: MeasureOne | None = None) -> int:
+def run_sweep(
+    settings: SweepSettings,
+    show: Callable[[str], None],
+    measure_one: MeasureOne | None = None,
+    show_fields: Callable[[Mapping[str, object]], None] | None = None,
+) -> int:
     """The whole story; the exit status. Raises UserError before anything is measured, or when nothing could be."""
     check_files(settings)
     with open_state(settings.state_path) as state:
@@ -50,7 +55,7 @@ def run_sweep(settings: SweepSettings, show: Callable[[str], None], measure_one:
             show(f"Interrupted: {left} runs are left. The same command with --resume does them.")
         facts = prepared.facts | {"finished": left == 0, "interrupted": interrupted, "runs_left": left}
         fields = sweep_json(summary, outcomes, facts)
-        show_result(fields)  # whatever becomes of the files
+        (show_fields or show_result)(fields)  # whatever becomes of the files
         _write_files(settings, prepared, summary, fields)
     return interrupted_status() if interrupted else FOUND_WANTING if summary.failed else 0
 
@@ -139,8 +144,7 @@ def _write_files(settings: SweepSettings, prepared: Prepared, summary: Summary, 
         contents[settings.csv] = sweep_csv(summary)
     if settings.plot:
         title = f"{prepared.heading}: {fields['environment']['cpu']}"
-        file_format = settings.plot.suffix.lower().removeprefix(".")
-        contents[settings.plot] = draw_plot(summary, title=title, file_format=file_format)
+        contents[settings.plot] = throughput_picture(summary, title, settings.plot.suffix)
     failed = []
     for path, content in contents.items():
         try:

@@ -61,6 +61,20 @@ def test_the_text_of_one_earlier_run_says_that_the_noise_is_unknown() -> None:
 EARLIER = [result(990), result(1000, latency_ms={"p50": 4.1, "p99": 5.0}), result(1010)]
 
 
+@pytest.mark.parametrize(
+    ("items_per_s", "earlier", "percent", "slower"),
+    [
+        (990, 1, 0, True), (990, 1, 2, False), (1010, 1, 0, False),  # of one run the noise is unknown
+        (960, 3, 0, False), (940, 3, 0, True), (940, 3, 10, False), (1100, 3, 0, False),  # within 5 % it is noise
+    ],
+)  # fmt: skip
+def test_a_regression_is_slower_by_more_than_the_noise_and_by_more_than_was_allowed(
+    items_per_s: float, earlier: int, percent: float, slower: bool
+) -> None:
+    then = EARLIER if earlier > 1 else [result(1000)]
+    assert against(result(items_per_s), *then).is_slower(percent) is slower
+
+
 def test_several_earlier_runs_show_the_noise_between_runs() -> None:
     comparison = against(result(1030), *EARLIER)
     fields = comparison_json(comparison)

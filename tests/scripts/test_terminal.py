@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -118,3 +119,60 @@ def test_a_bar_tells_what_is_left_by_what_is_done() -> None:
     with Bar("reading") as bar:
         bar._began_s -= 5
         assert bar.text(None) == bar.text(80) == "reading: 00:05"
+
+
+def test_format_leaves_a_table_alone_on_stdout_and_results_are_one_table_and_one_picture(
+    library: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    brief = ("--model", library, "--duration", 0.3, "--warmup", 0)
+    one, two, picture = tmp_path / "one.json", tmp_path / "two.json", tmp_path / "a.svg"
+    done = run(*brief, "--num-instances", 1, "--output", one, "--format", "markdown", "--plot", picture)
+    assert done.returncode == 0, done.stderr
+    heading, rule, row = done.stdout.splitlines()
+    assert (
+        heading.startswith("| engine | precision | inst. |")
+        and set(rule) == set("| -:")
+        and "| ours | fp32 | 1 |" in row
+    )
+    assert "  throughput " in done.stderr
+    assert ">latency [ms per batch]<" in picture.read_text() and ">p99.9 " in picture.read_text()
+    done = run(*brief, "--sweep", "instances=1", "--repeats", 2, "--output", two, "--format", "csv")
+    assert done.returncode == 0, done.stderr
+    (measured,) = csv.DictReader(done.stdout.splitlines())
+    assert (measured["instances"], measured["repeats"]) == ("1", "2")
+    done = run("--results", one, two, "--plot", picture, "--format", "csv")
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    assert {row["source"]: row["repeats"] for row in rows} == {"one": "1", "two": "2"}
+    assert {row["items_per_s"] for row in rows} == {
+        str(parsed(one.read_text())["items_per_s"]),
+        measured["items_per_s"],
+    }
+    drawn = picture.read_text()
+    assert ">one, batch 4, fp32, ours<" in drawn and ">two, batch 4, fp32, ours<" in drawn
+    assert ">throughput [items/s]<" in drawn and ">Pareto front<" in drawn
+    done = run("--results", one, ROOT / "README.md")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1) and "README.md: no result of multi" in done.stderr
+
+
+def test_json_format_is_the_object_alone(library: Path) -> None:
+    done = run("--model", library, "--num-instances", 1, "--duration", 0.3, "--warmup", 0, "--format", "json")
+    assert json.loads(done.stdout)["instances"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--plot", "a.gif"), "--plot a.gif: a name that ends in .png, .svg or .pdf was wanted"),
+        (("--plot", "/absent/a.png"), "--plot /absent/a.png: No such file or directory"),
+        (("--results", "absent.json"), "absent.json: "),
+        (("--results", "a.json", "--sweep", "auto"), "--results shows what was measured earlier"),
+        (("--scenario", "offline", "--format", "csv"), "are of runs and sweeps without LoadGen"),
+        (("--fail-on-regression",), "--fail-on-regression takes 0 to 100 percent"),
+    ],
+)
+def test_what_cannot_be_shown_is_one_line(options: tuple[str, ...], message: str) -> None:
+    pytest.importorskip("matplotlib")
+    done = run(*options)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert message in done.stderr

@@ -5,14 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from outcomes import made_up_run
 
+from dlrm_tvm.bench.profile import PartTime, Profile
+from dlrm_tvm.console import WIDTH
 from dlrm_tvm.errors import UserError
+from dlrm_tvm.runtime.manifest import Part
 from dlrm_tvm.sweep.plan import Combination, Planned
-from dlrm_tvm.sweep.plot import check_plot, draw_plot
-from dlrm_tvm.sweep.report import best_sentence, sweep_csv, sweep_json, sweep_text
+from dlrm_tvm.sweep.plot import check_plot, latency_picture, roofline_picture, throughput_picture
+from dlrm_tvm.sweep.report import best_sentence, sweep_csv, sweep_json, sweep_markdown, sweep_text, table_lines
 from dlrm_tvm.sweep.results import Outcome, Summary, count_warnings, summarise
 
 ONE, TWO, WIDE = Combination(1, 1, 16), Combination(2, 1, 16), Combination(1, 2, 400)
@@ -75,7 +80,7 @@ def test_best_is_a_sentence_that_is_honest_about_none() -> None:
 
 def test_table_marks_the_front_and_the_best_and_names_what_failed(summary: Summary) -> None:
     lines = sweep_text(summary, 3).splitlines()
-    assert lines[0].split()[:5] == ["instances", "threads", "batch", "items/s", "lowest"]
+    assert lines[0].split()[:5] == ["inst.", "thr.", "batch", "items/s", "lowest"]
     assert [" ".join(line.split()) for line in lines[1:4]] == [
         "2 1 16 2,000 1,900 2,100 0.200 2.500 5.000 5.000 3 of 3 Pareto",
         "1 2 400 1,500 1,500 1,500 0.150 4.000 8.000 8.000 2 of 3",
@@ -145,17 +150,29 @@ def test_a_combination_that_only_failed_is_in_the_json_without_figures() -> None
     assert (entry["instances"], entry["items_per_s"], entry["p99_ms"], entry["repeats"]) == (2, None, None, [])
 
 
-def test_picture_has_a_line_per_batch_and_rings_around_the_front(summary: Summary) -> None:
+def test_picture_has_a_marker_per_variant_and_names_the_points_of_the_front(summary: Summary) -> None:
     pytest.importorskip("matplotlib")
-    svg = draw_plot(summary, title="demo, fp32", file_format="svg").decode()
-    for text in ("batch 16", "batch 400", "Pareto front", "4 ms", "2×1", "1×2", "demo, fp32", "items/s", "p99 latency"):
+    svg = throughput_picture(summary, "demo, fp32", ".svg").decode()
+    for text in (
+        "batch 16",
+        "batch 400",
+        "Pareto front",
+        "4 ms",
+        "demo, fp32",
+        "throughput [items/s]",
+        "p99 latency [ms",
+    ):
         assert f">{text}" in svg
-    assert draw_plot(summary, title="demo", file_format="png").startswith(b"\x89PNG")
+    assert [f">{row.combination.instances}×{row.combination.threads}<" in svg for row in summary.rows] == [
+        row.combination in summary.pareto for row in summary.rows
+    ]
+    assert throughput_picture(summary, "demo", ".PNG").startswith(b"\x89PNG")
+    assert throughput_picture(summary, "demo", ".pdf").startswith(b"%PDF")
 
 
 def test_other_formats_are_refused(tmp_path) -> None:
-    with pytest.raises(UserError, match=r"a\.pdf: a name that ends in \.png or \.svg was wanted"):
-        check_plot(tmp_path / "a.pdf")
+    with pytest.raises(UserError, match=r"a\.gif: a name that ends in \.png, \.svg or \.pdf was wanted"):
+        check_plot(tmp_path / "a.gif")
 
 
 ENGINE_RUNS = [
@@ -191,7 +208,7 @@ def test_engines_side_by_side_are_a_table_and_in_the_json() -> None:
     lines = [" ".join(line.split()) for line in sweep_text(summary, 3).splitlines()]
     at = lines.index("Engines side by side, items/s. ratio: ours / the fastest other one, round by round")
     assert lines[at + 1 : at + 5] == [
-        "precision instances threads batch ours of peak ONNX Runtime OpenVINO ratio spread",
+        "precision inst. thr. batch ours of peak ONNX Runtime OpenVINO ratio spread",
         "fp32 1 1 16 100 0.010 40 55 1.75 1.50 to 2.00",
         "fp32 1 1 400 - - 70 - - -",
         "int8 1 1 16 300 0.030 - 200 - -",
@@ -217,6 +234,31 @@ def test_csv_names_engine_and_precision_where_they_are_swept() -> None:
 
 def test_picture_has_a_line_per_engine_and_precision() -> None:
     pytest.importorskip("matplotlib")
-    svg = draw_plot(summarise(ENGINE_RUNS, None), title="demo", file_format="svg").decode()
+    svg = throughput_picture(summarise(ENGINE_RUNS, None), "demo", ".svg").decode()
     for text in ("batch 16, fp32, OpenVINO", "batch 16, int8, ours", "batch 400, fp32, ONNX Runtime"):
+        assert f">{text}<" in svg
+
+
+def test_a_table_that_is_too_wide_leaves_out_what_is_wanted_least() -> None:
+    runs = [made_up_run(replace(ONE, engine="onnxruntime", precision="bf16", source="machine"), 0, 1e6, 1.0)]
+    summary = summarise(runs, None)
+    first, *_ = lines = table_lines(summary)
+    assert max(map(len, lines)) <= WIDTH
+    assert "items/s" in first and "p99 ms" in first and "lowest" not in first
+    assert "lowest" in sweep_markdown(summary)
+
+
+def test_latencies_are_drawn_with_their_percentiles() -> None:
+    pytest.importorskip("matplotlib")
+    svg = latency_picture(np.linspace(1, 9.99, 1000), "demo", ".svg").decode()
+    for text in ("p50 5.49 ms", "p90 9.09 ms", "p99 9.9 ms", "p99.9 9.98 ms", "share of batches", "batches"):
+        assert f">{text}<" in svg
+
+
+def test_the_roofline_has_every_part() -> None:
+    pytest.importorskip("matplotlib")
+    parts = (Part("gather", "rows located", 0, 100.0), Part("top 1", "40-24", 960, 96.0))
+    profile = Profile(tuple(PartTime(part, 10.0, 200.0, 20.0) for part in parts), 10, 1, 5, 400.0, 400.0)
+    svg = roofline_picture(profile, "demo", ".svg").decode()
+    for text in ("gather: 25%, 10.0 GB/s", "top 1: 25% of the call", "200 GFLOP/s, 20 GB/s", "intensity [FLOP/byte]"):
         assert f">{text}<" in svg

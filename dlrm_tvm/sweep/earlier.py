@@ -1,0 +1,72 @@
+"""Results that multi_instance.py left earlier, runs and sweeps of any machine, as rows of one table and one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..bench.baseline import json_object
+from ..console import result_line, show, show_result
+from ..errors import UserError
+from ..machine.files import write_whole_file
+from .plan import Combination, Planned
+from .plot import throughput_picture
+from .report import run_figures, sweep_csv, sweep_markdown, table_lines
+from .results import Outcome, Summary, summarise
+
+
+def read_results(paths: Sequence[Path], max_latency_ms: float | None) -> tuple[Summary, str]:
+    """All their runs, and a title. Rows say which file they are of where there are several.
+
+    Raises UserError for a file that is no result.
+    """
+    outcomes, models = [], {}
+    for path in paths:
+        try:
+            fields = json_object(path)
+            outcomes += outcomes_of(fields, path.stem.removesuffix(".sweep") if len(paths) > 1 else None)
+            models[f"{fields['model']}: {fields['environment']['cpu']}"] = None
+        except (KeyError, TypeError, AttributeError):
+            raise UserError(f"--results {path}: no result of multi_instance.py. Give files of its --output.") from None
+    return summarise(outcomes, max_latency_ms), "; ".join(models)
+
+
+def outcomes_of(fields: Mapping[str, object], source: str | None = None) -> list[Outcome]:
+    """The runs of a result: one, or a sweep's. source: the file's name. Raises KeyError where it is something else."""
+    if "combinations" not in fields:
+        return [Outcome(Planned(0, _combination(fields, fields, source)), run_figures(fields))]
+    return [
+        Outcome(Planned(run["round"], _combination(each, fields, source)), run_figures(run))
+        for each in fields["combinations"]
+        for run in each["repeats"]
+    ]
+
+
+def show_results(paths: Sequence[Path], max_latency_ms: float | None, form: str | None, plot: Path | None) -> None:
+    summary, title = read_results(paths, max_latency_ms)
+    if form:
+        print_table(summary, form)
+    else:
+        show("\n".join([title, *table_lines(summary)]))
+    if plot:
+        write_whole_file(plot, throughput_picture(summary, title, plot.suffix))
+
+
+def show_as(fields: Mapping[str, object], form: str | None = None) -> None:
+    """A result on stdout, for programs. form: of --format."""
+    if form in ("markdown", "csv"):
+        print_table(summarise(outcomes_of(fields), None), form)
+    elif form == "json":
+        print(result_line(fields), flush=True)
+    else:
+        show_result(fields)
+
+
+def print_table(summary: Summary, form: str) -> None:
+    print(sweep_markdown(summary) if form == "markdown" else sweep_csv(summary).decode().rstrip("\n"), flush=True)
+
+
+def _combination(each: Mapping[str, object], fields: Mapping[str, object], source: str | None) -> Combination:
+    named = {key: each.get(key) or fields.get(key) for key in ("engine", "precision")}
+    numbers = (each[key] for key in ("instances", "threads", "batch_size"))
+    return Combination(*numbers, **named, rate=each.get("rate"), source=source)
