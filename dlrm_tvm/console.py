@@ -154,10 +154,10 @@ def _write(text: str) -> None:
 
 
 def show(text: str, to: TextIO | None = None) -> None:
-    """Lines for people, folded at WIDTH. to: None for stdout."""
+    """Lines for people, on stdout folded at WIDTH. to: stderr, for a message of one line."""
     with _lock:
         _erase()
-        print("\n".join(map(folded, text.split("\n"))), file=to or _people, flush=True)
+        print(text if to else "\n".join(map(folded, text.split("\n"))), file=to or _people, flush=True)
 
 
 def folded(text: str) -> str:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..console import VERSION
+from ..console import VERSION, show
 from ..machine.files import write_whole_file
 from ..model.dlrm import Dlrm, Table
 from ..runtime.manifest import FORMAT_VERSION
@@ -119,7 +119,7 @@ def conversion_journal(directory: Path, name: str, model: Dlrm, precision: str) 
         except (KeyboardInterrupt, SystemExit):
             if journal.found:
                 kept = f"{journal.disk_bytes / 1e9:,.1f} GB of converted tables stay in {os.path.relpath(folder)}"
-                print(f"{kept}: the same command goes on from there.", file=sys.stderr)
+                show(f"{kept}: the same command goes on from there.", to=sys.stderr)
             raise
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)

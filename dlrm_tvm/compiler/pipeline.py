@@ -272,8 +272,7 @@ def _staged(job: Job, stagings: ExitStack) -> Job:
 def _fastest(made: list[Job]) -> Job:
     """Of those that pass the gate."""
     accepted = [job for job in made if job.accepted]
-    with Bar(f"timing {len(accepted)} candidates"):
-        rates = items_per_second([job.staged for job in accepted], made[0].cpu.caches.l3)
+    rates = items_per_second([job.staged for job in accepted], made[0].cpu.caches.l3)
     ranked = {job.label: None for job in made} | {job.label: round(rate, 1) for job, rate in zip(accepted, rates)}
     fastest = replace(accepted[rates.index(max(rates))], items_per_s=ranked)
     _say(fastest, summary.ranking)
@@ -297,8 +296,7 @@ def _run(job: Job, phases: tuple[Phase, ...]) -> Job:
         if getattr(job, phase.fills) is not None:
             continue
         job.progress(phase.name)
-        number = f"{PHASES.index(phase) + 1} of {len(PHASES)}"
-        with Bar(f"{job.precision + ' ' if job.judge else ''}{phase.name} ({number})"):
+        with Bar(f"{phase.name} ({PHASES.index(phase) + 1} of {len(PHASES)})"):
             job = phase.run(job)
             _say(job, phase.says)
             if job.settings.dump_ir is not None:  # texts take time: LLVM makes the assembly anew
@@ -308,5 +306,5 @@ def _run(job: Job, phases: tuple[Phase, ...]) -> Job:
 
 
 def _say(job: Job, lines: Callable[[Job], list[str]]) -> None:
-    for line in [] if job.quiet else lines(job):
-        show(printable(line))
+    if not job.quiet and (said := lines(job)):
+        show("\n".join(map(printable, said)))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 
+from ..console import Bar
 from ..data.workload import items_to_rotate, random_items
 from ..runtime.artifact import open_artifact
 from ..runtime.executor import Executor
@@ -25,8 +26,9 @@ def items_per_second(
     libraries: Sequence[Path], l3_bytes: int, clock: Callable[[], float] = perf_counter
 ) -> list[float]:
     """Of each library, the median over rounds in which they take turns: a disturbance meets all of them."""
-    turns = [_Turn(Executor(open_artifact(library)), l3_bytes, clock) for library in libraries]
-    rounds = [[turn.items_per_second() for turn in turns] for _ in range(_ROUNDS)]
+    with Bar(f"timing {len(libraries)} candidates"):
+        turns = [_Turn(Executor(open_artifact(library)), l3_bytes, clock) for library in libraries]
+        rounds = [[turn.items_per_second() for turn in turns] for _ in range(_ROUNDS)]
     return [statistics.median(rates) for rates in zip(*rounds)]
 
 

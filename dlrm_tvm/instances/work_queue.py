@@ -184,7 +184,7 @@ class WorkQueue:
     def _items_to_take(self, begin: int, most_batches: int) -> int:
         available = self._available_items()
         batch_size = self._header[_BATCH_SIZE]  # read after: the queue is configured before anything is published
-        if available >= batch_size:
+        if 0 < batch_size <= available:
             return min(available // batch_size, most_batches) * batch_size
         if available > 0 and (begin < self._header[_FLUSHED] or self._leaves_ns() <= time.perf_counter_ns()):
             return available

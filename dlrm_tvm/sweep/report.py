@@ -33,7 +33,7 @@ class _Column:
 _COLUMNS = (
     _Column("source", "result", "", lambda row: row.combination.source),
     _Column("engine", "engine", "", lambda row: row.combination.engine),
-    _Column("precision", "precision", "", lambda row: row.combination.precision),
+    _Column("precision", "prec.", "", lambda row: row.combination.precision),
     _Column("instances", "inst.", "d", lambda row: row.combination.instances),
     _Column("threads", "thr.", "d", lambda row: row.combination.threads),
     _Column("batch_size", "batch", "d", lambda row: row.combination.batch),
@@ -44,14 +44,14 @@ _COLUMNS = (
     _Column("peak_fraction", "of peak", ".3f", lambda row: row.peak_fraction),
     _Column("p50_ms", "p50 ms", ".3f", lambda row: row.p50_ms),
     _Column("p99_ms", "p99 ms", ".3f", lambda row: row.p99_ms),
-    _Column("p99_worst_ms", "worst p99", ".3f", lambda row: row.p99_worst_ms),
+    _Column("p99_worst_ms", "worst", ".3f", lambda row: row.p99_worst_ms),
 )
 
 
 _SETTING = ("precision", "instances", "threads", "batch_size", "rate")  # the columns that engines side by side share
 
 
-_LEAST_WANTED = ("items_per_s_min", "items_per_s_max", "p99_worst_ms", "p50_ms")  # where the table is too wide
+_LEAST_WANTED = (("items_per_s_min", "items_per_s_max"), ("p99_worst_ms",), ("p50_ms",))  # in a table that is too wide
 
 
 def _columns(rows: Sequence[Row]) -> list[_Column]:
@@ -76,13 +76,13 @@ def sweep_text(summary: Summary, rounds: int) -> str:
 
 def table_lines(summary: Summary, rounds: int = 1) -> list[str]:
     """Without the columns that are wanted least where it would be wider than a line."""
-    columns, unwanted = _columns(summary.rows), list(_LEAST_WANTED)
-    while True:
+    columns = _columns(summary.rows)
+    for unwanted in (*_LEAST_WANTED, ()):
         lines = _table(_cells(summary, columns, rounds))
-        if not unwanted or max(map(len, lines)) <= WIDTH:
-            return lines
-        columns = [column for column in columns if column.key != unwanted[0]]
-        del unwanted[0]
+        if max(map(len, lines)) <= WIDTH:
+            break
+        columns = [column for column in columns if column.key not in unwanted]
+    return lines
 
 
 def _cells(summary: Summary, columns: Sequence[_Column], rounds: int) -> list[list[str]]:

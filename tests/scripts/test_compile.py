@@ -101,7 +101,7 @@ def test_a_small_model_is_compiled_with_our_kernels_and_dumped(require_fma, onnx
     assert 0 < result["max_abs_error"] < 1e-6
     assert "verified    21 random items" in printed
     if not result["tuned_kernels"]:
-        assert re.search(r"^schedules   by rule .*; --tune may find better$", printed, re.M)
+        assert re.search(r" schedules by rule [^;]*; --tune may find better ", " ".join(printed.split()))
     assert {path.name for path in dump.iterdir()} == {
         "1_model.json", "2_numerics.json", "3_tables.json", "4_schedules.json", "5_plan.txt", "6_tir.py", "7_relax.py",
         "8_assembly.s", "9_verification.json",
@@ -201,8 +201,8 @@ def test_schedules_of_a_log_are_used_for_their_own_cpu_and_batch_alone(main, onn
     status, printed, error = main("--onnx-model", onnx_model, *options)
     assert status == 0, error
     assert ("schedules   1 kernels tuned, " in printed) is tuned
-    by_rule = f"schedules   by rule (no records of these kernels on {cpu} in {os.path.relpath(log)})"
-    assert (f"{by_rule}; --tune on such a CPU may find better\n" in printed) is not tuned
+    by_rule = f" schedules by rule (no records of these kernels on {cpu} in {os.path.relpath(log)})"
+    assert (f"{by_rule}; --tune on such a CPU may find better " in " ".join(printed.split())) is not tuned
     manifest = json.loads((tmp_path / "prebuilt" / f"dlrm_avx512_b{batch}.json").read_text())
     assert manifest["tuned_kernels"] == ([f"network_fp32 {shape}"] if tuned else [])
 
@@ -281,7 +281,7 @@ def test_a_bad_flag_is_one_line(refusal, arguments, message):
 def test_wrong_usage_is_status_2(main, arguments):
     status, _, error = main(*arguments)
     assert status == 2
-    assert error.startswith("usage: ")
+    assert error.endswith(". All flags: compile.py --help\n") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("size", [0, 10, 1000, -1])

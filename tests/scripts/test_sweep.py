@@ -144,7 +144,7 @@ def test_missing_library_is_compiled_from_the_same_model_by_the_same_flags(tmp_p
         (("--sweep", "instances=60000"), ("every combination needs more than", "Try --sweep")),
         (("--sweep", "auto", "--num-threads", 2), ("--sweep chooses threads",)),
         (("--sweep", "auto", "--cores", 9999), ("Core 9999 of --cores is unknown",)),
-        (("--sweep", "auto", "--plot", "a.pdf"), (".png or .svg",)),
+        (("--sweep", "auto", "--plot", "a.gif"), (".png, .svg or .pdf",)),
         (("--sweep", "auto", "--csv", "/absent/a.csv"), ("--csv /absent/a.csv: No such file or directory",)),
         (("--sweep", "auto", "--max-latency-ms", 0), ("--max-latency-ms 0", "above 0")),
         (("--sweep", "auto", "--max-latency-ms", "nan"), ("--max-latency-ms nan", "above 0")),

@@ -131,9 +131,7 @@ def test_format_leaves_a_table_alone_on_stdout_and_results_are_one_table_and_one
     assert done.returncode == 0, done.stderr
     heading, rule, row = done.stdout.splitlines()
     assert (
-        heading.startswith("| engine | precision | inst. |")
-        and set(rule) == set("| -:")
-        and "| ours | fp32 | 1 |" in row
+        heading.startswith("| engine | prec. | inst. |") and set(rule) == set("| -:") and "| ours | fp32 | 1 |" in row
     )
     assert "  throughput " in done.stderr
     assert ">latency [ms per batch]<" in picture.read_text() and ">p99.9 " in picture.read_text()

@@ -208,12 +208,12 @@ def test_engines_side_by_side_are_a_table_and_in_the_json() -> None:
     lines = [" ".join(line.split()) for line in sweep_text(summary, 3).splitlines()]
     at = lines.index("Engines side by side, items/s. ratio: ours / the fastest other one, round by round")
     assert lines[at + 1 : at + 5] == [
-        "precision inst. thr. batch ours of peak ONNX Runtime OpenVINO ratio spread",
+        "prec. inst. thr. batch ours of peak ONNX Runtime OpenVINO ratio spread",
         "fp32 1 1 16 100 0.010 40 55 1.75 1.50 to 2.00",
         "fp32 1 1 400 - - 70 - - -",
         "int8 1 1 16 300 0.030 - 200 - -",
     ]
-    assert lines[0].startswith("engine precision instances threads batch items/s")
+    assert lines[0].startswith("engine prec. inst. thr. batch items/s")
     assert lines[1].startswith("ours int8 1 1 16 300")
     fields = json.loads(json.dumps(sweep_json(summary, ENGINE_RUNS, {}), allow_nan=False))
     first, large, _ = fields["engine_comparison"]
