@@ -40,7 +40,7 @@ class Session:
 
 
 def on_terminal(command: list[str], *, columns: int = 80, end_after: tuple[str, int] | None = None) -> Session:
-    """Run it on a terminal of its own. end_after: (text, signal): send the signal once the text was written."""
+    """Run it on a terminal of its own. end_after: (pattern, signal): send it once that was written."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 25, columns, 0, 0))
     last = time.monotonic()
@@ -62,7 +62,7 @@ def on_terminal(command: list[str], *, columns: int = 80, end_after: tuple[str, 
         now = time.monotonic()
         silences.append((now - last, text[-60:]))
         text, last = text + chunk, now
-        if ends and ends[0] in text:
+        if ends and re.search(ends[0], text):
             process.send_signal(ends[1])
             ends = None
     os.close(ours)
