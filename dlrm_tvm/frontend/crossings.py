@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..model.interactions import Cross
 from .expressions import Expressions
 from .graph import OnnxGraph
 
@@ -22,9 +21,6 @@ class Crossings:
 
     layers: tuple[tuple, ...]
     inputs: np.ndarray
-
-    def interaction(self) -> Cross:
-        return Cross(tuple(tuple(layer.dense for layer in each) for each in self.layers))
 
 
 def take_apart(graph: OnnxGraph, expressions: Expressions, joined: np.ndarray, layer_of: Callable) -> Crossings:

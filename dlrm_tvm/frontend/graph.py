@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,12 +19,36 @@ import onnx.inliner
 from google.protobuf.message import DecodeError
 
 from ..errors import UserError
-from .inputs import Input
 from .names import label, names_read, single_assignment
 
 _LARGEST_INPUT = 1 << 18
 _LARGEST_MODEL = 1 << 31  # protobuf's own limit
 ADVICE = "docs/compile.md tells which graphs are read."
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a graph; dims: sizes, None for one that the graph leaves open."""
+
+    name: str
+    dtype: np.dtype
+    dims: tuple[int | None, ...]
+
+    def batch_place(self, batch: int) -> int:
+        """Of the dim that goes with the batch, which the file fixes: the first of floats and of indices
+        [batch, number], else the last."""
+        if self.dtype.kind == "f":
+            return 0
+        if len(self.dims) == 2 and self.dims[0] == batch:
+            number = self.dims[1]
+            return 0 if number is not None and (number < batch or number % batch > 1) else 1
+        return len(self.dims) - 1
+
+    def resized(self, sizes: Mapping[int, int]) -> Input:
+        """With other sizes: {size in the file: size in its place}."""
+        place = min(self.batch_place(batch) for batch in sizes)
+        dims = [sizes.get(size, size) if at == place else size for at, size in enumerate(self.dims)]
+        return replace(self, dims=tuple(dims))
 
 
 class PooledRowsError(UserError):

@@ -16,8 +16,7 @@ from .branches import Branches
 from .computations import NeedsValues, Value
 from .expressions import Expressions, Symbols
 from .functions import Functions
-from .graph import OnnxGraph
-from .inputs import Input
+from .graph import Input, OnnxGraph
 from .interpreter import Interpreter
 from .names import names_read
 
