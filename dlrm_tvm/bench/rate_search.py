@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ..console import line
-from ..errors import UserError
+from ..errors import FoundWantingError
 from ..instances.arrivals import Arrivals
 from ..instances.group import Instances, MeasuredRun
 from .statistics import percentiles_ms, t_975
@@ -83,7 +83,7 @@ class RateSearch:
 def find_rate(
     instances: Instances, target: Target, *, duration_s: float, warmup_s: float, show: Callable[[str], None]
 ) -> RateSearch:
-    """Raises UserError where no rate holds, KeyboardInterrupt on Ctrl-C."""
+    """Raises FoundWantingError where no rate holds, KeyboardInterrupt on Ctrl-C."""
     timing = {"duration_s": duration_s, "warmup_s": warmup_s}
     closed = _completed(instances.measure(**timing)).measurement
     fastest, quickest_ms = closed.total_batches_per_s, percentiles_ms(np.concatenate(closed.latencies_ns))["p50"]
@@ -97,7 +97,7 @@ def find_rate(
         show(line("rate", _said(probes[-1])))
         low, high = (probes[-1].rate, high) if probes[-1].holds else (low, probes[-1].rate)
     if not low:
-        raise UserError(
+        raise FoundWantingError(
             f"No rate keeps {target.text}; back to back half of all batches take more than {quickest_ms:.3g}. "
             "Give a larger --max-latency-ms, or a library of a smaller batch."
         )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dlrm_tvm.bench.rate_search import Target, find_rate, late_interval
-from dlrm_tvm.errors import UserError
+from dlrm_tvm.errors import FoundWantingError
 from dlrm_tvm.instances.arrivals import CLOSED, Arrivals, schedule_ns
 
 SERVICE_NS = 2_000_000
@@ -84,7 +84,7 @@ def test_stalls_in_some_windows_widen_the_interval() -> None:
 
 
 def test_a_bound_below_the_service_time_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"No rate keeps p99 within 1 ms; back to back half of all batches"):
+    with pytest.raises(FoundWantingError, match=r"No rate keeps p99 within 1 ms; back to back half of all batches"):
         search(Machine(), Target(1))
 
 
