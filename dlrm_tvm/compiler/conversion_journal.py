@@ -150,7 +150,7 @@ def _key(model: Dlrm, precision: str) -> str:
             region = file_region(array)
             digest.update(repr((array.shape, array.dtype.str, region)).encode())
             if region is None:
-                digest.update(np.ascontiguousarray(array))
+                digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
                 continue
             status = region.path.stat()
             sample = sample_sha256(region.path, [(region.offset, region.nbytes)], small_whole=True)
