@@ -157,7 +157,8 @@ def show(text: str, to: TextIO | None = None) -> None:
     """Lines for people, on stdout folded at WIDTH. to: stderr, for a message of one line."""
     with _lock:
         _erase()
-        print(text if to else "\n".join(map(folded, text.split("\n"))), file=to or _people, flush=True)
+        lines = map(printable, text.split("\n"))  # a name from a file cannot steer the terminal
+        print("\n".join(lines if to else map(folded, lines)), file=to or _people, flush=True)
 
 
 def folded(text: str) -> str:
@@ -212,6 +213,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{printable(message)}. All flags: {self.prog} --help\n")
+
+    def _print_message(self, message: str, file: TextIO | None = None) -> None:
+        """argparse's own hides what a full disk does not take: --help would have been a success."""
+        if file is not None and file is sys.stdout:
+            file.write(message)
+        else:
+            super()._print_message(message, file)
 
 
 def add_output_options(parser: argparse.ArgumentParser, of_a_sweep: str = "") -> argparse._ArgumentGroup:

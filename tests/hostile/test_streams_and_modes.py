@@ -52,6 +52,15 @@ def test_a_full_disk_under_stdout_is_one_line(library) -> None:
     assert (done.returncode, done.stderr) == (1, "No space left on device\n")
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_help_that_a_full_disk_does_not_take_is_no_success(name, unbuffered) -> None:
+    for flag in ("--help", "--version"):
+        done = sh(f"{script(name, flag)} >/dev/full", env={"PYTHONUNBUFFERED": unbuffered})
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1 and "No space left on device" in done.stderr
+
+
 def test_a_reader_that_leaves_is_one_line(library) -> None:
     run = script("multi_instance.py", "--model", library, "--num-instances", 1, "--duration", 0.5, "--warmup", 0)
     done = sh(f"{run} | head -n 1")
