@@ -1,6 +1,6 @@
 """Plan -> TIR -> Relax -> machine code.
 
-    TIR      a function for the network, one for bags, on request both with time stamps     (kernels/network.py)
+    TIR      a function for the network, one for bags, on request both with time stamps     (network/functions.py)
     Relax    `main`, `bags`, `profile` and `profile_bags`, which call them, and the peak loops beside them
     build    passes (passes.py) and LLVM
 
@@ -15,11 +15,11 @@ from dataclasses import replace
 import tvm
 from tvm import relax, tirx
 
-from ..kernels.network import bag_network, network, profile_network
-from ..kernels.network_plan import NetworkPlan
 from ..kernels.peak import MAX_THREADS, PeakLoop, stream_read
 from ..kernels.tile_unit import ask_for_tiles
 from ..model.precision import PRECISIONS
+from ..network.functions import bag_network, network, profile_network
+from ..network.plan import NetworkPlan
 from ..runtime.manifest import peak_name
 from ..runtime.parameters import array_source
 from ..schedules.passes import kernel_pipeline

@@ -14,14 +14,14 @@ import numpy as np
 
 from ..kernels.dense import DenseSchedule, PackedDense
 from ..kernels.embedding_bag import bag_prefetch
-from ..kernels.interaction import plan_of
 from ..kernels.isa import AVX512, Family, beside
-from ..kernels.network_plan import NetworkPlan
 from ..kernels.packing import Packer, pack_bias, pack_numbers, pack_weight, pack_weight_parts, plain_columns
 from ..kernels.vectors import LANES, padded
 from ..kernels.words import FP32, UNPACKED, Form, row_words, table_form
 from ..model.dlrm import Dense, Dlrm
 from ..model.precision import LayerNumerics, Numerics, numerics_of, scales_of, to_bf16, to_int8
+from ..network.interaction import plan_of
+from ..network.plan import NetworkPlan
 from ..schedules.rules import LayerShape, NetworkSchedule
 
 ScheduleOf = Callable[[LayerShape], DenseSchedule]

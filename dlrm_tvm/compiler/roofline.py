@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from ..kernels.dense import PackedDense
 from ..kernels.isa import Family
-from ..kernels.network_plan import NetworkPlan
 from ..kernels.vectors import LANES
 from ..model.dlrm import Dense, Dlrm
+from ..network.plan import NetworkPlan
 from ..runtime.manifest import Part
 
 _FLOAT, _WORD, _INDEX = 4, 4, 8

@@ -1,6 +1,6 @@
-"""Our own TIR: the whole network as one function, for each precision.
+"""Our own TIR: instructions, words, layers and lookups, on vectors and on tiles; the loops that measure the hardware.
 
-in:    a `NetworkPlan` and packed weights.
-out:   PrimFuncs, and the loops that measure the hardware.
-first: network.py
+in:    shapes, schedules, buffers.
+out:   statements in the function that is being emitted.
+first: dense.py
 """

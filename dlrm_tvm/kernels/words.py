@@ -7,7 +7,7 @@ takes words of x and words of w:
 
 vpdpbusd multiplies unsigned bytes of x by signed bytes of w. So values that may be negative are stored with 128 added
 (a `signed` form). This adds 128 * sum of w to a sum; layers subtract it beforehand (dense.py), the interaction
-afterwards (interaction.py).
+afterwards (network/interaction.py).
 
 fp32 values on AMX are sums of three bf16 parts, x = x1 + x2 + x3, each a word's half like any bf16 value:
 

@@ -7,7 +7,7 @@
 A kind answers here for its name, dimensions, layers, multiply-adds, static scales, and its definition in NumPy, at full
 precision and quantized. A kind with weights keeps them in its fields, and its `layers` are among the model's. Three
 wings need more than that, and each has one table from these classes to its own objects: frontend/assembly.py,
-kernels/interaction.py and compiler/lower_default.py. Nothing else tells kinds apart.
+network/interaction.py and compiler/lower_default.py. Nothing else tells kinds apart.
 
 n: items; V = 1 + T: vectors of an item; D: dimension of each.
 """

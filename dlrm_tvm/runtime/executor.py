@@ -219,7 +219,7 @@ class Executor:
 
     def run_profiled(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """The same with time stamps, if the library has them: and ticks [threads, parts + 1] int64 as
-        kernels/stopwatch.py has it, until the next such run; rows of threads without a tile are zero."""
+        network/stopwatch.py has it, until the next such run; rows of threads without a tile are zero."""
         seat, with_bags = self._seats.mine().held, len(batch.inputs) == 3
         seat.profiles[with_bags](*batch.inputs, *self._parameters, batch.output, seat.ticks_out)
         return batch.pred, seat.ticks

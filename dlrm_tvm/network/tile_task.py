@@ -16,13 +16,13 @@ from collections.abc import Callable
 
 from tvm.tirx.script.builder import ir as T
 
-from .activations import Activations, Tiles
-from .dense import PackedDense
-from .network_plan import NetworkPlan
+from ..kernels.activations import Activations, Tiles
+from ..kernels.dense import PackedDense
+from ..kernels.tile_dense import TileScratch, tile_dense_layer
+from ..kernels.tile_unit import TILE_ROWS, TileUnit, tile_ir, touch
+from ..kernels.vectors import LANES, load, padded, store, zeros
+from .plan import NetworkPlan
 from .task import Task
-from .tile_dense import TileScratch, tile_dense_layer
-from .tile_unit import TILE_ROWS, TileUnit, tile_ir, touch
-from .vectors import LANES, load, padded, store, zeros
 
 
 class TileTask(Task):

@@ -8,9 +8,9 @@ from bare_kernels import call, compiled, kernel
 from quantized import VALUES, rounded, words_of
 from tvm.tirx.script.builder import ir as T
 
-from dlrm_tvm.kernels.tile_dots import PairOrder, TileDots, transpose
 from dlrm_tvm.kernels.tile_unit import TileUnit
 from dlrm_tvm.kernels.vectors import LANES, load, store
+from dlrm_tvm.network.tile_dots import PairOrder, TileDots, transpose
 
 pytestmark = pytest.mark.usefixtures("require_fma")
 

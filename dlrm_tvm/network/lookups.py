@@ -1,6 +1,6 @@
 """The source of an item's vectors e1, .., eT: rows in the tables, or pooled bags.
 
-Both classes offer the same methods, which network.py and interaction.py call in this order for every tile:
+Both classes offer the same methods, which task.py and interaction.py call in this order for every tile:
 
     start(tile, first_item, poison_at)    before the bottom MLP of the task's `tile`; poison[poison_at + item] = NaN
                                           for wrong input, else 0
@@ -24,12 +24,12 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
-from .activations import row_scales
-from .dense import Hook, hook_places
-from .embedding_bag import Bags, pool_items, tiles_at_once
-from .gather import Rows, locate_rows, poison_dense
-from .network_plan import NetworkPlan
-from .vectors import LANES, load, padded, store
+from ..kernels.activations import row_scales
+from ..kernels.dense import Hook, hook_places
+from ..kernels.embedding_bag import Bags, pool_items, tiles_at_once
+from ..kernels.gather import Rows, locate_rows, poison_dense
+from ..kernels.vectors import LANES, load, padded, store
+from .plan import NetworkPlan
 
 
 class RowLookup:

@@ -1,6 +1,6 @@
 """The work of one thread of a network: blocks of tiles of items, each carried through all layers while it is in cache.
 
-What network.py shows as its loop over blocks. tile_task.py has the same on AMX's tiles.
+What functions.py shows as its loop over blocks. tile_task.py has the same on AMX's tiles.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from itertools import pairwise
 
 from tvm.tirx.script.builder import ir as T
 
-from .activations import Activations, PingPongBuffers, Tiles
-from .dense import PackedDense, dense_layer, no_row_scale
-from .gemv import gemv_layer
-from .network_plan import NetworkPlan
+from ..kernels.activations import Activations, PingPongBuffers, Tiles
+from ..kernels.dense import PackedDense, dense_layer, no_row_scale
+from ..kernels.gemv import gemv_layer
+from ..kernels.vectors import LANES, fma, load, padded, relu, store, zeros
+from .plan import NetworkPlan
 from .stopwatch import Stopwatch
-from .vectors import LANES, fma, load, padded, relu, store, zeros
 
 
 class Task:

@@ -35,15 +35,15 @@ from itertools import pairwise
 import numpy as np
 from tvm.tirx.script.builder import ir as T
 
+from ..kernels.activations import Activations, PingPongBuffers, Tiles
+from ..kernels.dense import PackedDense
+from ..kernels.isa import Family
+from ..kernels.packing import Packer, plain_columns
+from ..kernels.tile_unit import touch
+from ..kernels.vectors import LANES, fma, load, padded, store, zeros
+from ..kernels.words import UNPACKED, Form, column_order, row_words, table_form
 from ..model.dlrm import Dlrm
 from ..model.precision import Numerics
-from .activations import Activations, PingPongBuffers, Tiles
-from .dense import PackedDense
-from .isa import Family
-from .packing import Packer, plain_columns
-from .tile_unit import touch
-from .vectors import LANES, fma, load, padded, store, zeros
-from .words import UNPACKED, Form, column_order, row_words, table_form
 
 
 @dataclass(frozen=True)

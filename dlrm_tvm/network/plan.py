@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .dense import PackedDense
-from .embedding_bag import BagPrefetch
-from .gather import Prefetch
+from ..kernels.dense import PackedDense
+from ..kernels.embedding_bag import BagPrefetch
+from ..kernels.gather import Prefetch
+from ..kernels.isa import AVX512, Family
+from ..kernels.words import Form
 from .interaction import DotPlan
-from .isa import AVX512, Family
 from .joined import JoinedPlan
-from .words import Form
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from bare_kernels import call, compiled, kernel
 from quantized import FAMILY, VALUES, needs, rounded, words_of
 from tvm.tirx.script.builder import ir as T
 
-from dlrm_tvm.kernels.interaction import Int8Dots
 from dlrm_tvm.kernels.isa import imported
-from dlrm_tvm.kernels.pair_dots import dot_interaction, group_pairs
 from dlrm_tvm.kernels.vectors import LANES, load, store
 from dlrm_tvm.kernels.words import Form
 from dlrm_tvm.model.interactions import Dot
+from dlrm_tvm.network.interaction import Int8Dots
+from dlrm_tvm.network.pair_dots import dot_interaction, group_pairs
 
 # Vectors below, at and above blocks of 4 and lanes of 16; words of one vector and of more; last groups full and not.
 COUNTS = [

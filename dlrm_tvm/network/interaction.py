@@ -40,19 +40,19 @@ from typing import ClassVar
 import numpy as np
 from tvm.tirx.script.builder import ir as T
 
+from ..kernels.activations import Activations, Tiles, pack_units, row_scales
+from ..kernels.dense import PackedDense
+from ..kernels.isa import Family
+from ..kernels.packing import Packer, unit_padded
+from ..kernels.tile_unit import TILE_ROWS, TileUnit
+from ..kernels.vectors import LANES, broadcast, floats, load, padded, store, zeros
+from ..kernels.words import Form
 from ..model.dlrm import Dlrm
 from ..model.interactions import Concat, Cross, Dot
 from ..model.precision import Numerics
-from .activations import Activations, Tiles, pack_units, row_scales
-from .dense import PackedDense
-from .isa import Family
 from .joined import JoinedPlan
-from .packing import Packer, unit_padded
 from .pair_dots import Grouping, Lanes, dot_interaction, group_pairs, sum_lanes
 from .tile_dots import PairOrder, TileDots
-from .tile_unit import TILE_ROWS, TileUnit
-from .vectors import LANES, broadcast, floats, load, padded, store, zeros
-from .words import Form
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
-from .vectors import LANES, load
-from .words import Form
+from ..kernels.vectors import LANES, load
+from ..kernels.words import Form
 
 EDGE = 4  # vectors on each side of a block of pairs: EDGE * EDGE accumulators
 

@@ -27,9 +27,9 @@ from dlrm_tvm.frontend.reader import read_dlrm
 from dlrm_tvm.kernels import embedding_bag
 from dlrm_tvm.kernels.dense import DenseSchedule
 from dlrm_tvm.kernels.gather import Prefetch
-from dlrm_tvm.kernels.network import network
 from dlrm_tvm.model import reference
 from dlrm_tvm.model.dlrm import Dlrm
+from dlrm_tvm.network.functions import network
 from dlrm_tvm.schedules import target
 from dlrm_tvm.schedules.rules import LayerShape, NetworkSchedule, default_dense
 

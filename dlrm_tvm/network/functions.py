@@ -29,10 +29,10 @@ from functools import partial
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from .embedding_bag import BagShape, declare_bags
-from .isa import imported
+from ..kernels.embedding_bag import BagShape, declare_bags
+from ..kernels.isa import imported
 from .lookups import BagLookup, RowLookup
-from .network_plan import NetworkPlan
+from .plan import NetworkPlan
 from .stopwatch import Stopwatch
 from .task import Task
 from .tile_task import TileTask

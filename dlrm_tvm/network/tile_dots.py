@@ -21,8 +21,8 @@ from functools import cached_property
 
 from tvm.tirx.script.builder import ir as T
 
-from .tile_unit import TILE_ROWS, TILE_WORDS, TileUnit, touch
-from .vectors import LANES, bits_of, broadcast, floats, load, padded, store, zeros
+from ..kernels.tile_unit import TILE_ROWS, TILE_WORDS, TileUnit, touch
+from ..kernels.vectors import LANES, bits_of, broadcast, floats, load, padded, store, zeros
 
 
 @dataclass(frozen=True)

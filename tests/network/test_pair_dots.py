@@ -7,10 +7,10 @@ import pytest
 from bare_kernels import call, compiled, kernel
 from tvm.tirx.script.builder import ir as T
 
-from dlrm_tvm.kernels.pair_dots import dot_interaction, group_pairs
 from dlrm_tvm.kernels.vectors import LANES, load, store
 from dlrm_tvm.kernels.words import FP32
 from dlrm_tvm.model.interactions import Dot
+from dlrm_tvm.network.pair_dots import dot_interaction, group_pairs
 
 # Full blocks of 4 x 4 pairs begin at 8 vectors; n % 4 of 0..3; the last group full and not.
 INTERACTIONS = [
