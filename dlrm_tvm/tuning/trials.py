@@ -121,7 +121,7 @@ def _measure(call: Callable, flops: int, peak: Peak, seconds: float) -> Timing:
 def _filled(source):
     tensor = _tensor(source.shape, source.dtype)
     flat, at = np.from_dlpack(tensor).reshape(-1), 0
-    for chunk in source.chunks():
+    for chunk in source.chunks(0):
         flat[at : at + chunk.size] = chunk.reshape(-1)
         at += chunk.size
     return tensor

@@ -13,9 +13,9 @@ from models import random_dlrm
 
 from dlrm_tvm.compiler import lower_default
 from dlrm_tvm.frontend import assembly
-from dlrm_tvm.network import interaction
 from dlrm_tvm.model.interactions import Concat, Cross, Dot, Interaction
 from dlrm_tvm.model.layers import Dense
+from dlrm_tvm.network import interaction
 from dlrm_tvm.paths import ROOT
 
 KINDS = get_args(Interaction)

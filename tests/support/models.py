@@ -286,7 +286,7 @@ def library_in_memory(
     machine = VirtualMachine(compiled.executable, cpu())
     one_hot, bags = machine["main"], machine["bags"]
     parameters = [
-        np.concatenate([chunk.reshape(-1) for chunk in source.chunks()]).reshape(source.shape)
+        np.concatenate([chunk.reshape(-1) for chunk in source.chunks(0)]).reshape(source.shape)
         for source in (*compiled.tables.sources, compiled.mlp)
     ]
     parameters = [tvm_ffi.from_dlpack(aligned(array)) for array in parameters]
