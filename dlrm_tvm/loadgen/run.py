@@ -41,7 +41,7 @@ from .process import (
     require_loadgen,
     shared_with_loadgen,
 )
-from .settings import SCENARIOS, V1, V2, EffectiveSettings, LoadgenRequest
+from .settings import SCENARIOS, EffectiveSettings, LoadgenRequest, model_of
 
 _CLOSED_LOOP_SHARE, _CLOSED_LOOP_S = 1 / 12, (1.0, 5.0)  # of the test's length, within these
 # In the rate by which LoadGen prepares a test that must not be too short. Streams run dry below the true rate.
@@ -145,8 +145,7 @@ class _Conduct:
     ) -> None:
         self._session, self._instances = session, session.instances
         self._loadgen, self._options, self._spec, self._show = loadgen, options, spec, show
-        is_v2 = session.plan.manifest.model.interaction == "cross"
-        self._request = replace(options.request, model=V2 if is_v2 else V1)
+        self._request = replace(options.request, model=model_of(session.plan.manifest.model.interaction))
         self._settings = loadgen.settings(self._request)
         self._is_server = options.scenario == "server"
         self._is_offline = options.scenario == "offline"

@@ -23,6 +23,7 @@ from .conf_files import check_conf_file
 SCENARIOS = {each.lower(): each for each in ("Offline", "Server", "SingleStream", "MultiStream")}
 
 V1, V2 = "dlrm", "dlrm-v2"  # in the files of settings
+_OF_KIND = {"cross": V2}
 _V1_LATENCY_MS = 30
 _UNSURE = 0.01  # early stopping's
 _DURATION_S = 60
@@ -30,6 +31,11 @@ _OWN_CONF, _FILE = 0, 2  # of FromConfig; 1 would read LoadGen's own again, over
 _MOST_SAMPLES = 16_000_000  # in one test; the queue keeps them all
 _SLACK = 1.1  # LoadGen's own: Offline it issues so much more than the shortest duration needs at the expected rate
 _DAY_S = 86_400
+
+
+def model_of(interaction: str) -> str:
+    """MLPerf's name of the model that has this kind of interaction."""
+    return _OF_KIND.get(interaction, V1)
 
 
 @dataclass(frozen=True)
