@@ -69,12 +69,6 @@ class Bar:
     def has_end(self) -> bool:
         return self._total is not None
 
-    @property
-    def left(self) -> str:
-        """Of the time, such as 01:30, if all goes on as it did."""
-        gone_s = time.monotonic() - self._began_s
-        return tqdm.format_interval(gone_s / max(self._done, 1e-9) * (self._total - self._done))
-
     def text(self, columns: int | None) -> str:
         """columns: of the terminal; None: plain text."""
         gone_s, form = time.monotonic() - self._began_s, None

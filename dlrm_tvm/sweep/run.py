@@ -91,7 +91,7 @@ def measure_all(
                     return outcomes, True
                 entries = []
                 bar.update()
-                show(f"  {number}/{len(pending)}  {_said(outcomes[-1])}   ({bar.left} left)")
+                show(f"  {number}/{len(pending)}  {_said(outcomes[-1])}")
     except KeyboardInterrupt:
         return outcomes, True
     return outcomes, False

@@ -110,7 +110,6 @@ def test_a_bar_tells_what_is_left_by_what_is_done() -> None:
         bar.update(1)
         bar._began_s -= 10
         assert bar.text(None) == "scoring: 25% after 00:10, about 00:30 left"
-        assert bar.left == "00:30"
     with Bar("peak", 20.0) as bar:
         bar._began_s -= 5
         assert re.fullmatch(r"peak: 25% after 00:05, about 00:1[45] left", bar.text(None))
