@@ -67,21 +67,22 @@ class Bar:
 
     @property
     def has_end(self) -> bool:
-        return self._total is not None
+        return bool(self._total) and self._done <= self._total
 
     def text(self, columns: int | None) -> str:
         """columns: of the terminal; None: plain text."""
         gone_s, form = time.monotonic() - self._began_s, None
-        done = min(gone_s, self._total or gone_s) if self._unit == "s" else self._done
-        if not self.has_end:
+        total = self._total if self.has_end else None
+        done = min(gone_s, total or gone_s) if self._unit == "s" else self._done
+        if total is None:
             form = "{desc}: {elapsed}{postfix}"
         elif columns is None:
             form = _PLAIN
         elif self._unit == "s":
             form = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
         shown = {"unit": self._unit, "unit_scale": self._unit == "B", "postfix": self.note or None, "bar_format": form}
-        shown |= {"prefix": self._what, "ascii": "utf" not in (sys.stderr.encoding or "").lower()}
-        return tqdm.format_meter(done, self._total, gone_s, ncols=columns, **shown)
+        shown |= {"prefix": printable(self._what), "ascii": "utf" not in (sys.stderr.encoding or "").lower()}
+        return tqdm.format_meter(done, total, gone_s, ncols=columns, **shown)
 
 
 @contextmanager

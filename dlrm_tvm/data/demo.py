@@ -82,9 +82,8 @@ def demo_model_path(
         return path
     megabytes = tensors[-1].end / 1e6
     say = announce or partial(show, to=sys.stderr)
-    say(
-        f"Generating the demo model, tables capped at {table_rows:,} rows ({megabytes:,.0f} MB): {os.path.relpath(path)}"
-    )
+    size = f"tables capped at {table_rows:,} rows ({megabytes:,.0f} MB)"
+    say(f"Generating the demo model, {size}: {os.path.relpath(path)}")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _locked(directory):

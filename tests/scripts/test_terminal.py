@@ -110,6 +110,10 @@ def test_a_bar_tells_what_is_left_by_what_is_done() -> None:
         bar.update(1)
         bar._began_s -= 10
         assert bar.text(None) == "scoring: 25% after 00:10, about 00:30 left"
+        bar.update(9)  # more than was foretold
+        assert bar.text(None) == "scoring: 00:10"
+    with Bar("copying", 0, "B") as bar:
+        assert bar.text(None) == "copying: 00:00"
     with Bar("peak", 20.0) as bar:
         bar._began_s -= 5
         assert re.fullmatch(r"peak: 25% after 00:05, about 00:1[45] left", bar.text(None))
