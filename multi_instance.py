@@ -14,10 +14,11 @@ libraries. Exit status 3: LoadGen finds the run invalid, combinations of a sweep
 
 from __future__ import annotations
 
-from dlrm_tvm.errors import FOUND_WANTING, interrupted_status, reported, run_script
+from dlrm_tvm.errors import FOUND_WANTING, UserError, interrupted_status, reported, run_script
 
 with reported():
     import argparse
+    from collections.abc import Callable
     from functools import partial
 
     from dlrm_tvm.bench.baseline import compare_with_baselines, comparison_json, comparison_text, read_baselines
@@ -51,9 +52,15 @@ def parse_args() -> argparse.Namespace:
         add(parser)
     of_a_sweep = "; of a sweep with its state beside it as .jsonl, default NAME[.ENGINE].sweep.json"
     add_table_options(add_output_options(parser, of_a_sweep))
+    group = parser.add_argument_group("many machines")
+    group.add_argument("--ray", metavar="HOST:PORT", help="measure on all nodes of the Ray cluster at this address")
+    group.add_argument("--ray-nodes", type=int, metavar="N", help="on N of them (default: all)")
+    parser.add_argument("--start-gate", type=int, metavar="PID", help=argparse.SUPPRESS)  # cluster/start_gate.py
     args = parser.parse_args()
     for check in (check_run_options, check_loadgen_options, check_sweep_options):
         check(args)
+    if args.ray_nodes and not args.ray:
+        raise UserError("--ray-nodes is for a Ray cluster. Give --ray HOST:PORT too, or leave it out.")
     return args
 
 
@@ -64,9 +71,12 @@ def main() -> int:
         if args.results:
             show_results(args.results, args.max_latency_ms, args.format, args.plot)
             return 0
-        if args.sweep is not None:
+        if args.ray:
+            fields, status = run_cluster(args)
+        elif args.sweep is not None:
             return run_sweep(sweep_settings(args), show, show_fields=show_fields)
-        fields, status = run_scenario(args) if args.scenario else run_once(args)
+        else:
+            fields, status = run_scenario(args) if args.scenario else run_once(args)
     show_fields(fields)
     write_result(args.output, fields)
     return status
@@ -76,7 +86,9 @@ def run_once(args: argparse.Namespace) -> tuple[dict[str, object], int]:
     """The result and the exit status."""
     baselines = read_baselines(args.baseline or ())
     timing = {"duration_s": duration_s(args), "warmup_s": warmup_s(args), "show": show}
+    wait_for_start = start_gate(args.start_gate)
     with open_session(run_settings(args), show) as session:
+        wait_for_start()
         target, arrivals, search = target_of(args), arrivals_of(args), None
         if target is not None:
             search = find_rate(session.instances, target, **timing)
@@ -100,6 +112,24 @@ def run_once(args: argparse.Namespace) -> tuple[dict[str, object], int]:
         if (most := args.fail_on_regression) is not None and comparison.is_slower(most) and not report.interrupted:
             return fields, FOUND_WANTING
     return fields, interrupted_status() if report.interrupted else 0
+
+
+def start_gate(raylet_pid: int | None) -> Callable[[], None]:
+    """On a node of a cluster: what returns when all nodes are to start."""
+    if raylet_pid is None:
+        return lambda: None
+    from dlrm_tvm.cluster.start_gate import StartGate
+
+    return StartGate(raylet_pid).wait
+
+
+def run_cluster(args: argparse.Namespace) -> tuple[dict[str, object], int]:
+    """On the nodes of a Ray cluster; status 3 where one was lost."""
+    from dlrm_tvm.cluster.measure import measure_cluster
+
+    report = measure_cluster(args, show)
+    show(report.text())
+    return report.to_json(), report.status
 
 
 def run_scenario(args: argparse.Namespace) -> tuple[dict[str, object], int]:

@@ -25,6 +25,7 @@ PREBUILT = WORK / "__prebuilt"
 SHIPPED_DATA = _OURS / "__data"
 PATCHES = _OURS / "__patches"
 COMPILE_SCRIPT = _OURS / "compile.py"
+MEASURE_SCRIPT = _OURS / "multi_instance.py"
 DEFAULT_LIBRARY = Path(os.path.relpath(PREBUILT / "dlrm_avx512_b100.so"))
 _LOG = "dlrm_tune_100.tune_log"
 DEFAULT_LOG = (DATA if (DATA / _LOG).is_file() else SHIPPED_DATA) / _LOG

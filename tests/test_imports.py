@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "loadgen": {"bench", "instances", "engines", "runtime", "data", "model", "machine"},
     "sweep": {"bench", "instances", "engines", "runtime", "data", "model", "machine"},
     "predictions": {"runtime", "data", "model", "machine"},
+    "cluster": {"predictions", "bench", "instances", "engines", "runtime", "data", "model", "machine"},
 }
 PACKAGES = {
     "console": {"tqdm"},
@@ -50,6 +51,7 @@ PACKAGES = {
     "tuning": {"tvm", "tvm_ffi"},
     "loadgen": {"mlperf_loadgen"},
     "sweep": {"matplotlib"},
+    "cluster": {"ray"},
 }
 EVERYWHERE = {"numpy"}
 ONLY_IN = {

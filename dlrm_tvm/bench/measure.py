@@ -77,6 +77,7 @@ def measure(
         arrivals=arrivals,
         stable=stable,
         clocks_mhz=run.clocks_mhz,
+        opened_at=run.opened_at,
     )
     beyond = beyond_peak_warnings(report.peak_fraction, report.peak_family)
     return replace(report, warnings=[*report.warnings, *beyond])

@@ -39,7 +39,8 @@ class RunReport:
     """All that is known after a run. Per instance: memory, peaks in GFLOP/s, streams in GB/s.
 
     peak_after_gflops and stream_gbps are empty where that phase was not run. stable: whether throughput became so,
-    None where nobody asked. clocks_mhz: mean of these cores, at moments in the window.
+    None where nobody asked. clocks_mhz: mean of these cores, at moments in the window. opened_at: of the window,
+    seconds since 1970.
     """
 
     plan: RunPlan
@@ -55,6 +56,7 @@ class RunReport:
     stable: bool | None = None
     profile: Profile | None = None
     clocks_mhz: Sequence[float] = ()
+    opened_at: float = 0.0
 
     @property
     def manifest(self) -> Manifest:
@@ -164,6 +166,7 @@ def results_json(report: RunReport) -> dict[str, object]:
         "threads": len(report.cores[0]),
         "cores": [core for cores in report.cores for core in cores],
         "duration_s": measurement.duration_s,
+        "window_opened_at": report.opened_at,
         "batches": measurement.batches,
         "batches_per_s": measurement.total_batches_per_s,
         "arrivals": report.arrivals.kind,

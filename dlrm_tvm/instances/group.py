@@ -53,7 +53,8 @@ class MeasuredRun:
     """The timed window's results, the kernel's counters at its borders, and whether Ctrl-C ended it.
 
     stable: whether throughput became stable, None where nobody asked. clocks_mhz: mean clock of the instances' cores at
-    moments in the window; empty where the kernel does not tell.
+    moments in the window; empty where the kernel does not tell. opened_at: of the window, seconds since
+    1970.
     """
 
     measurement: Measurement
@@ -62,6 +63,7 @@ class MeasuredRun:
     interrupted: bool
     stable: bool | None = None
     clocks_mhz: tuple[float, ...] = ()
+    opened_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,8 @@ class Instances:
                 raise KeyboardInterrupt
             raise NoBatchError(f"No batch was done within the window of {duration_s:g} s. Try --duration 10 or more.")
         stable = watch.is_stable if watch else None
-        return MeasuredRun(measurement, before, after, interrupts.seen, stable, clocks_mhz)
+        opened_at = time.time() - (time.perf_counter_ns() - times.open_ns) / 1e9
+        return MeasuredRun(measurement, before, after, interrupts.seen, stable, clocks_mhz, opened_at)
 
     def _watch_window(
         self, interrupts: Interrupts, times: _Timetable, watch: StabilityWatch | None

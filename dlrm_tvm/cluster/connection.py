@@ -1,0 +1,98 @@
+"""A running Ray cluster, connected to; our own classes in its processes. Ray is imported here, behind --ray alone.
+
+What Ray would say slowly or in many lines is asked beforehand: a wrong address in 3 s, a missing package at once.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from ..errors import UserError, one_line
+from ..paths import ROOT, packages_command
+
+_PROBE_S = 3.0
+_SETTINGS = b"\x04"  # a frame's type, after three bytes of its length
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
+
+
+@contextmanager
+def connected(address: str) -> Iterator[ModuleType]:
+    """The module ray, while this program is a driver of the cluster at HOST:PORT. Raises UserError in one line."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise UserError(f"--ray needs Ray ({one_line(error)}). Install it: {packages_command('ray')}") from None
+    _probe(address)
+    try:
+        ray.init(address, log_to_driver=False, configure_logging=False, logging_level="ERROR", namespace="dlrm_tvm")
+    except (RuntimeError, ConnectionError, ValueError, ray.exceptions.RayError) as error:
+        raise UserError(f"--ray {address}: Ray refuses it ({one_line(error)}). See docs/cluster.md.") from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Whether something speaks HTTP/2 there, as gRPC does (RFC 9113, 3.4: both sides begin with SETTINGS)."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"--ray {address}: HOST:PORT was wanted, as ray start --head prints it.")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), _PROBE_S) as there:
+            if os.environ.get("RAY_USE_TLS", "0") == "1":
+                return
+            there.sendall(_HTTP2_PREFACE)
+            if there.recv(9)[3:4] != _SETTINGS:
+                raise UserError(f"--ray {address}: something else than Ray listens there. Start one: ray start --head")
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--ray {address}: no Ray answers ({error}). Start a cluster: ray start --head") from None
+
+
+def away(module: str, name: str) -> type:
+    """A class for Ray's processes, which know nothing of our package: it holds dlrm_tvm.MODULE.NAME(...) of there.
+
+    Ray carries it by value. `call(method, ...)` gives (True, answer) or (False, one line); `__call__` is that of the
+    class; `clock()` gives seconds since 1970 before anything is imported.
+    """
+    root = str(ROOT)
+
+    class Away:
+        def __init__(self, *arguments: Any) -> None:
+            from threading import Lock
+
+            self.arguments, self.inner, self.lock = arguments, None, Lock()
+
+        def made(self) -> Any:
+            import sys
+            from importlib import import_module
+
+            with self.lock:
+                if root not in sys.path:
+                    sys.path.insert(0, root)
+                if self.inner is None:
+                    self.inner = getattr(import_module(f"dlrm_tvm.{module}"), name)(*self.arguments)
+            return self.inner
+
+        def clock(self) -> float:
+            from time import time
+
+            return time()
+
+        def call(self, method: str, *arguments: Any) -> tuple[bool, Any]:
+            try:
+                return True, getattr(self.made(), method)(*arguments)
+            except (OSError, ValueError, ImportError) as error:
+                return False, " ".join(f"{error}".split()) or type(error).__name__
+
+        def __call__(self, batch: Any) -> Any:
+            return self.made()(batch)
+
+    return Away

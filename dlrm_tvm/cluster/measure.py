@@ -1,0 +1,125 @@
+"""multi_instance.py --ray: the same run on every node at once, through each node's own script.
+
+    connect -> place -> check all nodes -> start all scripts -> ready -> go -> outcomes -> sum
+
+A node that is lost during the run ends it for all: what came is printed, without a sum. Ctrl-C gives partial figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from ..bench.options import duration_s, run_settings
+from ..console import VERSION, line
+from ..errors import UserError, printable
+from ..instances.interrupts import noted_interrupts
+from .connection import connected
+from .fleet import Answers, Fleet, Member
+from .report import ClusterReport, NodeReport
+
+NODE_FLAGS = (
+    "model", "num_instances", "num_threads", "duration", "warmup", "cores", "hyper_threading", "ref_data",
+    "max_ind_range", "indices_per_bag", "preload", "huge_pages", "numa", "arrivals", "rate", "burst", "profile",
+    "engine", "onnx_model", "engine_precision",
+)  # fmt: skip
+ONE_MACHINE_FLAGS = (
+    "sweep", "scenario", "baseline", "latencies", "trace", "max_latency_ms", "percentile", "until_stable",
+)  # fmt: skip
+_PARTIAL_S = 5.0
+
+
+def check_cluster_flags(args: argparse.Namespace) -> None:
+    """Raises UserError for flags that are of one machine."""
+    for name in ONE_MACHINE_FLAGS:
+        if getattr(args, name) not in (None, False):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} is for one machine. Leave it or --ray out.")
+    if args.ray_nodes is not None and args.ray_nodes < 1:
+        raise UserError(f"--ray-nodes {args.ray_nodes}: give at least 1.")
+
+
+def measure_cluster(args: argparse.Namespace, show: Callable[[str], None]) -> ClusterReport:
+    """Raises UserError where nothing was measured: an address, a cluster or nodes that do not do."""
+    check_cluster_flags(args)
+    with connected(args.ray) as ray:
+        fleet = Fleet(ray, args.ray_nodes)
+        try:
+            facts = _checked(fleet, args)
+            show(_placed_text(fleet, facts))
+            _all_or_none(fleet.ask("start", _words(args, len(fleet.members))), fleet, "could not start")
+            return _run(fleet, facts, duration_s(args))
+        finally:
+            fleet.ask("end")
+
+
+def _checked(fleet: Fleet, args: argparse.Namespace) -> dict[Member, dict[str, Any]]:
+    answers = fleet.ask("check", VERSION, asdict(run_settings(args)))
+    first = next((fields for is_good, fields in answers.values() if is_good), None)
+    for member, (is_good, fields) in answers.items():
+        for key, what in (("build", "build"), ("library_sha256", "library")):
+            if is_good and fields[key] != first[key]:
+                reason = f"{args.model} is of another {what} ({fields[key][:12]}, not {first[key][:12]})"
+                answers[member] = is_good, fields = False, f"{reason}: copy library, manifest and parameters anew"
+    return _all_or_none(answers, fleet, "cannot take part")
+
+
+def _all_or_none(answers: Answers, fleet: Fleet, what: str) -> dict[Member, Any]:
+    """Raises UserError after a line for each node that did not answer well."""
+    bad = {member: text for member, (is_good, text) in answers.items() if not is_good} | fleet.lost
+    for member in fleet.members:
+        if member in bad:
+            print(printable(f"node {member.address}: {bad[member]}"), file=sys.stderr)
+    if bad:
+        raise UserError(f"{len(bad)} of {len(fleet.members)} nodes {what}; nothing was measured.")
+    return {member: fields for member, (_, fields) in answers.items()}
+
+
+def _run(fleet: Fleet, facts: dict[Member, dict[str, Any]], duration: float) -> ClusterReport:
+    stopped_at = None
+    with noted_interrupts() as interrupts:
+
+        def look(answers: Answers) -> None:
+            nonlocal stopped_at
+            is_over = interrupts.seen or fleet.lost or not all(is_good for is_good, _ in answers.values())
+            if is_over and stopped_at is None:
+                stopped_at = time.monotonic()
+                fleet.tell("interrupt")
+            if stopped_at is not None and time.monotonic() - stopped_at > _PARTIAL_S:
+                silent = set(fleet.alive) - answers.keys()
+                fleet.lost.update(dict.fromkeys(silent, f"no figures within {_PARTIAL_S:g} s"))
+
+        fleet.tell("go")
+        answers = fleet.ask("outcome", look=look)
+    nodes = []
+    for member in fleet.members:
+        is_good, outcome = answers.get(member, (False, fleet.lost.get(member)))
+        told, reason = (outcome, "") if is_good else (None, outcome)
+        about = {"warnings": tuple(facts[member]["warnings"]), "ahead_s": member.offset_s, "within_s": member.rtt_s / 2}
+        nodes.append(NodeReport(member.address, facts[member]["host"], told, reason, **about))
+    return ClusterReport(tuple(nodes), duration, interrupted=interrupts.seen)
+
+
+def _words(args: argparse.Namespace, nodes: int) -> list[str]:
+    """What each node's script is given: a rate is that of all of them together."""
+    words = []
+    for name in NODE_FLAGS:
+        value = getattr(args, name)
+        if value is None or value is False:
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if value is not True:
+            value = value / nodes if name == "rate" else value
+            words.append(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+    return words
+
+
+def _placed_text(fleet: Fleet, facts: dict[Member, dict[str, Any]]) -> str:
+    return "\n".join(
+        line(f"node {number}", f"{facts[member]['host']} at {member.address}, {member.cpus} CPUs")
+        for number, member in enumerate(fleet.members)
+    )

@@ -1,0 +1,58 @@
+"""The script on a node, as its actor starts it: it opens its session, says that it is ready, and waits for one line.
+
+actor    starts the script with --start-gate, Ctrl-C blocked (as in all of an actor's threads), pipes as streams
+script   unblocks it, opens its session, prints READY
+actor    writes one line: the run begins. Its end, that of the pipe and that of the raylet end the script
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from ..instances.protocol import die_with_parent
+
+READY = '{"start_gate": "ready"}'
+_LOOK_S = 1.0
+_END_S = 5.0  # for partial figures, which nobody may read any more
+
+
+class StartGate:
+    """From its making on, this process ends with its parent and with the raylet of this pid."""
+
+    def __init__(self, raylet_pid: int) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        die_with_parent(os.getppid())
+        self._raylet = raylet_pid, started_at(raylet_pid)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def wait(self) -> None:
+        """Return at the line; leave at the pipe's end."""
+        print(READY, flush=True)
+        if not os.read(0, 1):
+            sys.exit("The start was called off.")
+
+    def _watch(self) -> None:
+        """As a thread: SIGINT for the main one when the pipe's other end or the raylet is gone, then the end."""
+        pipe = select.poll()
+        pipe.register(0, 0)  # nothing but its end
+        while not pipe.poll(_LOOK_S * 1000) and started_at(self._raylet[0]) == self._raylet[1]:
+            pass
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(_END_S)
+        os._exit(1)  # instances die with this process
+
+
+def started_at(pid: int) -> str | None:
+    """When the process of this pid began, in the kernel's ticks; None for one that is gone, or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
