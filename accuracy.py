@@ -76,6 +76,7 @@ def parse_args() -> argparse.Namespace:
         help="keep what is predicted, in parts in a folder or in one file; of several files of --ref-data too",
     )
     group.add_argument("--shard-items", type=int, metavar="N", help="items of a part, about (default: 1000000)")
+    group.add_argument("--ray", metavar="HOST:PORT", help="score on all free CPUs of the Ray cluster at this address")
     group.add_argument("--resume", action="store_true", help="go on with what was begun in that folder")
     return checked(parser.parse_args())
 
@@ -92,7 +93,7 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
         if len(args.ref_data or ()) > 1 and (args.first_item or args.max_items is not None):
             raise UserError("--first-item and --max-items are for one file. Give one of --ref-data, or leave them out.")
         return args
-    given = {"--resume": args.resume, "--shard-items": args.shard_items}
+    given = {"--ray": args.ray, "--resume": args.resume, "--shard-items": args.shard_items}
     if flags := [flag for flag, value in given.items() if value]:
         raise UserError(f"{flags[0]} is for predictions that are kept. Give --predictions DIR too, or leave it out.")
     if len(args.ref_data or ()) > 1:
@@ -147,7 +148,12 @@ def predict(args: argparse.Namespace) -> tuple[Verdict, dict[str, object]]:
         f"model  {printable(str(args.model))}: {manifest.model.name}, {manifest.precision}, batch {manifest.batch_size}"
     )
     show("\n".join(plan_lines(settings, inputs, job)))
-    predictions = predict_all(settings, job, gate, is_logit=gives_logits(manifest))
+    options = {"is_logit": gives_logits(manifest)}
+    if args.ray:
+        from dlrm_tvm.cluster.pool import on_ray
+
+        options["score"] = on_ray(args.ray)
+    predictions = predict_all(settings, job, gate, **options)
     verdict = predictions.verdict
     show(verdict_text(verdict, gate))
     return verdict, verdict_json(verdict, gate) | predictions.to_json(settings.output)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 from ..errors import UserError, one_line
 from ..paths import ROOT, packages_command
@@ -30,14 +32,28 @@ def connected(address: str) -> Iterator[ModuleType]:
     except ImportError as error:
         raise UserError(f"--ray needs Ray ({one_line(error)}). Install it: {packages_command('ray')}") from None
     _probe(address)
-    try:
-        ray.init(address, log_to_driver=False, configure_logging=False, logging_level="ERROR", namespace="dlrm_tvm")
-    except (RuntimeError, ConnectionError, ValueError, ray.exceptions.RayError) as error:
-        raise UserError(f"--ray {address}: Ray refuses it ({one_line(error)}). See docs/cluster.md.") from None
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+    with redirect_stdout(_OwnOutput(sys.stdout)):
+        try:
+            ray.init(address, log_to_driver=False, configure_logging=False, logging_level="FATAL", namespace="dlrm_tvm")
+        except (RuntimeError, ConnectionError, ValueError, ray.exceptions.RayError) as error:
+            raise UserError(f"--ray {address}: Ray refuses it ({one_line(error)}). See docs/cluster.md.") from None
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+class _OwnOutput:
+    """stdout for the main thread alone: a thread of Ray's prints what raylets report in the midst of ours."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._stream.write(text) if threading.current_thread() is threading.main_thread() else len(text)
 
 
 def _probe(address: str) -> None:

@@ -43,7 +43,10 @@ class NodeReport:
 class ClusterReport:
     nodes: tuple[NodeReport, ...]
     duration_s: float
-    interrupted: bool
+
+    @property
+    def interrupted(self) -> bool:
+        return any(node.fields is not None and node.fields["interrupted"] for node in self.nodes)
 
     @property
     def is_whole(self) -> bool:

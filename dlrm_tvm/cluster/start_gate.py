@@ -12,14 +12,12 @@ import select
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 
 from ..instances.protocol import die_with_parent
 
 READY = '{"start_gate": "ready"}'
 _LOOK_S = 1.0
-_END_S = 5.0  # for partial figures, which nobody may read any more
 
 
 class StartGate:
@@ -39,14 +37,12 @@ class StartGate:
             sys.exit("The start was called off.")
 
     def _watch(self) -> None:
-        """As a thread: SIGINT for the main one when the pipe's other end or the raylet is gone, then the end."""
+        """As a thread: end at once, for nobody reads figures any more. Instances die with this process."""
         pipe = select.poll()
         pipe.register(0, 0)  # nothing but its end
         while not pipe.poll(_LOOK_S * 1000) and started_at(self._raylet[0]) == self._raylet[1]:
             pass
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        time.sleep(_END_S)
-        os._exit(1)  # instances die with this process
+        os._exit(1)
 
 
 def started_at(pid: int) -> str | None:

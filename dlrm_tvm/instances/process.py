@@ -31,7 +31,7 @@ class WorkerProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            env=_environment(threads=len(assignment.cores)),
+            env=thread_environment(threads=len(assignment.cores)),
             start_new_session=True,
             pass_fds=assignment.inherited,
         )
@@ -102,8 +102,8 @@ class WorkerProcess:
         return f"{who} was killed by {name}; the run was ended, nothing was measured.{hint}"
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """The parent's, with TVM's small run-time library, its pool of the right size, and BLAS libraries on one thread."""
+def thread_environment(threads: int) -> dict[str, str]:
+    """This process's, with TVM's small run-time library, a pool of the right size, and BLAS libraries on one thread."""
     changes = {
         "TVM_USE_RUNTIME_LIB": "1",
         "TVM_NUM_THREADS": str(threads),

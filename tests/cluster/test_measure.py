@@ -43,7 +43,7 @@ def scripts_at_gates() -> list[psutil.Process]:
     return [*found, *(child for each in found for child in each.children(recursive=True))]
 
 
-def wait_for_instances(cluster: RayCluster, count: int = 2) -> list[psutil.Process]:
+def wait_for_instances(count: int) -> list[psutil.Process]:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         running = scripts_at_gates()
@@ -51,6 +51,13 @@ def wait_for_instances(cluster: RayCluster, count: int = 2) -> list[psutil.Proce
             return running
         time.sleep(0.05)
     pytest.fail("the nodes' instances did not start")
+
+
+def wait_for_window(process: subprocess.Popen) -> list[psutil.Process]:
+    """Until all nodes have begun, and some seconds more, for peaks and warm-up."""
+    assert any("all nodes are ready" in line for line in iter(process.stdout.readline, ""))
+    time.sleep(8)
+    return scripts_at_gates()
 
 
 def assert_ended(processes: list[psutil.Process]) -> None:
@@ -92,8 +99,7 @@ def test_one_node_of_two_is_measured_where_one_is_asked_for(cluster, library):
 
 def test_ctrl_c_gives_partial_figures_of_all_nodes_soon(cluster, library):
     process = start(cluster, library, "--duration", 500)
-    running = wait_for_instances(cluster)
-    time.sleep(3)  # into the window
+    running = wait_for_window(process)
     process.send_signal(signal.SIGINT)
     begun = time.monotonic()
     out, err = process.communicate(timeout=60)
@@ -117,7 +123,7 @@ def test_all_refusals_come_at_once_a_line_for_each_node(cluster, library, tmp_pa
 def test_a_cluster_whose_cpus_are_taken_is_refused(cluster, library):
     setup = "from dlrm_tvm.cluster import fleet; fleet._PLACE_S = 1.0"
     first = start(cluster, library, "--duration", 500, "--ray-nodes", 1)
-    running = wait_for_instances(cluster, 1)
+    running = wait_for_instances(1)
     process = start(cluster, library, setup=setup)
     out, err = process.communicate(timeout=100)
     first.terminate()
@@ -131,13 +137,12 @@ def test_a_cluster_whose_cpus_are_taken_is_refused(cluster, library):
 def test_a_killed_raylet_ends_the_run_with_what_came_and_without_a_sum(library):
     with ray_cluster() as cluster:
         process = start(cluster, library, "--duration", 500)
-        running = wait_for_instances(cluster)
-        time.sleep(2)
+        running = wait_for_window(process)
         lost = cluster.nodes[1].raylet
         os.kill(lost, signal.SIGKILL)
         out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (3, ""), out
         result = read_result(out)
-        assert process.returncode == 3, err
         assert result["items_per_s"] is None and "no sum: 1 of 2 nodes have no figures" in out
         told, missing = sorted(result["nodes"], key=lambda node: node["lost"] is not None)
         assert told["items_per_s"] > 0 and missing["lost"] and "items_per_s" not in missing

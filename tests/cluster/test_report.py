@@ -18,6 +18,7 @@ FIELDS = {
     "latency_ms": {"p50": 1.0, "p99": 2.0},
     "peak_fraction": 0.5,
     "warnings": [],
+    "interrupted": False,
 }
 
 
@@ -28,15 +29,15 @@ def node(address: str = "10.0.0.1:1", *, ahead_s: float = 0.0, reason: str = "",
 
 def test_windows_are_compared_by_the_drivers_clock():
     """The second node's clock is 60 s ahead; its window opened 150 ms later."""
-    report = ClusterReport((node(), node(ahead_s=60.0, window_opened_at=160.15)), 10.0, False)
+    report = ClusterReport((node(), node(ahead_s=60.0, window_opened_at=160.15)), 10.0)
     assert report.spread_ms == pytest.approx(150) and report.within_ms == pytest.approx(4)
     assert report.items_per_s == 2000 and report.status == 0
     assert "The windows opened 150 ms apart, more than 1 % of 10 s" in report.text()
-    assert "windows opened" not in " ".join(ClusterReport(report.nodes, 20.0, False).warnings)
+    assert "windows opened" not in " ".join(ClusterReport(report.nodes, 20.0).warnings)
 
 
 def test_a_lost_node_leaves_no_sum_and_status_3():
-    report = ClusterReport((node(), node(reason="no answer for 10 s")), 10.0, False)
+    report = ClusterReport((node(), node(reason="no answer for 10 s")), 10.0)
     assert (report.items_per_s, report.spread_ms, report.status) == (None, None, 3)
     assert "no figures (no answer for 10 s)" in report.text() and "no sum: 1 of 2 nodes" in report.text()
     fields = report.to_json()
@@ -44,8 +45,13 @@ def test_a_lost_node_leaves_no_sum_and_status_3():
     assert fields["nodes"][0]["items_per_s"] == 1000 and fields["items_per_s"] is None
 
 
+def test_figures_of_a_window_that_was_cut_short_are_not_status_0():
+    report = ClusterReport((node(), node(interrupted=True)), 10.0)
+    assert report.interrupted and report.status == 1 and "(interrupted)" in report.text()
+
+
 def test_warnings_name_their_node():
-    text = ClusterReport((node(), node(warnings=["Core 3 was busy."])), 10.0, False).text()
+    text = ClusterReport((node(), node(warnings=["Core 3 was busy."])), 10.0).text()
     assert "Warning: node 1: Core 3 was busy." in text and "Warning: node 0: runs at nice 15" in text
 
 

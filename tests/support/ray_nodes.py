@@ -13,12 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
+from hosts import Host
 from scripts import CORES
 
 _START_S = 60
@@ -83,23 +84,27 @@ def _of_session(session: int) -> list[int]:
 
 
 class RayCluster:
-    """Two nodes of one core each, the first of which is the head."""
+    """Two nodes of one core each, the first of which is the head; on this machine, or on `hosts`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, hosts: Sequence[Host] = ()) -> None:
         self.folder = folder
+        self.places = [(host.address, host.prefix) for host in hosts] or [("127.0.0.1", ())] * 2
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        options = ("--head", "--node-ip-address", "127.0.0.1", "--port", self.port, "--include-dashboard", "false")
-        self.nodes = [RayNode(folder, *options, "--temp-dir", folder, core=CORES[0])]
+        address, prefix = self.places[0]
+        options = ("--head", "--node-ip-address", address, "--port", self.port, "--include-dashboard", "false")
+        self.nodes = [RayNode(folder, *options, "--temp-dir", folder, core=CORES[0], prefix=prefix)]
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.places[0][0]}:{self.port}"
 
     def add(self, prefix: tuple = ()) -> RayNode:
-        options = ("--address", self.address, "--node-ip-address", "127.0.0.1")
-        self.nodes.append(RayNode(self.folder, *options, core=CORES[1], prefix=prefix))
+        """The second node. prefix: words before its command."""
+        address, place = self.places[1]
+        options = ("--address", self.address, "--node-ip-address", address)
+        self.nodes.append(RayNode(self.folder, *options, core=CORES[1], prefix=(*place, *prefix)))
         return self.nodes[-1]
 
     def end(self) -> None:
@@ -108,7 +113,7 @@ class RayCluster:
 
 
 @contextmanager
-def ray_cluster() -> Iterator[RayCluster]:
+def ray_cluster(hosts: Sequence[Host] = ()) -> Iterator[RayCluster]:
     """Two nodes; skips without ray or a second core. Its sockets' names must be short."""
     pytest.importorskip("ray", reason="ray is not installed (requirements-ray.txt)")
     if len(CORES) < 2:
@@ -116,7 +121,7 @@ def ray_cluster() -> Iterator[RayCluster]:
     folder = Path(tempfile.mkdtemp(prefix="ray_", dir="/tmp"))
     cluster = None
     try:
-        cluster = RayCluster(folder)
+        cluster = RayCluster(folder, hosts)
         cluster.add()
         yield cluster
     finally:

@@ -1,0 +1,103 @@
+"""The shards of a job on all free CPUs of a Ray cluster: Ray Data's actor pool, which carries their numbers, no rows.
+
+An actor is a `Scorer` on a core of its own. It reads inputs and writes parts itself: all nodes see both at one path.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError, one_line
+from ..instances.process import thread_environment
+from ..predictions.job import Job
+from ..predictions.run import ScoreShards
+from ..predictions.scorer import Scorer, ShardDone
+from .connection import away, connected
+
+_RETRIES = 3  # of an actor that died, and of the shard that it had
+_FREE_S = 20.0
+
+
+def on_ray(address: str) -> ScoreShards:
+    """What scores the shards of a job on the cluster at HOST:PORT. Raises UserError as soon as one shard cannot be."""
+
+    def score(job: Job, numbers: list[int], advance: Callable[[int], object]) -> Generator[ShardDone, None, None]:
+        if not numbers:
+            return
+        with connected(address) as ray:
+            workers = min(_free_cpus(ray), len(numbers))
+            try:
+                for row in _scored(ray, job, numbers, workers):
+                    if row["error"]:
+                        raise UserError(row["error"])
+                    advance(row["items"])
+                    yield ShardDone(row["shard"], row["items"], row["begun"], row["ended"])
+            except (ray.exceptions.RayError, RuntimeError) as error:
+                raise UserError(f"Ray gave up ({one_line(error)}). The parts that are done stay: --resume.") from None
+
+    return score
+
+
+def _scored(ray: ModuleType, job: Job, numbers: list[int], workers: int) -> Any:
+    """Rows of `ShardWorker`, as they come. The numbers lie in Ray's store: no task that reads them wants a CPU."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars, context.max_errored_blocks = False, 0
+    shards = ray.data.from_items([{"shard": number} for number in numbers], override_num_blocks=len(numbers))
+    pool = {"concurrency": workers, "num_cpus": 1, "max_restarts": _RETRIES, "max_task_retries": _RETRIES}
+    worker = away("cluster.pool", "ShardWorker")
+    return shards.map_batches(worker, fn_constructor_args=(str(job.folder),), batch_size=1, **pool).iter_rows()
+
+
+def _free_cpus(ray: ModuleType) -> int:
+    """Raises UserError where others hold them all."""
+    deadline_s = time.monotonic() + _FREE_S
+    while (free := int(ray.available_resources().get("CPU", 0))) < 1:
+        if time.monotonic() > deadline_s:
+            raise UserError(f"The cluster's CPUs are taken, for {_FREE_S:g} s now. Wait for its other jobs to end.")
+        time.sleep(0.2)
+    return free
+
+
+class ShardWorker:
+    """In an actor: {"shard": [n]} -> the same with items, begun, ended and error, "" for a part that is there."""
+
+    def __init__(self, folder: str) -> None:
+        os.environ.update(thread_environment(threads=1))  # before TVM is imported
+        self._folder, self._mine = folder, threading.local()
+        self._core = _own_core()
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rows = [self._row(int(number)) for number in batch["shard"]]
+        return {key: np.array([row[key] for row in rows]) for key in rows[0]}
+
+    def _row(self, number: int) -> dict[str, Any]:
+        try:
+            if not hasattr(self._mine, "scorer"):  # a thread's own, as the executor pins the thread that calls it
+                self._mine.scorer = Scorer(self._folder, cores=self._core and [self._core[0]])
+            return {**vars(self._mine.scorer.score(number)), "error": ""}
+        except (UserError, OSError) as error:
+            reason = f"{one_line(error)} (on {socket.gethostname()})"
+            return {**vars(ShardDone(number, 0, 0.0, 0.0)), "error": reason}
+
+
+def _own_core() -> tuple[int, socket.socket] | None:
+    """A core of this machine that no other worker has, and what holds it: an abstract socket, gone with the process.
+    None where all are taken."""
+    for core in sorted(os.sched_getaffinity(0)):
+        name = socket.socket(socket.AF_UNIX)
+        try:
+            name.bind(f"\0dlrm_tvm core {core}")
+            return core, name
+        except OSError:
+            name.close()
+    return None
