@@ -5,12 +5,13 @@ What Ray would say slowly or in many lines is asked beforehand: a wrong address 
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import ModuleType
 from typing import Any, TextIO
 
@@ -32,7 +33,7 @@ def connected(address: str) -> Iterator[ModuleType]:
     except ImportError as error:
         raise UserError(f"--ray needs Ray ({one_line(error)}). Install it: {packages_command('ray')}") from None
     _probe(address)
-    with redirect_stdout(_OwnOutput(sys.stdout)):
+    with _own_streams():
         try:
             ray.init(address, log_to_driver=False, configure_logging=False, logging_level="FATAL", namespace="dlrm_tvm")
         except (RuntimeError, ConnectionError, ValueError, ray.exceptions.RayError) as error:
@@ -43,8 +44,29 @@ def connected(address: str) -> Iterator[ModuleType]:
             ray.shutdown()
 
 
+@contextmanager
+def _own_streams() -> Iterator[None]:
+    """stdout and stderr for this program alone. A thread of Ray's prints what raylets report to the one in the midst of
+    our lines, its C++ writes to descriptor 2, and its Python logs the tracebacks of what it raises."""
+    logged, kept, null = logging.root.manager.disable, os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    errors = sys.stderr
+    if errors is sys.__stderr__:
+        errors = open(kept, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    logging.disable(logging.CRITICAL)
+    os.dup2(null, 2)
+    try:
+        with redirect_stdout(_OwnOutput(sys.stdout)), redirect_stderr(errors):
+            yield
+    finally:
+        errors.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+        logging.disable(logged)
+
+
 class _OwnOutput:
-    """stdout for the main thread alone: a thread of Ray's prints what raylets report in the midst of ours."""
+    """A stream for the main thread alone."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

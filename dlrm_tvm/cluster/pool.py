@@ -5,11 +5,11 @@ An actor is a `Scorer` on a core of its own. It reads inputs and writes parts it
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Generator
 from types import ModuleType
 from typing import Any
@@ -49,13 +49,15 @@ def on_ray(address: str) -> ScoreShards:
 
 def _scored(ray: ModuleType, job: Job, numbers: list[int], workers: int) -> Any:
     """Rows of `ShardWorker`, as they come. The numbers lie in Ray's store: no task that reads them wants a CPU."""
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars, context.max_errored_blocks = False, 0
     shards = ray.data.from_items([{"shard": number} for number in numbers], override_num_blocks=len(numbers))
-    pool = {"concurrency": workers, "num_cpus": 1, "max_restarts": _RETRIES, "max_task_retries": _RETRIES}
+    pool = {"compute": ray.data.ActorPoolStrategy(size=workers), "batch_size": 1, "num_cpus": 1}
     worker = away("cluster.pool", "ShardWorker")
-    return shards.map_batches(worker, fn_constructor_args=(str(job.folder),), batch_size=1, **pool).iter_rows()
+    with warnings.catch_warnings():  # Ray 2.60 has no other way to bound retries, and says that 2.64 will have none
+        warnings.simplefilter("ignore", DeprecationWarning)
+        lives = {"max_restarts": _RETRIES, "max_task_retries": _RETRIES}
+        return shards.map_batches(worker, fn_constructor_args=(str(job.folder),), **pool, **lives).iter_rows()
 
 
 def _free_cpus(ray: ModuleType) -> int:

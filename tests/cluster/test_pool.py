@@ -162,3 +162,22 @@ import accuracy; accuracy.command()"""
     _, err = process.communicate(timeout=200)
     assert process.returncode == 1
     assert len(err.splitlines()) == 1 and "is another build than that of" in err
+
+
+def test_a_shard_that_kills_every_actor_ends_the_job(cluster, model, library, tmp_path):
+    """Bounded retries: here every actor dies of every shard."""
+    path, _ = save("criteo binary", tmp_path, items_of(model, 600))
+    setup = f"""import os, sys; sys.path.insert(0, {str(ROOT)!r})
+from dlrm_tvm.cluster import pool
+class Dies:
+    def __init__(self, folder):
+        pass
+    def __call__(self, batch):
+        os.kill(os.getpid(), 9)
+pool.away = lambda module, name: Dies
+import accuracy; accuracy.command()"""
+    given = words(library, [path], tmp_path / "out", "--ray", cluster.address)
+    process = subprocess.Popen([sys.executable, "-c", setup, *given], stderr=subprocess.PIPE, text=True)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert len(err.splitlines()) == 1 and err.startswith("Ray gave up (") and "--resume" in err
