@@ -28,7 +28,8 @@ NODE_FLAGS = (
     "engine", "onnx_model", "engine_precision",
 )  # fmt: skip
 ONE_MACHINE_FLAGS = (
-    "sweep", "scenario", "baseline", "latencies", "trace", "max_latency_ms", "percentile", "until_stable",
+    "sweep", "scenario", "baseline", "latencies", "trace", "max_latency_ms", "percentile", "until_stable", "plot",
+    "format", "fail_on_regression",
 )  # fmt: skip
 _PARTIAL_S = 20.0  # they come within 5 s where nodes are not overloaded
 
@@ -110,7 +111,7 @@ def _run(
 
 def _words(args: argparse.Namespace, nodes: int) -> list[str]:
     """What each node's script is given: a rate is that of all of them together."""
-    words = []
+    words = ["--quiet"]
     for name in NODE_FLAGS:
         value = getattr(args, name)
         if value is None or value is False:

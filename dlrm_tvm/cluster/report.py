@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..console import line, percentiles_text
+from ..errors import FOUND_WANTING, interrupted_status
 
-FOUND_WANTING = 3
 _MOST_SPREAD = 0.01  # of the duration
 
 
@@ -79,7 +79,7 @@ class ClusterReport:
 
     @property
     def status(self) -> int:
-        return FOUND_WANTING if not self.is_whole else 1 if self.interrupted else 0
+        return FOUND_WANTING if not self.is_whole else interrupted_status() if self.interrupted else 0
 
     def text(self) -> str:
         lines = [each for number, node in enumerate(self.nodes) for each in _node_lines(number, node)]

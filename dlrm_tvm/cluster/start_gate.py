@@ -25,7 +25,8 @@ class StartGate:
 
     def __init__(self, raylet_pid: int) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as what a shell starts with & has it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         die_with_parent(os.getppid())
         self._raylet = raylet_pid, started_at(raylet_pid)
         threading.Thread(target=self._watch, daemon=True).start()

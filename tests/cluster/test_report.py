@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 import pytest
 from scripts import assert_one_line, run
@@ -10,6 +11,7 @@ from scripts import assert_one_line, run
 from dlrm_tvm.cluster import connection
 from dlrm_tvm.cluster.measure import NODE_FLAGS, ONE_MACHINE_FLAGS, _words
 from dlrm_tvm.cluster.report import ClusterReport, NodeReport
+from dlrm_tvm.paths import ROOT
 from multi_instance import parse_args
 
 FIELDS = {
@@ -47,7 +49,16 @@ def test_a_lost_node_leaves_no_sum_and_status_3():
 
 def test_figures_of_a_window_that_was_cut_short_are_not_status_0():
     report = ClusterReport((node(), node(interrupted=True)), 10.0)
-    assert report.interrupted and report.status == 1 and "(interrupted)" in report.text()
+    assert report.interrupted and report.status == 130 and "(interrupted)" in report.text()
+
+
+def test_the_keys_are_those_of_the_page():
+    page = (ROOT / "docs" / "json.md").read_text()
+    section = re.search(r"^## multi_instance.py --ray\n(.*?)^## ", page, re.MULTILINE | re.DOTALL)[1]
+    named = set(re.findall(r"^\| `(.*?)` \|", section, re.MULTILINE))
+    fields = ClusterReport((node(status=0), node(reason="gone")), 10.0).to_json()
+    of_nodes = {f"nodes[].{key}" for each in fields["nodes"] for key in each if key not in FIELDS}
+    assert set(fields) | of_nodes == named
 
 
 def test_warnings_name_their_node():
