@@ -5,6 +5,7 @@ What Ray would say slowly or in many lines is asked beforehand: a wrong address 
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import socket
@@ -41,7 +42,8 @@ def connected(address: str) -> Iterator[ModuleType]:
         try:
             yield ray
         finally:
-            ray.shutdown()
+            with redirect_stdout(io.StringIO()):  # it prints what its thread has held back
+                ray.shutdown()
 
 
 @contextmanager

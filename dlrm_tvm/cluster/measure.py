@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ..bench.options import duration_s, run_settings
-from ..console import VERSION, line
+from ..console import VERSION, Bar, line
 from ..errors import UserError, printable
 from ..instances.interrupts import noted_interrupts
 from .connection import connected
@@ -48,11 +48,14 @@ def measure_cluster(args: argparse.Namespace, show: Callable[[str], None]) -> Cl
     """Raises UserError where nothing was measured: an address, a cluster or nodes that do not do."""
     check_cluster_flags(args)
     with connected(args.ray) as ray:
-        fleet = Fleet(ray, args.ray_nodes)
+        with Bar("waiting for nodes"):
+            fleet = Fleet(ray, args.ray_nodes)
         try:
-            facts = _checked(fleet, args)
+            with Bar("checking the nodes"):
+                facts = _checked(fleet, args)
             show(_placed_text(fleet, facts))
-            _all_or_none(fleet.ask("start", _words(args, len(fleet.members))), fleet, "could not start")
+            with Bar("starting on the nodes"):
+                _all_or_none(fleet.ask("start", _words(args, len(fleet.members))), fleet, "could not start")
             return _run(fleet, facts, duration_s(args), show)
         finally:
             fleet.ask("end")
@@ -99,7 +102,8 @@ def _run(
 
         show(line("start", "all nodes are ready and begin"))
         fleet.tell("go")
-        answers = fleet.ask("outcome", look=look)
+        with Bar("measuring on the nodes", duration):
+            answers = fleet.ask("outcome", look=look)
     nodes = []
     for member in fleet.members:
         is_good, outcome = (False, fleet.lost[member]) if member in fleet.lost else answers[member]

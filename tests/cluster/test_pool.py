@@ -42,7 +42,18 @@ def library(model, tmp_path_factory) -> Path:
 
 
 def words(library: Path, files: list[Path], output: Path, *options: object) -> list[str]:
-    given = ("--model", library, "--ref-data", *files, "--predictions", output, "--shard-items", SHARD_ITEMS, *options)
+    given = (
+        "--model",
+        library,
+        "--ref-data",
+        *files,
+        "--predictions",
+        output,
+        "--shard-items",
+        SHARD_ITEMS,
+        "--quiet",
+        *options,
+    )
     return list(map(str, given))
 
 
