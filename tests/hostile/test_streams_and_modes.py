@@ -47,7 +47,9 @@ def test_streams_that_are_missing_or_full_change_the_status_at_most(closed) -> N
 
 
 def test_a_full_disk_under_stdout_is_one_line(library) -> None:
-    run = script("multi_instance.py", "--model", library, "--num-instances", 1, "--duration", 0.2, "--warmup", 0)
+    run = script(
+        "multi_instance.py", "--model", library, "--num-instances", 1, "--duration", 0.2, "--warmup", 0, "--quiet"
+    )
     done = sh(f"{run} >/dev/full")
     assert (done.returncode, done.stderr) == (1, "No space left on device\n")
 
@@ -62,7 +64,9 @@ def test_help_that_a_full_disk_does_not_take_is_no_success(name, unbuffered) -> 
 
 
 def test_a_reader_that_leaves_is_one_line(library) -> None:
-    run = script("multi_instance.py", "--model", library, "--num-instances", 1, "--duration", 0.5, "--warmup", 0)
+    run = script(
+        "multi_instance.py", "--model", library, "--num-instances", 1, "--duration", 0.5, "--warmup", 0, "--quiet"
+    )
     done = sh(f"{run} | head -n 1")
     assert len(done.stdout.splitlines()) == 1
     assert done.stderr == "Whoever read the output is gone.\n"
@@ -70,7 +74,9 @@ def test_a_reader_that_leaves_is_one_line(library) -> None:
 
 def test_an_ascii_terminal_gets_escapes(library) -> None:
     ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    run = script("multi_instance.py", "--model", library, "--num-instances", 1, "--duration", 0.2, "--warmup", 0)
+    run = script(
+        "multi_instance.py", "--model", library, "--num-instances", 1, "--duration", 0.2, "--warmup", 0, "--quiet"
+    )
     done = sh(run.replace(sys.executable, f"{sys.executable} -OO"), env=ascii_only)
     assert (done.returncode, done.stderr) == (0, "")
     assert "1 instance \\xd7 1 thread" in done.stdout
@@ -150,7 +156,9 @@ def traps(tmp_path) -> Path:
 
 def test_workers_import_nothing_from_the_current_folder(traps, library) -> None:
     done = sh(
-        script("multi_instance.py", "--model", library, "--num-instances", 1, "--duration", 0.2, "--warmup", 0),
+        script(
+            "multi_instance.py", "--model", library, "--num-instances", 1, "--duration", 0.2, "--warmup", 0, "--quiet"
+        ),
         cwd=traps,
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -158,7 +166,7 @@ def test_workers_import_nothing_from_the_current_folder(traps, library) -> None:
 
 def test_loadgens_process_imports_nothing_from_the_current_folder(traps, library) -> None:
     pytest.importorskip("mlperf_loadgen")
-    options = ("--scenario", "offline", "--duration", 0.2, "--samples", 20, "--log-dir", traps / "logs")
+    options = ("--scenario", "offline", "--duration", 0.2, "--samples", 20, "--log-dir", traps / "logs", "--quiet")
     done = sh(script("multi_instance.py", "--model", library, "--num-instances", 1, *options), cwd=traps)
     assert done.stderr == ""
 
@@ -180,7 +188,9 @@ def test_a_checkout_whose_path_has_a_colon_and_quotes_runs_its_own_workers(tmp_p
         source = ROOT / name
         shutil.copytree(source, checkout / name) if source.is_dir() else shutil.copy(source, checkout)
     run = [sys.executable, str(checkout / "multi_instance.py"), "--model", str(library), "--num-instances", "1"]
-    done = subprocess.run([*run, "--duration", "0.2", "--warmup", "0"], capture_output=True, text=True, timeout=6000)
+    done = subprocess.run(
+        [*run, "--duration", "0.2", "--warmup", "0", "--quiet"], capture_output=True, text=True, timeout=6000
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
