@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from ..console import Bar
 from ..errors import UserError
 from ..instances.interrupts import interrupts_blocked
 from ..instances.protocol import die_with_parent
@@ -213,7 +214,8 @@ def _compile(arguments: list[str], library: Path, show: Callable[[str], None]) -
             )
             running.enter_context(process)
             running.callback(process.terminate)  # nothing where it has ended
-        errors = process.communicate()[1]
+        with Bar(f"compiling {library.name}"):
+            errors = process.communicate()[1]
     if process.returncode or not library.exists():
         reason = (errors.strip().splitlines() or [f"status {process.returncode}"])[-1]
         raise UserError(f"{os.path.relpath(library)} could not be compiled: {reason}")
