@@ -14,10 +14,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import ModuleType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import UserError, one_line
+from ..machine.memory import available_bytes
 from ..paths import ROOT, packages_command
+
+if TYPE_CHECKING:
+    from ..runtime.manifest import Manifest
 
 _PROBE_S = 3.0
 _SETTINGS = b"\x04"  # a frame's type, after three bytes of its length
@@ -94,6 +98,16 @@ def _probe(address: str) -> None:
                 raise UserError(f"--ray {address}: something else than Ray listens there. Start one: ray start --head")
     except (OSError, OverflowError) as error:
         raise UserError(f"--ray {address}: no Ray answers ({error}). Start a cluster: ray start --head") from None
+
+
+def check_tables_fit(manifest: Manifest) -> None:
+    """Raises UserError on a node whose memory does not hold them: they are not sharded over nodes."""
+    needed, there = manifest.table_range.piece_bytes, available_bytes()
+    if needed > there:
+        raise UserError(
+            f"tables of {needed / 1e9:,.1f} GB do not fit the {there / 1e9:,.1f} GB of memory available here: compile "
+            "with --precision bf16 or int8"
+        )
 
 
 def away(module: str, name: str) -> type:

@@ -19,6 +19,7 @@ from ..bench.session import RunSettings, plan_run
 from ..console import VERSION
 from ..errors import UserError
 from ..paths import MEASURE_SCRIPT, ROOT
+from .connection import check_tables_fit
 from .start_gate import READY
 
 _SHED = ("RAY_", "OMP_")  # what Ray sets for its own workers
@@ -41,6 +42,7 @@ class Node:
             raise UserError(f"dlrm_tvm {VERSION} in {ROOT}, the driver has {version}: install the same")
         os.chdir(self._folder)
         manifest = plan_run(RunSettings(**settings)).manifest
+        check_tables_fit(manifest)
         usable, niceness = len(os.sched_getaffinity(0)), os.getpriority(os.PRIO_PROCESS, 0)
         if usable < self._cpus:
             raise UserError(f"{usable} CPUs are usable, Ray counts {self._cpus}: give ray start --num-cpus {usable}")

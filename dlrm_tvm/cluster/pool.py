@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Generator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +22,8 @@ from ..instances.process import thread_environment
 from ..predictions.job import Job
 from ..predictions.run import ScoreShards
 from ..predictions.scorer import Scorer, ShardDone
-from .connection import away, connected
+from ..runtime.artifact import open_artifact
+from .connection import away, check_tables_fit, connected
 
 _RETRIES = 3  # of an actor that died, and of the shard that it had
 _FREE_S = 20.0
@@ -85,6 +87,7 @@ class ShardWorker:
     def _row(self, number: int) -> dict[str, Any]:
         try:
             if not hasattr(self._mine, "scorer"):  # a thread's own, as the executor pins the thread that calls it
+                check_tables_fit(open_artifact(Job.read(Path(self._folder)).fields["library"]).manifest)
                 self._mine.scorer = Scorer(self._folder, cores=self._core and [self._core[0]])
             return {**vars(self._mine.scorer.score(number)), "error": ""}
         except (UserError, OSError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from types import SimpleNamespace
 
 import pytest
 from scripts import assert_one_line, run
@@ -125,3 +126,12 @@ def test_without_ray_the_pip_command_is_named(monkeypatch):
 def test_an_address_is_a_host_and_a_port(monkeypatch, address):
     with pytest.raises(ValueError, match="HOST:PORT was wanted"):
         connection._probe(address)
+
+
+def test_tables_that_a_node_cannot_hold_are_refused_with_both_sizes(monkeypatch):
+    manifest = SimpleNamespace(table_range=SimpleNamespace(piece_bytes=96_000_000_000))
+    monkeypatch.setattr(connection, "available_bytes", lambda: 96_000_000_000)
+    connection.check_tables_fit(manifest)
+    monkeypatch.setattr(connection, "available_bytes", lambda: 64_000_000_000)
+    with pytest.raises(ValueError, match=r"tables of 96\.0 GB do not fit the 64\.0 GB .* --precision bf16 or int8"):
+        connection.check_tables_fit(manifest)
