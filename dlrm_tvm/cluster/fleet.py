@@ -43,7 +43,7 @@ class Fleet:
 
     def __init__(self, ray: ModuleType, count: int | None) -> None:
         self._ray = ray
-        nodes = sorted(_nodes(ray, count), key=lambda node: -node[1])
+        nodes = _nodes(ray, count)
         self._group = _placed(ray, [cpus for _, cpus in nodes])
         self.lost: dict[Member, str] = {}
         self.members = self._members(nodes)
