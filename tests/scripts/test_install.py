@@ -85,7 +85,13 @@ def test_a_wheel_has_all_of_the_package_and_all_that_is_shipped(wheel: Path):
 def test_a_wheel_says_version_licence_and_what_it_needs(wheel: Path):
     text = next(ZipFile(wheel).read(name) for name in ZipFile(wheel).namelist() if name.endswith("/METADATA")).decode()
     assert f"\nVersion: {VERSION}\n" in text and "\nLicense-Expression: Apache-2.0\n" in text
-    assert set(re.findall(r"^Provides-Extra: (.*)$", text, re.MULTILINE)) == {"loadgen", "plot", "engines", "ray", "torch"}
+    assert set(re.findall(r"^Provides-Extra: (.*)$", text, re.MULTILINE)) == {
+        "loadgen",
+        "plot",
+        "engines",
+        "ray",
+        "torch",
+    }
     needed = set(re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", text, re.MULTILINE))
     assert needed == {"apache-tvm", "apache-tvm-ffi", "numpy", "onnx", "psutil", "tqdm"}
 
