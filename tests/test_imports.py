@@ -21,12 +21,13 @@ GROUND = {"errors", "console", "paths"}  # every wing may use them; they use one
 MAY_IMPORT = {
     "model": set(),
     "machine": set(),
-    "frontend": {"model"},
+    "symbols": {"model"},
+    "frontend": {"symbols", "model"},
     "kernels": {"model"},
     "network": {"kernels", "model"},
     "runtime": {"model", "machine"},
     "data": {"model", "machine"},
-    "engines": {"frontend", "runtime", "data", "model", "machine"},
+    "engines": {"frontend", "symbols", "runtime", "data", "model", "machine"},
     "schedules": {"kernels", "runtime", "model", "machine"},
     "compiler": {"schedules", "network", "kernels", "runtime", "data", "model", "machine"},
     "tuning": {"compiler", "schedules", "kernels", "runtime", "model"},
@@ -40,7 +41,8 @@ MAY_IMPORT = {
 PACKAGES = {
     "console": {"tqdm"},
     "machine": {"psutil"},
-    "frontend": {"onnx", "google"},  # protobuf's errors, which onnx raises
+    "frontend": {"onnx"},
+    "symbols": {"onnx", "google"},  # protobuf's errors, which onnx raises
     "kernels": {"tvm"},
     "network": {"tvm"},
     "runtime": {"tvm", "tvm_ffi"},

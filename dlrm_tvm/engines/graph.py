@@ -10,7 +10,7 @@ from ..runtime.manifest import Manifest
 from .interface import EngineGraph, Feed, check_precision, engine_version
 
 if TYPE_CHECKING:
-    from ..frontend.graph import Input, OnnxGraph
+    from ..symbols.graph import Input, OnnxGraph
 
 
 def engine_graph(
@@ -37,8 +37,8 @@ def engine_graph(
     check_precision(engine, precision)
     path = _path(onnx_model, manifest, library)
     # Imported here, as our own library is measured without the ONNX package.
-    from ..frontend.graph import OnnxGraph
     from ..frontend.reader import read_dlrm
+    from ..symbols.graph import OnnxGraph
 
     if read_dlrm(path).fingerprint != manifest.model.fingerprint:
         raise UserError(f"{path} is not the model of {library}. Compile it, or give the right file by --onnx-model.")

@@ -1,6 +1,6 @@
-"""ONNX graph -> `Dlrm`, by what the graph computes.
+"""What a graph computes -> `Dlrm`.
 
-in:    an ONNX file of any exporter.
+in:    an ONNX file, run on symbols.
 out:   a `Dlrm`, or a refusal that names the node.
 first: reader.py
 """

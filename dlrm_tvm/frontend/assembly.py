@@ -14,8 +14,8 @@ import numpy as np
 from ..errors import printable
 from ..model.dlrm import Dense, Dlrm, Table
 from ..model.interactions import Concat, Cross, Dot, Interaction
+from ..symbols.graph import OnnxGraph
 from .features import distinct_places, folded, merged
-from .graph import OnnxGraph
 from .recognition import Found
 
 

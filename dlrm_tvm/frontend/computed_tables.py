@@ -10,8 +10,8 @@ import numpy as np
 
 from ..model.computed_rows import ComputedRows
 from ..model.dlrm import Table
+from ..symbols.functions import INDEX_TYPES, Function, Functions
 from .domains import NoTableError, domain
-from .functions import INDEX_TYPES, Function, Functions
 
 
 def computed_table(name: str, pooling: str, function: Function) -> Table:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .expressions import Expressions
-from .graph import OnnxGraph
+from ..symbols.expressions import Expressions
+from ..symbols.graph import OnnxGraph
 
 
 @dataclass(frozen=True, eq=False)

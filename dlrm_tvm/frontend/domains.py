@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from .functions import INDEX_TYPES, Function
+from ..symbols.functions import INDEX_TYPES, Function
 
 _FURTHEST = 1 << 40  # no table has so many rows
 _FURTHEST_INT32 = 1 << 30

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..model.layers import Dense
-from .expressions import Expressions
+from ..symbols.expressions import Expressions
 
 _CONSTANT = -1
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .expressions import Expressions, Symbols
-from .graph import OnnxGraph
+from ..symbols.expressions import Expressions, Symbols
+from ..symbols.graph import OnnxGraph
 from .roles import BATCHES, Roles
 
 _SHRUNK_BATCHES = (2, 3, 5, 67)

@@ -21,10 +21,10 @@ import numpy as np
 from ..errors import UserError
 from ..model.computed_rows import ComputedRows
 from ..model.dlrm import Dlrm, Table
+from ..symbols.branches import Branches
+from ..symbols.functions import Functions
+from ..symbols.graph import OnnxGraph, PooledRowsError
 from .assembly import model_of
-from .branches import Branches
-from .functions import Functions
-from .graph import OnnxGraph, PooledRowsError
 from .probes import probes_for, shrunk
 from .recognition import Found, Recognition
 from .roles import Roles, find_roles

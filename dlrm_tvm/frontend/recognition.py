@@ -13,14 +13,14 @@ import onnx
 
 from ..model.dlrm import Dense, GraphInputs, Table
 from ..model.interactions import Dot
-from .branches import Branches
-from .computations import NeedsValues
+from ..symbols.branches import Branches
+from ..symbols.computations import NeedsValues
+from ..symbols.expressions import Expressions, Symbols
+from ..symbols.functions import Functions
+from ..symbols.graph import OnnxGraph
+from ..symbols.interpreter import Interpreter
 from .crossings import Crossings, take_apart
-from .expressions import Expressions, Symbols
 from .features import Origins, Terms, folded, is_layer, origins, terms_of, widened
-from .functions import Functions
-from .graph import OnnxGraph
-from .interpreter import Interpreter
 from .probes import Probe, bind
 from .roles import Roles
 from .tables import TableUses

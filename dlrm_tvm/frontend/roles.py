@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import UserError
-from .branches import Branches
-from .computations import NeedsValues, Value
-from .expressions import Expressions, Symbols
-from .functions import Functions
-from .graph import Input, OnnxGraph
-from .interpreter import Interpreter
-from .names import names_read
+from ..symbols.branches import Branches
+from ..symbols.computations import NeedsValues, Value
+from ..symbols.expressions import Expressions, Symbols
+from ..symbols.functions import Functions
+from ..symbols.graph import Input, OnnxGraph
+from ..symbols.interpreter import Interpreter
+from ..symbols.names import names_read
 
 BATCHES = (1, 2, 3, 5)
 # Of a single index input: [tables, items], [items, tables], or the bags of one table, [items, number].

@@ -15,13 +15,13 @@ import onnx
 
 from ..errors import printable
 from ..model.dlrm import Table
-from .branches import Branches
+from ..symbols.branches import Branches
+from ..symbols.expressions import Expressions
+from ..symbols.functions import Function
+from ..symbols.graph import OnnxGraph
+from ..symbols.names import label
 from .computed_tables import computed_table, filled_up, without_overlap, without_rows
-from .expressions import Expressions
 from .features import is_layer
-from .functions import Function
-from .graph import OnnxGraph
-from .names import label
 from .probes import Probe
 from .roles import Roles
 

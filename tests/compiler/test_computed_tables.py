@@ -18,10 +18,10 @@ from dlrm_tvm.compiler.table_layout import lay_out_tables
 from dlrm_tvm.data.reference_data import open_reference
 from dlrm_tvm.data.workload import bag_lengths
 from dlrm_tvm.errors import UserError
-from dlrm_tvm.frontend import interpreter
 from dlrm_tvm.frontend.reader import read_dlrm
 from dlrm_tvm.runtime.artifact import open_artifact
 from dlrm_tvm.runtime.executor import Executor
+from dlrm_tvm.symbols import interpreter
 
 ITEMS = 23
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dlrm_tvm.frontend.expressions import Expressions
+from dlrm_tvm.symbols.expressions import Expressions
 
 TABLE = np.zeros((9, 4), np.float32)
 
