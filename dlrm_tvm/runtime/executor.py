@@ -95,7 +95,7 @@ class Executor:
         try:
             with seats.making:  # a forked child has another one
                 self._module = load_module(str(artifact.library))
-            self._parameters = tuple(tvm_ffi.from_dlpack(writable_view(array)) for array in artifact.parameters)
+                self._parameters = tuple(tvm_ffi.from_dlpack(writable_view(array)) for array in artifact.parameters)
             seat = self._seats.mine()
             with seat.lock:
                 self.run(seat.held.staging.batch)  # where the manifest has other shapes than the library, this fails
@@ -107,6 +107,9 @@ class Executor:
                 f"{artifact.library} is no library of this program, or not the one of its manifest ({reason}). "
                 "Compile again."
             ) from None
+
+    def __del__(self) -> None:
+        seats.let_go(self.__dict__)
 
     def _make_seat(self) -> _Seat:
         place_threads(self.threads, self._cores)

@@ -15,7 +15,7 @@ import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from threading import Lock, local
+from threading import Lock, RLock, local
 from typing import Any
 from weakref import WeakSet
 
@@ -23,7 +23,9 @@ from ..errors import UserError
 
 _pool = local()  # size: of this thread's pool, which all executors that it calls share; forks: before it was made
 _forks = 0  # between the first process of ours and this one
-making = Lock()  # of one seat at a time: pools are told apart by the threads that appear
+# Of one seat at a time: pools are told apart by the threads that appear. Garbage may be collected, and TVM's objects let
+# go, while one is made.
+making = RLock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,12 @@ class Seats:
         return seat
 
 
+def let_go(owned: dict[str, Any]) -> None:
+    """Empty it: TVM's objects too come back into Python when they are freed."""
+    with making:
+        owned.clear()
+
+
 @atexit.register
 def _close() -> None:
     """Daemon threads may still be calling: others have been waited for."""
@@ -78,7 +86,7 @@ def _after_fork() -> None:
     """In the child there is one thread, whose locks may be held by threads that are no more."""
     global _forks, making
     _forks += 1
-    making = Lock()
+    making = RLock()
     _seats.clear()
 
 
