@@ -280,10 +280,9 @@ class Executor:
     def _checked(self, dense: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         dense, indices = self._checked_dense(dense), as_array("indices", indices)
         if indices.shape != (len(dense), *self._indices_shape) or indices.dtype.kind not in "iu":
-            found, wanted = list(indices.shape), self._indices_shape[0]
-            shape = f"[{len(dense)}, {wanted}]"
+            found, wanted = list(indices.shape), [len(dense), *self._indices_shape]
             raise UserError(
-                f"indices are {indices.dtype} {found}, integers {shape} were wanted: one per item and table."
+                f"indices are {indices.dtype} {found}, integers {wanted} were wanted: one per item and table."
             )
         return dense, wrapped_indices(indices, self._card.table_rows, self._card.graph_inputs.wraps)
 

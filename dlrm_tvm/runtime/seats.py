@@ -23,8 +23,8 @@ from ..errors import UserError
 
 _pool = local()  # size: of this thread's pool, which all executors that it calls share; forks: before it was made
 _forks = 0  # between the first process of ours and this one
-# Of one seat at a time: pools are told apart by the threads that appear. Garbage may be collected, and TVM's objects let
-# go, while one is made.
+# Of one seat at a time: pools are told apart by the threads that appear. Meanwhile garbage may be collected, and TVM's
+# objects let go.
 making = RLock()
 
 
