@@ -195,10 +195,11 @@ def _check_arrival_options(args: argparse.Namespace) -> None:
     if args.trace:
         times_s = read_trace(str(args.trace))
         rate = rate or (len(times_s) - 1) / times_s[-1]
-    if is_open and rate * (args.duration or 0) > _MOST_REQUESTS:
+    seconds = duration_s(args) + warmup_s(args)
+    if is_open and rate * seconds > _MOST_REQUESTS:
         raise UserError(
-            f"{rate:g} batches/s for {args.duration:g} s are more than {_MOST_REQUESTS:,} batches, whose times are "
-            "kept in memory. Give a lower rate or a shorter --duration."
+            f"{rate:g} batches/s for {seconds:g} s, the warm-up included, are more than {_MOST_REQUESTS:,} batches, "
+            "whose times are kept in memory. Give a lower rate, or a shorter --duration and --warmup."
         )
 
 

@@ -28,6 +28,7 @@ from ..machine.files import check_regular
 KINDS = ("closed", "fixed", "poisson", "trace")
 _SEED = 20_201_119
 _MOST_BYTES = 1 << 30
+_SHORTEST_S, _LONGEST_S = 1e-6, 366 * 86_400.0  # from a trace's first time to its last
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def schedule_ns(arrivals: Arrivals, *, instance: int, instances: int, begin_ns: 
         at_s = _poisson_s(arrivals.rate / instances, seconds, np.random.default_rng([_SEED + arrivals.seed, instance]))
     else:
         at_s = _stream_s(arrivals, seconds)[instance::instances]
-    at_ns = begin_ns + np.round(at_s * 1e9).astype(np.int64)
+    at_ns = begin_ns + np.round(at_s[at_s <= seconds] * 1e9).astype(np.int64)  # int64 has no room for 300 years
     return at_ns[at_ns < end_ns]
 
 
@@ -79,12 +80,16 @@ def read_trace(path: str) -> np.ndarray:
             times_s = np.loadtxt(file, delimiter=",", usecols=0, ndmin=1)
     except ValueError as error:
         raise UserError(f"{path}: {one_line(error)}. A trace was wanted: a time in seconds per line.") from None
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         wrong = np.flatnonzero(~np.isfinite(times_s) | (np.diff(times_s, prepend=times_s[:1]) < 0))
     if len(times_s) < 2 or len(wrong) or times_s[0] == times_s[-1]:
         found = f"the time number {wrong[0] + 1} is {times_s[wrong[0]]:g}" if len(wrong) else f"{len(times_s)} times"
         raise UserError(f"{path}: {found}. Two or more times in seconds that ascend were wanted, one per line.")
-    times_s = times_s - times_s[0]
+    with np.errstate(over="ignore"):
+        times_s = times_s - times_s[0]
+    if not _SHORTEST_S <= times_s[-1] <= _LONGEST_S:
+        span = f"its times span {times_s[-1]:g} s"
+        raise UserError(f"{path}: {span}; {_SHORTEST_S:g} s to a year, in seconds, were wanted.")
     return np.append(times_s, times_s[-1] * len(times_s) / (len(times_s) - 1))
 
 

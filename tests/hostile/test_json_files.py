@@ -22,6 +22,8 @@ from dlrm_tvm.predictions.job import Job
 from dlrm_tvm.predictions.parts import read_part, write_part
 from dlrm_tvm.schedules import rules
 from dlrm_tvm.schedules.tuning_log import read_log
+from dlrm_tvm.sweep.earlier import read_results
+from dlrm_tvm.sweep.report import sweep_csv, sweep_markdown, table_lines
 
 STRANGE = (
     *(None, True, False, -1, 0, 1, 10**30, -(10**30), 1.5, float("nan"), float("inf"), 1e308, 2**63, "9" * 5000),
@@ -87,9 +89,24 @@ def check_baseline(path: Path) -> None:
     json.loads(result_line(baseline.comparison_json(comparison)))
 
 
+def check_results(path: Path) -> None:
+    (path.parent / "good.json").write_text(json.dumps(RESULT | {"engine": "ours"}))
+    summary, title = read_results([path, path.parent / "good.json"], 10.0)
+    assert printable(sweep_csv(summary).decode().replace("\n", "")) and sweep_markdown(summary) and title
+    assert all(isinstance(line, str) for line in table_lines(summary))
+
+
+SWEEP = {
+    **{"model": "m", "environment": {"cpu": "AMD"}, "engine": None, "precision": "fp32"},
+    "combinations": [{"instances": 1, "threads": 1, "batch_size": 4, "rate": 50, "repeats": [{"round": 0, **RESULT}]}],
+}
+
+
 FILES: dict[str, tuple[object, Callable[[Path], object]]] = {
     "tuning log": (RECORD, check_log),
     "baseline": (RESULT, check_baseline),
+    "result shown again": (RESULT | {"engine": "openvino", "rate": 20.5}, check_results),
+    "sweep shown again": (SWEEP, check_results),
     "job": (JOB, lambda path: Job.read(path.parent)),
 }
 
@@ -115,7 +132,7 @@ def test_what_is_no_such_file_is_one_line(tmp_path, name, content) -> None:
         assert refused_or(lambda: FILES[name][1](tmp_path / "job.json") or True) is None
 
 
-@pytest.mark.parametrize("name", ["tuning log", "baseline"])
+@pytest.mark.parametrize("name", ["tuning log", "baseline", "result shown again"])
 def test_a_file_of_100_gb_is_one_line(tmp_path, name) -> None:
     (tmp_path / "huge").touch()
     os.truncate(tmp_path / "huge", 100 << 30)
@@ -135,6 +152,10 @@ def test_a_file_of_100_gb_is_one_line(tmp_path, name) -> None:
         "inf\ninf",
         "-inf\n1",
         "1\n1e400",
+        "0\n1.7e308",
+        "-1.7e308\n1.7e308",
+        "0\n1e-320",
+        "\n".join(str(each * 10**6) for each in range(0, 10**14, 10**12)),
         "\0\n1",
         ",\n,",
         "é\n1",

@@ -96,6 +96,13 @@ def test_a_trace_is_replayed_over_and_over(tmp_path: Path) -> None:
     assert at_rate[:5] == pytest.approx(np.array([0, 0.05, 0.05, 0.3, 0.4]) / 10, abs=1e-8)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_trace_slowed_to_ages_is_asked_for_once(tmp_path: Path) -> None:
+    """1e-9 batches per second: the second is due in 30 years, the last one beyond 64 bits of nanoseconds."""
+    (tmp_path / "t.csv").write_text("".join(f"{second}\n" for second in range(20)))
+    assert whole_stream(Arrivals("trace", 1e-9, trace=str(tmp_path / "t.csv")), 1.0, instances=1).tolist() == [0]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -105,6 +112,8 @@ def test_a_trace_is_replayed_over_and_over(tmp_path: Path) -> None:
         ("1\n1\n", "2 times. Two or more"),
         ("time\n1\n", "A trace was wanted: a time in seconds per line"),
         ("", "0 times. Two or more"),
+        ("0\n1\n9e9\n", "its times span 9e.09 s; 1e-06 s to a year, in seconds, were wanted"),
+        ("0\n1e-9\n", "its times span 1e-09 s"),
     ],
 )
 @pytest.mark.filterwarnings("error")
