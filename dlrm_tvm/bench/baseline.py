@@ -115,7 +115,7 @@ def read_baselines(paths: Iterable[Path]) -> tuple[Baseline, ...]:
 
 def read_baseline(path: Path) -> Baseline:
     """A run's JSON object, alone or as the last line of its output. Raises UserError for other content, OSError."""
-    problem = _file_problem(path)
+    problem = file_problem(path)
     fields = None if problem else json_object(path)
     if problem := problem or _problem(fields):
         raise UserError(
@@ -125,7 +125,7 @@ def read_baseline(path: Path) -> Baseline:
     return Baseline(path, fields)
 
 
-def _file_problem(path: Path) -> str | None:
+def file_problem(path: Path) -> str | None:
     """Why it need not be read."""
     if not path.is_file():
         return "no such file"
@@ -155,17 +155,17 @@ def _problem(fields: object) -> str | None:
     if not isinstance(fields, dict):
         return "no JSON object"
     for key in _NUMBERS:
-        if not _is_positive(fields.get(key)):
+        if not is_positive(fields.get(key)):
             return f'no number above 0 under "{key}"'
     latency = fields.get("latency_ms")
-    if not isinstance(latency, dict) or not all(_is_positive(latency.get(key)) for key in _LATENCIES):
+    if not isinstance(latency, dict) or not all(is_positive(latency.get(key)) for key in _LATENCIES):
         return 'no p50 and p99 under "latency_ms"'
     if not isinstance(fields.get("environment"), dict):
         return 'no object under "environment"'
     return None
 
 
-def _is_positive(value: object) -> bool:
+def is_positive(value: object) -> bool:
     """A number above 0 whose square is one too."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 1e-100 < value < 1e100
 
@@ -186,7 +186,7 @@ def compare_with_baselines(fields: Mapping[str, object], baselines: Sequence[Bas
 def _unknown(now: Mapping[str, object], runs: int) -> dict[str, str]:
     if runs == 1:
         return dict.fromkeys(_FIGURES, _ONE_RUN)
-    has_peaks = all(_is_positive(now.get(key)) for key in ("peak_before_gflops", "peak_after_gflops"))
+    has_peaks = all(is_positive(now.get(key)) for key in ("peak_before_gflops", "peak_after_gflops"))
     return {} if has_peaks else {"peak_fraction": _NO_SECOND_PEAK}
 
 
@@ -225,7 +225,7 @@ def _differences(baseline: Baseline, now: Mapping[str, object]) -> list[str]:
         if key in changed:
             changed.pop(follows, None)
     durations = then.get("duration_s"), now.get("duration_s")
-    if all(map(_is_positive, durations)) and max(durations) > _FAR_DURATION * min(durations):
+    if all(map(is_positive, durations)) and max(durations) > _FAR_DURATION * min(durations):
         changed["duration"] = tuple(f"{duration:.3g} s" for duration in durations)
     warnings = _difference_warnings(changed, path)
     if then.get("interrupted"):

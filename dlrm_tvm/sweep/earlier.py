@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..bench.baseline import json_object
+from ..bench.baseline import file_problem, is_positive, json_object
 from ..console import result_line, show, show_result
 from ..errors import UserError
 from ..machine.files import write_whole_file
+from ..model.precision import PRECISIONS
 from .plan import Combination, Planned
 from .plot import throughput_picture
 from .report import run_figures, sweep_csv, sweep_markdown, table_lines
@@ -21,14 +22,36 @@ def read_results(paths: Sequence[Path], max_latency_ms: float | None) -> tuple[S
     Raises UserError for a file that is no result.
     """
     outcomes, models = [], {}
-    for path in paths:
+    names = [path.stem.removesuffix(".sweep") for path in paths]
+    if len(set(names)) < len(names):  # of several folders
+        names = [str(path) for path in paths]
+    for path, name in zip(paths, names):
+        if problem := file_problem(path):
+            raise UserError(f"--results {path}: {problem}. Give files of multi_instance.py's --output.")
         try:
             fields = json_object(path)
-            outcomes += outcomes_of(fields, path.stem.removesuffix(".sweep") if len(paths) > 1 else None)
+            found = outcomes_of(fields, name if len(paths) > 1 else None)
+            _check(found)
+            outcomes += found
             models[f"{fields['model']}: {fields['environment']['cpu']}"] = None
         except (KeyError, TypeError, AttributeError):
             raise UserError(f"--results {path}: no result of multi_instance.py. Give files of its --output.") from None
     return summarise(outcomes, max_latency_ms), "; ".join(models)
+
+
+def _check(outcomes: Sequence[Outcome]) -> None:
+    """Raises TypeError for values that no run has, and where there is no run."""
+    for outcome in outcomes:
+        one, figures = outcome.planned.combination, outcome.figures
+        numbers = [figures[key] for key in ("items_per_s", "peak_fraction", "batches")]
+        numbers += [*(figures["latency_ms"][key] for key in ("p50", "p99")), one.rate or 1]
+        counts = [one.instances, one.threads, one.batch, outcome.planned.round + 1]
+        texts = [one.engine or "", *figures["warnings"]]
+        is_known = one.precision in (None, *PRECISIONS) and all(isinstance(each, int) for each in counts)
+        if not (is_known and all(map(is_positive, numbers + counts)) and all(isinstance(each, str) for each in texts)):
+            raise TypeError
+    if not outcomes:
+        raise TypeError
 
 
 def outcomes_of(fields: Mapping[str, object], source: str | None = None) -> list[Outcome]:

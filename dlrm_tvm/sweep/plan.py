@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from itertools import product
 
 from ..engines.interface import ENGINES, OURS, TITLES
@@ -48,15 +48,20 @@ class Combination:
     batch: int
     engine: str | None = None
     precision: str | None = None
-    rate: int | None = None
+    rate: float | None = None
     source: str | None = None
+
+    @property
+    def place(self) -> tuple:
+        """For sorting; None before any other value."""
+        return tuple((value is not None, value) for value in astuple(self))
 
     def __str__(self) -> str:
         return f"{self.placement}, {self.variant}"
 
     @property
     def variant(self) -> str:
-        rate = None if self.rate is None else f"{self.rate:,} batches/s"
+        rate = None if self.rate is None else f"{self.rate:,.7g} batches/s"
         named = (self.source, f"batch {self.batch}", self.precision, TITLES.get(self.engine, self.engine), rate)
         return ", ".join(filter(None, named))
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _FORMATS = (".png", ".svg", ".pdf")
 _INCHES = (7.0, 4.2)
-_STYLE = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "svg.fonttype": "none"}
+_STYLE = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "svg.fonttype": "none", "text.parse_math": False}
 _BINS = 80
 _MARKERS = "osD^v<>P*X"
 _MARKED = ("p50", "p90", "p99", "p999")

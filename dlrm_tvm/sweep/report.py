@@ -37,7 +37,7 @@ _COLUMNS = (
     _Column("instances", "inst.", "d", lambda row: row.combination.instances),
     _Column("threads", "thr.", "d", lambda row: row.combination.threads),
     _Column("batch_size", "batch", "d", lambda row: row.combination.batch),
-    _Column("rate", "rate", ",d", lambda row: row.combination.rate),
+    _Column("rate", "rate", ",.7g", lambda row: row.combination.rate),
     _Column("items_per_s", "items/s", ",.0f", lambda row: row.items_per_s),
     _Column("items_per_s_min", "lowest", ",.0f", lambda row: row.items_per_s_min),
     _Column("items_per_s_max", "highest", ",.0f", lambda row: row.items_per_s_max),

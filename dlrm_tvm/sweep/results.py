@@ -107,7 +107,7 @@ def summarise(outcomes: Sequence[Outcome], max_latency_ms: float | None) -> Summ
             measured.setdefault(combination, []).append(outcome)
         else:
             failed[combination] = (*failed.get(combination, ()), outcome.error)
-    rows = sorted((_row(*item) for item in measured.items()), key=lambda row: (-row.items_per_s, row.combination))
+    rows = sorted((_row(*item) for item in measured.items()), key=lambda row: (-row.items_per_s, row.combination.place))
     bound = float("inf") if max_latency_ms is None else max_latency_ms
     return Summary(
         rows=tuple(rows),
@@ -152,7 +152,7 @@ def compare_engines(rows: Sequence[Row]) -> tuple[Comparison, ...]:
         settings.setdefault(replace(row.combination, engine=None), {})[row.combination.engine] = row
     if len({row.combination.engine for row in rows}) < 2:
         return ()
-    order = sorted(settings, key=lambda setting: (PRECISIONS.index(setting.precision or PRECISIONS[0]), setting))
+    order = sorted(settings, key=lambda setting: (PRECISIONS.index(setting.precision or PRECISIONS[0]), setting.place))
     return tuple(_comparison(setting, settings[setting]) for setting in order)
 
 
