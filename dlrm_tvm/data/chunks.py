@@ -97,7 +97,7 @@ class ReferenceData:
         ends = [each for each in self.borders if self.items.start < each < self.items.stop] + [self.items.stop]
         shards, start = [], self.items.start
         for end, after in zip(ends, [*ends[1:], None]):
-            if after is None or after - start > most_items:
+            if start < end and (after is None or after - start > most_items):
                 shards.append(range(start, end))
                 start = end
         return shards

@@ -113,6 +113,8 @@ def check_sweep_options(args: argparse.Namespace) -> None:
         raise UserError("--plot and tables are of runs and sweeps without LoadGen. Leave them or --scenario out.")
     if args.results and (args.sweep or args.scenario):
         raise UserError("--results shows what was measured earlier. Leave --sweep and --scenario out.")
+    if args.results and (args.output or args.format == "json"):
+        raise UserError("--results is of JSON files and makes none: give --format markdown or csv, without --output.")
     if args.plot and args.sweep is None:  # a sweep checks its files together
         check_plot(args.plot)
         for path in (args.plot, *([roofline_path(args.plot)] if args.profile else [])):

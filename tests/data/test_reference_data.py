@@ -416,6 +416,8 @@ def test_shards_end_at_borders_and_hold_no_more_items_than_asked_for_where_borde
     cut = replace(data, borders=(10, 30, 130, 150, 200, 250))
     assert cut.shards(50) == [range(30), range(30, 130), range(130, 150), range(150, 200), range(200, 250)]
     assert replace(cut, items=range(140, 160)).shards(5) == [range(140, 150), range(150, 160)]
+    assert replace(cut, borders=(0, 30, 30, 30, 250, 250)).shards(20) == [range(30), range(30, 250)]
+    assert replace(cut, items=range(0)).shards(20) == []
     assert data.shards(1000) == [range(NUM_ITEMS)]
 
 

@@ -97,7 +97,10 @@ def check_results(path: Path) -> None:
 
 
 SWEEP = {
-    **{"model": "m", "environment": {"cpu": "AMD"}, "engine": None, "precision": "fp32"},
+    "model": "m",
+    "environment": {"cpu": "AMD"},
+    "engine": None,
+    "precision": "fp32",
     "combinations": [{"instances": 1, "threads": 1, "batch_size": 4, "rate": 50, "repeats": [{"round": 0, **RESULT}]}],
 }
 

@@ -168,6 +168,8 @@ def test_json_format_is_the_object_alone(library: Path) -> None:
         (("--plot", "/absent/a.png"), "--plot /absent/a.png: No such file or directory"),
         (("--results", "absent.json"), "absent.json: "),
         (("--results", "a.json", "--sweep", "auto"), "--results shows what was measured earlier"),
+        (("--results", "a.json", "--format", "json"), "--results is of JSON files and makes none"),
+        (("--results", "a.json", "--output", "x.json"), "--results is of JSON files and makes none"),
         (("--scenario", "offline", "--format", "csv"), "are of runs and sweeps without LoadGen"),
         (("--fail-on-regression",), "--fail-on-regression takes 0 to 100 percent"),
     ],
