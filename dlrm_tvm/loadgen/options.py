@@ -11,7 +11,7 @@ from ..bench.options import MOST_QPS, count
 from ..data.query_samples import MLPERF_SAMPLES
 from ..engines.interface import OURS
 from ..errors import UserError
-from .run import LoadgenOptions
+from .run import NO_RATE, LoadgenOptions
 from .settings import SCENARIOS
 
 _MOST_SAMPLES = 10_000_000
@@ -63,6 +63,9 @@ def check_loadgen_options(args: argparse.Namespace) -> None:
         raise UserError("--find-peak-qps goes with --scenario server, without --accuracy and --target-qps.")
     if args.target_qps is not None and not 0 < args.target_qps <= MOST_QPS:
         raise UserError(f"--target-qps {args.target_qps:g}: more than 0 and at most {MOST_QPS:,} were wanted.")
+    says_rate = args.target_qps or args.find_peak_qps or args.mlperf_conf or args.user_conf
+    if args.scenario == "server" and not (says_rate or args.accuracy):
+        raise UserError(NO_RATE)
     for path in (args.mlperf_conf, args.user_conf):
         if path and not path.is_file():
             raise UserError(f"{path}: no such file. LoadGen's settings were wanted, such as a user.conf.")

@@ -46,6 +46,10 @@ from .settings import SCENARIOS, EffectiveSettings, LoadgenRequest, model_of
 _CLOSED_LOOP_SHARE, _CLOSED_LOOP_S = 1 / 12, (1.0, 5.0)  # of the test's length, within these
 # In the rate by which LoadGen prepares a test that must not be too short. Streams run dry below the true rate.
 _HEADROOM, _STREAM_HEADROOM = 1.05, 2.0
+NO_RATE = (
+    "--scenario server needs a rate: give --target-qps Q, --find-peak-qps, or a --user-conf with a line such as "
+    "*.Server.target_qps = Q."
+)
 _ACCURACY_QPS = 10_000.0  # latencies do not count there
 _TAKE_MS = 50.0  # Offline: work taken at a time
 _MOST_BATCHES, _ACCURACY_BATCHES = 64, 8
@@ -153,10 +157,7 @@ class _Conduct:
     def run(self, warmup_s: float) -> LoadgenRun:
         options, session = self._options, self._session
         if self._is_server and not (self._settings.target_qps or options.find_peak or options.accuracy):
-            raise UserError(
-                "--scenario server needs a rate: give --target-qps Q, --find-peak-qps, or a --user-conf with a line "
-                "such as *.Server.target_qps = Q."
-            )
+            raise UserError(NO_RATE)
         spec = self._spec
         size = f"{spec.items / spec.samples:.1f} items in the mean, {spec.nbytes / 1e9:.2f} GB"
         self._show(line("samples", f"{spec.samples:,} of {size}"))
