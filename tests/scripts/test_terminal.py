@@ -128,7 +128,7 @@ def test_format_leaves_a_table_alone_on_stdout_and_results_are_one_table_and_one
     library: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("matplotlib")
-    brief = ("--model", library, "--duration", 0.3, "--warmup", 0)
+    brief = ("--model", library, "--duration", 1, "--warmup", 0)
     one, two, picture = tmp_path / "one.json", tmp_path / "two.json", tmp_path / "a.svg"
     done = run(*brief, "--num-instances", 1, "--output", one, "--format", "markdown", "--plot", picture)
     assert done.returncode == 0, done.stderr
