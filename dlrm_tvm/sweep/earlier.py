@@ -25,8 +25,9 @@ def read_results(paths: Sequence[Path], max_latency_ms: float | None) -> tuple[S
     names = [path.stem.removesuffix(".sweep") for path in paths]
     if len(set(names)) < len(names):  # of several folders
         names = [str(path) for path in paths]
-    for path, name in zip(paths, names):
-        if problem := file_problem(path):
+    for at, (path, name) in enumerate(zip(paths, names)):
+        problem = "given twice" if path.resolve() in {each.resolve() for each in paths[:at]} else file_problem(path)
+        if problem:
             raise UserError(f"--results {path}: {problem}. Give files of multi_instance.py's --output.")
         try:
             fields = json_object(path)

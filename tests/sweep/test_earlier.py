@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dlrm_tvm.errors import UserError
 from dlrm_tvm.sweep.earlier import read_results, show_as
 from dlrm_tvm.sweep.report import sweep_markdown, table_lines
 
@@ -41,6 +42,12 @@ def test_files_of_one_name_are_rows_of_their_own(tmp_path: Path) -> None:
     paths = [written(tmp_path / folder / "run.json", items_per_s=float(rate)) for folder, rate in (("a", 4), ("b", 8))]
     summary, _ = read_results(paths, None)
     assert [(row.combination.source, row.repeats) for row in summary.rows] == [(str(paths[1]), 1), (str(paths[0]), 1)]
+
+
+def test_a_file_that_is_given_twice_is_no_second_run(tmp_path: Path) -> None:
+    path = written(tmp_path / "run.json")
+    with pytest.raises(UserError, match=r"--results .*run.json: given twice"):
+        read_results([path, tmp_path / "." / "run.json"], None)
 
 
 def test_engines_with_and_without_a_rate_are_in_one_table(tmp_path: Path) -> None:
