@@ -179,7 +179,9 @@ def is_begun(job: Job, *, resume: bool) -> bool:
     """Whether the folder holds this job. Raises UserError where it holds anything else, or the job is not to go on."""
     if job.folder.exists() and not job.folder.is_dir():
         raise UserError(f"{job.folder}: something else than a folder has that name. Give another name.")
-    others = {path.name for path in job.folder.iterdir()} - {_LOCK} if job.folder.exists() else set()
+    names = {path.name for path in job.folder.iterdir()} if job.folder.exists() else set()
+    begun = {name for name in names if name.startswith(f".{_JOB}.") and name.endswith(TEMPORARY)}  # and no more
+    others = names - {_LOCK} - begun
     if others and not resume:
         raise UserError(f"{job.folder} is not empty. Give --resume to go on with the job in it, or an empty folder.")
     if others:

@@ -19,6 +19,7 @@ from scripts import assert_one_line, read_result, run
 
 from dlrm_tvm.model.dlrm import Dlrm
 from dlrm_tvm.paths import ROOT
+from dlrm_tvm.predictions.job import Job, held_folder
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,16 @@ def test_a_driver_ended_while_it_writes_a_part_is_gone_on_with(model, library, t
     assert {each: each.stat().st_mtime_ns for each in before} == before
     assert read_result(done.stdout)["shards_of_this_run"] == shards - 2
     assert content(out) == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_driver_ended_while_it_writes_its_job_leaves_a_folder_to_begin_in(tmp_path, resume):
+    (tmp_path / ".job.json.host.1.tmp").write_text('{"format": 1, ')
+    (tmp_path / "job.lock").write_text("1 of host")
+    job = Job(tmp_path, {"format": 1, "shards": []})
+    with held_folder(job, resume=resume):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["job.json", "job.lock"]
+        assert Job.read(tmp_path) == job
 
 
 @pytest.fixture
