@@ -148,3 +148,16 @@ def asked(installed: Path, expression: str, *, cwd: Path) -> str:
     command = [sys.executable, "-c", f"from dlrm_tvm.paths import *; print({expression})"]
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600).stdout
+
+
+def test_a_package_has_the_same_pins_in_all_files_of_requirements():
+    """Two of them go into one environment, and what one says of an older Python holds for the other."""
+    pins: dict[str, dict[str, set[str]]] = {}
+    for path in ROOT.glob("requirements*.txt"):
+        for line in path.read_text().splitlines():
+            name, equals, version = line.partition("#")[0].replace(" ", "").partition("==")
+            if equals:
+                pins.setdefault(name.lower(), {}).setdefault(path.name, set()).add(version)
+    shared = {name: files for name, files in pins.items() if len(files) > 1}
+    assert {"filelock", "setuptools"} <= shared.keys()
+    assert not {name: files for name, files in shared.items() if len(set(map(frozenset, files.values()))) > 1}
