@@ -119,6 +119,7 @@ def test_settings(loadgen: Any, request: LoadgenRequest, samples: int) -> Any:
     if request.scenario == "server" and request.mode == "performance":
         fewest = math.ceil(math.log(_UNSURE) / math.log(settings.server_target_latency_percentile))
         settings.min_query_count = max(settings.min_query_count, fewest)
+    _check_length(settings, request)
     settings.min_query_count = max(settings.min_query_count, request.least_queries)
     return settings
 
@@ -139,14 +140,18 @@ def _samples_per_query(settings: Any, request: LoadgenRequest) -> int:
 
 
 def _check(settings: Any, request: LoadgenRequest) -> None:
-    """LoadGen checks nothing: a rate of NaN never ends, one of a million a second fills the memory."""
-    is_server = request.scenario == "server"
+    """LoadGen checks nothing: a rate of NaN never ends."""
     qps = _rate(settings, request)
     where = f" ({', '.join(request.conf_files)})" if request.conf_files else ""
     if not 0 <= qps < float("inf"):
         raise UserError(f"a target_qps of {qps:g}{where}: samples per second, more than 0, were wanted.")
     if not 0 < settings.server_target_latency_percentile < 1 or not settings.server_target_latency_ns:
         raise UserError(f"a latency bound of 0, or no percentile from 0 to 100{where}: nothing would ever be valid.")
+
+
+def _check_length(settings: Any, request: LoadgenRequest) -> None:
+    """With all queries that early stopping wants. A million a second would fill the memory."""
+    is_server, qps = request.scenario == "server", _rate(settings, request)
     if not qps or request.mode == "accuracy":
         return
     queries = settings.min_query_count * _samples_per_query(settings, request)

@@ -249,6 +249,7 @@ def test_ctrl_c_ends_loadgen_too(small: tuple[Path, Path], tmp_path: Path) -> No
     [
         (("--scenario", "server", "--samples", "5"), "--scenario server needs a rate: give --target-qps Q, --find-pe"),
         (("--scenario", "server", "--samples", "5", "--target-qps", "0.001"), "take more than a day"),
+        (("--scenario", "server", "--samples", "5", "--target-qps", "0.005"), "459 samples at least, at 0.005"),
         (("--scenario", "offline", "--samples", "5", "--target-qps", "1e6"), "more than the 16,000,000 samples"),
         (
             ("--scenario", "offline", "--log-dir", str(ROOT / "README.md")),
