@@ -15,8 +15,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import NoReturn
+from contextlib import contextmanager
+from typing import IO, NoReturn
 
 FOUND_WANTING = 3
 
@@ -117,22 +117,30 @@ def interrupted_status() -> int:
 
 
 def _fail(message: str, status: int = 1) -> NoReturn:
-    with suppress(OSError):
+    try:
         print(printable(message), file=sys.stderr, flush=True)
-    with suppress(SystemExit):
-        _flush()
+    except OSError:
+        _give_up(sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _give_up(sys.stdout)  # after the message above, which says why
     sys.exit(status)
 
 
 def _flush() -> None:
-    """What cannot be written now must not be tried again at the interpreter's end, which would complain."""
     try:
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up(sys.stdout)
         if not isinstance(error, BrokenPipeError):
             _fail(f"stdout: {one_line(error)}")
         sys.exit(1)
+
+
+def _give_up(stream: IO[str]) -> None:
+    """What cannot be written now must not be tried again at the interpreter's end, which would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _open_streams() -> None:
