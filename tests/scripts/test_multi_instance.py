@@ -286,7 +286,7 @@ def test_a_recorded_trace_and_bursts_are_asked_for(small_library: Path, tmp_path
         (("--max-latency-ms", "5", "--arrivals", "fixed", "--rate", "5"), "--max-latency-ms searches a rate: leave"),
         (("--arrivals", "fixed", "--rate", "0"), "--rate 0: more than 0 and at most"),
         (("--arrivals", "fixed", "--rate", "nan"), "--rate nan: more than 0 and at most"),
-        (("--arrivals", "fixed", "--rate", "1e6", "--duration", "80000"), "Give a lower rate or a shorter --duration"),
+        (("--arrivals", "fixed", "--rate", "1e6", "--duration", "80000"), "Give a lower rate, or a shorter --durat"),
         (
             ("--until-stable", "--duration", "2.9"),
             "--until-stable --duration 2.9: three windows of a second must be ali",
