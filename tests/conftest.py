@@ -60,6 +60,16 @@ def signals_as_in_a_terminal() -> None:
 
 
 @pytest.fixture(autouse=True)
+def same_signals_afterwards(signals_as_in_a_terminal: None) -> Iterator[None]:
+    """A handler or a mask that a test leaves behind makes a later one miss its Ctrl-C."""
+    yield
+    handler, blocked = signal.getsignal(signal.SIGINT), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    assert (handler, blocked) == (signal.default_int_handler, set())
+
+
+@pytest.fixture(autouse=True)
 def same_cores_afterwards() -> Iterator[None]:
     """An executor pins the thread that calls it: what a later test starts must not inherit that."""
     cores = os.sched_getaffinity(0)

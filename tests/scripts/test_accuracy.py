@@ -11,7 +11,7 @@ import pytest
 from scripts import read_result, run
 
 import accuracy
-from dlrm_tvm.data import demo
+from dlrm_tvm.data import chunks, demo
 from dlrm_tvm.data.demo_weights import CRITEO_TABLE_ROWS
 from dlrm_tvm.errors import UserError
 from dlrm_tvm.model import reference
@@ -290,7 +290,8 @@ def test_compiled_demo_library_names_an_index_outside_a_table(demo_library, tmp_
 
 
 def test_ctrl_c_scores_what_there_is(monkeypatch, capsys, tmp_path):
-    path, calls = save_criteo(tmp_path / "terabyte_processed_test.bin", 70_000), []
+    monkeypatch.setattr(chunks, "CHUNK_ITEMS", 40)
+    path, calls = save_criteo(tmp_path / "terabyte_processed_test.bin", 100), []
 
     def change(predictions):
         calls.append(len(predictions))
@@ -300,7 +301,7 @@ def test_ctrl_c_scores_what_there_is(monkeypatch, capsys, tmp_path):
 
     status, printed, result = run_main(monkeypatch, capsys, "--ref-data", str(path), library=FakeLibrary(change))
     assert (status, result["items"], result["passed"], result["interrupted"]) == (130, calls[0], None, True)
-    assert f"INTERRUPTED: {70_000 - calls[0]:,} items were not scored" in printed.splitlines()
+    assert f"INTERRUPTED: {100 - calls[0]} items were not scored" in printed.splitlines()
     with pytest.raises(KeyboardInterrupt):
         calls.append(0)
         del calls[1:]

@@ -240,6 +240,7 @@ def test_poisson_arrivals_are_reported_with_their_rate(demo_library: Path) -> No
     assert "poisson, 20 batches/s wanted" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_highest_rate_within_a_bound_is_found_and_measured(small_library: Path) -> None:
     """Half of the batches within 2 s: any rate a busy machine keeps up with will do."""
     options = ("--model", small_library, "--num-instances", 1, "--duration", 0.3, "--warmup", 0.1)
