@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from models import build_plain, random_dlrm
-from prediction_files import KINDS, SHARD_ITEMS, items_of, save
+from models import build_plain
+from prediction_files import KINDS, items_of, model_of_items, prediction_words, save
 from ray_nodes import RayCluster, ray_cluster
 from scripts import read_result, run
 
@@ -33,7 +33,7 @@ def cluster() -> Iterator[RayCluster]:
 
 @pytest.fixture(scope="module")
 def model() -> Dlrm:
-    return random_dlrm(table_rows=[11] * 25 + [400], last_activation="sigmoid")
+    return model_of_items()
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +42,7 @@ def library(model, tmp_path_factory) -> Path:
 
 
 def words(library: Path, files: list[Path], output: Path, *options: object) -> list[str]:
-    given = (
-        "--model",
-        library,
-        "--ref-data",
-        *files,
-        "--predictions",
-        output,
-        "--shard-items",
-        SHARD_ITEMS,
-        "--quiet",
-        *options,
-    )
-    return list(map(str, given))
+    return prediction_words(library, files, output, "--quiet", *options)
 
 
 def start(*options: str) -> subprocess.Popen:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from models import random_batch, random_dlrm
-from quantized import QUANTIZED, check_one_hot_and_in_bags, dynamic, needs, network_of, on_tiles, static
+from quantized import QUANTIZED, SHAPES, check_one_hot_and_in_bags, dynamic, needs, network_of, on_tiles, static
 
 from dlrm_tvm.model import reference, reference_quantized
 
@@ -17,13 +17,7 @@ MODELS = {
     "small": {},
     "odd widths": {"dim": 20, "bottom": (30,), "top": (40, 17)},
     "MLPerf's tables": {"dim": 128, "table_rows": (50,) * 26, "bottom": (64,), "top": (128, 64)},
-    "no hidden bottom": {"bottom": (), "top": (24,)},
-    "no hidden top": {"top": ()},
-    "with itself": {"interaction": "dot_self"},
-    "concatenated": {"interaction": "cat", "dim": 20},
-    "concatenated, no hidden top": {"interaction": "cat", "top": ()},
-    "signed x": {"bottom_activation": "none"},
-    "sigmoid inside": {"sigmoid_layer": 0, "top": (24, 16)},
+    **SHAPES,
     "40 tables": {"table_rows": (9,) * 40, "dim": 32},
 }
 LARGE = ("MLPerf's tables", "40 tables")

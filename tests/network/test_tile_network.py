@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from models import random_batch, random_dlrm
-from quantized import QUANTIZED, check_one_hot_and_in_bags, dynamic, needs, on_tiles, static
+from quantized import QUANTIZED, SHAPES, check_one_hot_and_in_bags, dynamic, needs, on_tiles, static
 
 from dlrm_tvm.model import reference_quantized
 
@@ -13,13 +13,7 @@ MODELS = {
     "small": {},
     "odd widths": {"dim": 20, "bottom": (30,), "top": (40, 17), "num_dense": 40},
     "27 vectors": {"dim": 64, "table_rows": (50,) * 26, "bottom": (64,), "top": (96, 33)},
-    "no hidden bottom": {"bottom": (), "top": (24,)},
-    "no hidden top": {"top": ()},
-    "with itself": {"interaction": "dot_self"},
-    "concatenated": {"interaction": "cat", "dim": 20},
-    "concatenated, no hidden top": {"interaction": "cat", "top": ()},
-    "signed x": {"bottom_activation": "none"},
-    "sigmoid inside": {"sigmoid_layer": 0, "top": (24, 16)},
+    **SHAPES,
     "with itself, x in part of a tile": {"interaction": "dot_self", "dim": 96},
     "40 tables": {"table_rows": (9,) * 40, "dim": 32},
 }

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import build_plain, numpy_predictions, random_dlrm
-from prediction_files import KINDS, SHARD_ITEMS, items_of, save
+from models import build_plain, numpy_predictions
+from prediction_files import KINDS, SHARD_ITEMS, items_of, model_of_items, prediction_words, save
 from scripts import assert_one_line, read_result, run
 
 from dlrm_tvm.model.dlrm import Dlrm
@@ -24,7 +24,7 @@ from dlrm_tvm.predictions.job import Job, held_folder
 
 @pytest.fixture(scope="module")
 def model() -> Dlrm:
-    return random_dlrm(table_rows=[11] * 25 + [400], last_activation="sigmoid")
+    return model_of_items()
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,7 @@ def library(model, tmp_path_factory) -> Path:
 
 def predict(library: Path, files: Path | list[Path], output: Path, *options: object) -> subprocess.CompletedProcess:
     files = [files] if isinstance(files, Path) else files
-    words = ("--model", library, "--ref-data", *files, "--predictions", output, "--shard-items", SHARD_ITEMS, *options)
-    return run(*words, script="accuracy")
+    return run(*prediction_words(library, files, output, *options), script="accuracy")
 
 
 def joined(folder: Path, key: str = "pred") -> np.ndarray:

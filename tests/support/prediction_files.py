@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from models import numpy_predictions
+from models import numpy_predictions, random_dlrm
 
 from dlrm_tvm.model.dlrm import Dlrm
 
@@ -24,6 +25,16 @@ KINDS = {
     "parquet of lists": 5,  # two row groups each
     "parquet of scalars": 5,
 }
+
+
+def model_of_items() -> Dlrm:
+    return random_dlrm(table_rows=[11] * 25 + [400], last_activation="sigmoid")
+
+
+def prediction_words(library: Path, files: Sequence[Path], output: Path, *options: object) -> list[str]:
+    """accuracy.py's arguments."""
+    named = ("--model", library, "--ref-data", *files, "--predictions", output, "--shard-items", SHARD_ITEMS)
+    return list(map(str, (*named, *options)))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,16 @@ from dlrm_tvm.model.dlrm import Dlrm
 from dlrm_tvm.model.precision import Numerics, numerics_of
 
 QUANTIZED = ("bf16", "int8")
+# Models of random_dlrm that every family serves, beside each one's own.
+SHAPES = {
+    "no hidden bottom": {"bottom": (), "top": (24,)},
+    "no hidden top": {"top": ()},
+    "with itself": {"interaction": "dot_self"},
+    "concatenated": {"interaction": "cat", "dim": 20},
+    "concatenated, no hidden top": {"interaction": "cat", "top": ()},
+    "signed x": {"bottom_activation": "none"},
+    "sigmoid inside": {"sigmoid_layer": 0, "top": (24, 16)},
+}
 VALUES = {"fp32": 1, "bf16": 2, "int8": 4}  # per word
 FAMILY = {"fp32": AVX512, "bf16": AVX512_BF16, "int8": AVX512_VNNI}
 
