@@ -3,9 +3,9 @@
 
 Reads the library that compile.py left (.so, parameters, manifest); leaves nothing. Prints what is to be measured and
 the peak of exactly these cores, then throughput, latency, share of the peak and memory; the last line is JSON where
-stdout is no terminal. Ctrl-C and SIGTERM end the run early and print what was measured so far, except of LoadGen's
-tests. A sweep does this for many combinations, and leaves NAME.sweep.json and its state NAME.sweep.jsonl beside the
-libraries. Exit status 3: LoadGen finds the run invalid, combinations of a sweep failed, --fail-on-regression found one.
+stdout is no terminal. Ctrl-C and SIGTERM end the run early and print what was measured so far. A sweep does this for
+many combinations, and leaves NAME.sweep.json and its state NAME.sweep.jsonl beside the libraries. Exit status 3:
+LoadGen finds the run invalid, combinations of a sweep failed, --fail-on-regression found one.
 
     python multi_instance.py --num-instances 2 --duration 4
     python multi_instance.py --max-latency-ms 10 --percentile 99
@@ -135,9 +135,10 @@ def run_cluster(args: argparse.Namespace) -> tuple[dict[str, object], int]:
 def run_scenario(args: argparse.Namespace) -> tuple[dict[str, object], int]:
     """Under MLPerf's LoadGen; status 0 where LoadGen finds the run valid."""
     run = run_loadgen(run_settings(args), loadgen_options(args), warmup_s=warmup_s(args), show=show)
-    accuracy = score_accuracy_log(run) if args.accuracy else None
+    accuracy = score_accuracy_log(run) if args.accuracy and run.tests[-1].cut_after_s is None else None
     show(loadgen_text(run, accuracy))
-    return loadgen_json(run, accuracy), 0 if accuracy or run.tests[-1].verdict.is_valid else FOUND_WANTING
+    status = 0 if args.accuracy or run.tests[-1].is_valid else FOUND_WANTING
+    return loadgen_json(run, accuracy), interrupted_status() if run.interrupted else status
 
 
 def command() -> None:

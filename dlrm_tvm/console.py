@@ -29,7 +29,7 @@ from typing import NoReturn, TextIO
 
 from tqdm.std import tqdm
 
-from .errors import printable
+from .errors import interrupts_blocked, printable
 
 VERSION = "1.0.0"
 SCHEMA_VERSION = 1  # of the JSON: docs/json.md
@@ -104,11 +104,8 @@ def terminal(*, quiet: bool = False, stdout_for_programs: bool = False) -> Itera
             _draw(on_terminal)
 
     thread = threading.Thread(target=tick, daemon=True)
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's alone
-    try:
+    with interrupts_blocked(*signal.valid_signals()):  # they are the main thread's alone
         thread.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
     try:
         with Bar("starting"):
             if on_terminal:

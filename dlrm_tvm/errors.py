@@ -111,6 +111,18 @@ def _interrupt(number: int, frame: object) -> None:
     handler(signal.SIGINT, frame)
 
 
+@contextmanager
+def interrupts_blocked(*others: int) -> Iterator[set[int]]:
+    """No Ctrl-C, and none of the other signals, between starting a process and knowing of it: what a handler raises
+    while Python forks is ignored. A blocked signal stays blocked over exec: workers never see a Ctrl-C; the parent
+    decides. Gives the mask from before, for children that shall see them."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *others})
+    try:
+        yield previous
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
 def interrupted_status() -> int:
     """The exit status after a KeyboardInterrupt, as a shell has it: 130, or 143 where it was SIGTERM."""
     return 128 + _ended_by

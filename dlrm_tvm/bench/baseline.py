@@ -48,6 +48,8 @@ _SAME_WANTED = {
     "indices_per_bag": "indices per bag",
     "arrivals": "arrivals",
     "rate": "rate of arrivals",
+    "burst": "number of batches that arrive at a time",
+    "trace": "trace of arrivals",
     "numa_policy": "NUMA policy",
     "table_copies": "copies of the tables",
     "engine": "engine",

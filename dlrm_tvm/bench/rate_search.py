@@ -5,7 +5,8 @@
 A rate is judged by the share of batches that are late, those given up included, over windows of different arrivals. Its
 95 % interval is the wider one of two: Wilson's of all batches together (Journal of the American Statistical Association
 22, 1927), which few batches widen, and Student's of the windows' shares, which stalls and queues widen. While the
-interval holds both answers, another window is run; what stays open counts as not held.
+interval holds both answers, another window is run; what stays open counts as not held. At low rates windows are longer:
+so few batches that none late of them proved nothing would make every low rate seem too high.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import numpy as np
 from ..console import line
 from ..errors import FoundWantingError
 from ..instances.arrivals import Arrivals
-from ..instances.group import Instances, MeasuredRun
+from ..instances.group import Instances, MeasuredRun, NoBatchError
 from .statistics import percentiles_ms, t_975
 
 _FEWEST, _MOST_WINDOWS = 3, 8
 _HOPELESS = 0.5  # share of late batches in one window: the queue grows
+_ENOUGH = 3  # times the batches that would do if none were late: some are
 _PRECISION = 0.02
 _Z_975 = 1.96
 
@@ -38,6 +40,11 @@ class Target:
     @property
     def late_allowed(self) -> float:
         return 1 - self.percentile / 100
+
+    @property
+    def fewest(self) -> int:
+        """Batches of a window, on average: of most windows' together none late is enough (Wilson's upper end)."""
+        return math.ceil(_ENOUGH * _Z_975**2 * (1 / self.late_allowed - 1) / _MOST_WINDOWS)
 
     @property
     def text(self) -> str:
@@ -83,11 +90,13 @@ class RateSearch:
 def find_rate(
     instances: Instances, target: Target, *, duration_s: float, warmup_s: float, show: Callable[[str], None]
 ) -> RateSearch:
-    """Raises FoundWantingError where no rate holds, KeyboardInterrupt on Ctrl-C."""
+    """duration_s: of a window at least. Raises FoundWantingError where no rate holds, KeyboardInterrupt on Ctrl-C."""
     timing = {"duration_s": duration_s, "warmup_s": warmup_s}
     closed = _completed(instances.measure(**timing)).measurement
     fastest, quickest_ms = closed.total_batches_per_s, percentiles_ms(np.concatenate(closed.latencies_ns))["p50"]
     wanted = f"{target.text}: {target.late_allowed:.3g} of all batches may be late"
+    if target.fewest > fastest * _PRECISION * duration_s:
+        wanted += f"; windows of {duration_s:g} s, at low rates of {target.fewest:,} batches"
     show(line("closed loop", f"{fastest:,.1f} batches/s, p50 {quickest_ms:.3f} ms"))
     show(line("wanted", wanted))
     probes: list[Probe] = []
@@ -113,9 +122,13 @@ def _completed(run: MeasuredRun) -> MeasuredRun:
 def _probe(instances: Instances, target: Target, rate: float, timing: dict[str, float]) -> Probe:
     late: list[int] = []
     asked: list[int] = []
+    timing = timing | {"duration_s": max(timing["duration_s"], target.fewest / rate)}
     for window in range(_MOST_WINDOWS):
         arrivals = Arrivals("poisson", rate, seed=window)
-        measurement = _completed(instances.measure(**timing, arrivals=arrivals)).measurement
+        try:
+            measurement = _completed(instances.measure(**timing, arrivals=arrivals)).measurement
+        except NoBatchError:  # the instances stood still
+            return Probe(rate, window + 1, sum(asked), 1.0, None, False)
         latencies_ns = np.concatenate(measurement.latencies_ns)
         late.append(int((latencies_ns > target.max_latency_ms * 1e6).sum()))
         asked.append(len(latencies_ns))

@@ -171,6 +171,8 @@ def results_json(report: RunReport) -> dict[str, object]:
         "batches_per_s": measurement.total_batches_per_s,
         "arrivals": report.arrivals.kind,
         "rate": report.arrivals.rate,
+        "burst": report.arrivals.burst,
+        "trace": report.arrivals.trace,
         "offered_batches_per_s": measurement.offered_per_s,
         "late_batches": measurement.late,
         "given_up_batches": measurement.given_up,

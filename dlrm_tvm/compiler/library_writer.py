@@ -17,12 +17,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
+from typing import NoReturn
 
 import tvm
 from tvm import relax
 
 from ..console import Bar
-from ..errors import UserError
+from ..errors import UserError, interrupts_blocked
 from ..model.card import describe, describe_numerics
 from ..runtime.manifest import FORMAT_VERSION, Manifest, Parameter, Peak
 from ..runtime.parameters import TABLES, lay_out, rest_sha256, write_parameters
@@ -161,29 +162,43 @@ def _in_child(work: Callable[[], None]) -> tuple[int, str]:
     """Do it in a fork of this process: on a full disk LLVM ends the process that it is in. (status as of waitpid, what
     it wrote to stderr, its exception last); 0 for success."""
     reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            os.setpgid(0, 0)
-            os.dup2(writing, 2)
-            work()
-            status = 0
-        except Exception as error:
-            os.write(2, str(error).encode())
-        finally:
-            os._exit(status)
-    os.close(writing)
+    pid = None
     try:
+        with interrupts_blocked(signal.SIGTERM, signal.SIGHUP) as mask:
+            pid = os.fork()
+            if pid == 0:
+                _work_and_exit(work, writing, mask)
+        os.close(writing)
         with os.fdopen(reading, "rb") as stderr:
             said = stderr.read().decode(errors="replace")
         return os.waitpid(pid, 0)[1], said
     except BaseException:
-        for number in (pid, -pid):  # it may not have a group of its own yet
-            with suppress(OSError):
-                os.kill(number, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        if pid:
+            _kill(pid)
         raise
+
+
+def _work_and_exit(work: Callable[[], None], stderr: int, mask: set[int]) -> NoReturn:
+    status = 1
+    try:
+        os.setpgid(0, 0)
+        os.dup2(stderr, 2)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        work()
+        status = 0
+    except Exception as error:
+        os.write(2, str(error).encode())
+    finally:
+        os._exit(status)
+
+
+def _kill(child: int) -> None:
+    """With what it started; it may not have a group of its own yet, or have been waited for."""
+    for number in (child, -child):
+        with suppress(OSError):
+            os.kill(number, signal.SIGKILL)
+    with suppress(ChildProcessError):
+        os.waitpid(child, 0)
 
 
 def _manifest(job: Job, library: Path, parameters: _ParameterFile, build: str) -> Manifest:

@@ -19,11 +19,11 @@ from types import TracebackType
 import numpy as np
 
 from ..console import Bar
-from ..errors import UserError
+from ..errors import UserError, interrupts_blocked
 from ..machine.cpu import clock_mhz
 from ..machine.os_counters import Snapshot, take_snapshot
 from .arrivals import CLOSED, Arrivals, schedule_ns
-from .interrupts import Interrupts, interrupts_blocked, noted_interrupts
+from .interrupts import Interrupts, noted_interrupts
 from .process import WORKER_COMMAND, WorkerProcess
 from .profiling import ProfiledCalls
 from .progress import ProgressBoard, StabilityWatch

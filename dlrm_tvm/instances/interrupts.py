@@ -1,4 +1,4 @@
-"""Ctrl-C where it may neither tear a message in two nor lose a process."""
+"""Ctrl-C where it may not tear a message in two."""
 
 from __future__ import annotations
 
@@ -35,15 +35,3 @@ def noted_interrupts() -> Iterator[Interrupts]:
         signal.signal(signal.SIGINT, previous)
         os.close(reading)
         os.close(writing)
-
-
-@contextmanager
-def interrupts_blocked(*others: signal.Signals) -> Iterator[set[signal.Signals]]:
-    """No Ctrl-C, and none of the other signals, between starting a process and knowing of it: what a handler raises
-    while Python forks is ignored. A blocked signal stays blocked over exec: workers never see a Ctrl-C; the parent
-    decides. Gives the mask from before, for children that shall see them."""
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *others})
-    try:
-        yield previous
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)

@@ -89,6 +89,12 @@ class WorkQueue:
         """Published, and taken by nobody."""
         return self.published_items - self._header[_TAKEN]
 
+    @property
+    def done(self) -> tuple[int, int]:
+        """Samples and items from the stream's start whose predictions have been read."""
+        items = self._header[_RELEASED]
+        return int(np.searchsorted(self._ends[: self.published], items, side="right")), items
+
     # Publishing
 
     @property

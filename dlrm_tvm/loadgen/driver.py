@@ -109,9 +109,6 @@ class Driver:
             "cpu_share": (time.process_time() - cpu_s) / (time.perf_counter() - began_s),
         }
 
-    def stop(self) -> None:
-        self._queue.stop()
-
     def load(self) -> None:
         """All samples, once, before LoadGen starts: it may ask for any."""
         self._library.load(self._manifest.model, self._assignment.load_threads)
@@ -230,10 +227,6 @@ def serve(control: Control, assignment: DriverAssignment) -> None:
     driver = Driver(mlperf_loadgen, assignment)
     control.reply(ready=True)
     while (command := control.receive()) is not None:
-        if command["do"] == "stop":
-            driver.stop()
-            control.reply()
-            continue
         if command["do"] == "load":
             driver.load()
             os.sched_setaffinity(0, assignment.cores)  # only now: all may draw samples

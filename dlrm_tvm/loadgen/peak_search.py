@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from .process import LoadgenTest
-from .settings import LoadgenRequest
+from .settings import LoadgenRequest, too_long
 
 _PROBE_S, _PROBE_QUERIES = 10.0, 1000  # early stopping forgives 2 of 1,000 queries
 _PRECISION = 0.02
@@ -25,10 +25,14 @@ Say = Callable[[str, str], None]
 
 
 def until_sure(test: Callable[[LoadgenRequest], LoadgenTest], request: LoadgenRequest, say: Say) -> list[LoadgenTest]:
-    """The test, and again with twice the queries that LoadGen wants while it wants more; the last one counts."""
+    """The test, and again with twice the queries that LoadGen wants while it wants more and a test may have so many;
+    the last one counts."""
     tests = [test(request)]
     while (verdict := tests[-1].verdict) and verdict.more_queries and len(tests) <= _STRETCHES:
         wanted = 2 * (verdict.queries + verdict.more_queries)
+        if why := too_long(wanted * tests[-1].samples / verdict.queries, verdict.samples_per_s):
+            say("not again", f"{verdict.queries:,} queries were too few to be sure of the bound, but {why}")
+            break
         say("again, longer", f"{verdict.queries:,} queries were too few to be sure of the bound; now {wanted:,}")
         tests.append(test(replace(request, least_queries=wanted)))
     return tests

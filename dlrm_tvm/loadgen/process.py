@@ -17,8 +17,7 @@ from pathlib import Path
 from ..bench.session import Session
 from ..console import Bar
 from ..data.query_samples import SampleSpec
-from ..errors import UserError
-from ..instances.interrupts import interrupts_blocked
+from ..errors import UserError, interrupts_blocked
 from ..instances.process import WorkerProcess
 from ..instances.protocol import QueueEnds
 from ..instances.work_queue import WorkQueue
@@ -40,24 +39,48 @@ _LEAVE_S = 2.0
 class LoadgenTest:
     """One test: the request, what LoadGen issued, its verdict. items_per_instance: by their own records.
 
-    cpu_share: of LoadGen's process, of one core's time.
+    cpu_share: of LoadGen's process, of one core's time. Of a test that was cut short, cut_after_s, samples and items
+    are those that were done, and the rest is unknown.
     """
 
     request: LoadgenRequest
     samples: int
     items: int
-    items_per_instance: tuple[int, ...]
-    cpu_share: float
-    verdict: Verdict | None  # None in accuracy mode
+    items_per_instance: tuple[int, ...] = ()
+    cpu_share: float | None = None
+    verdict: Verdict | None = None  # in accuracy mode too
+    cut_after_s: float | None = None
+
+    @property
+    def is_valid(self) -> bool:
+        return bool(self.verdict and self.verdict.is_valid)
+
+    @property
+    def samples_per_s(self) -> float:
+        return self.verdict.samples_per_s if self.verdict else self.samples / self.cut_after_s
+
+    @property
+    def items_per_s(self) -> float:
+        return self.samples_per_s * self.items / max(self.samples, 1)
+
+
+class CutShortError(KeyboardInterrupt):
+    """Ctrl-C came during a test."""
+
+    def __init__(self, test: LoadgenTest) -> None:
+        super().__init__()
+        self.test = test
 
 
 class LoadgenProcess:
     """LoadGen, its samples loaded. The instances are watched while it works: the death of one raises UserError."""
 
-    def __init__(self, process: WorkerProcess, ask: Callable[[WorkerProcess], dict]) -> None:
+    def __init__(self, process: WorkerProcess, ask: Callable[[WorkerProcess], dict], queue: WorkQueue) -> None:
         """ask: waits for a process's next message, as Instances.answer_of."""
         self._process = process
         self._ask = ask
+        self._queue = queue
+        self.is_testing = False
 
     def settings(self, request: LoadgenRequest) -> EffectiveSettings:
         return EffectiveSettings(**self._answer(do="settings", request=request.to_json()))
@@ -70,21 +93,24 @@ class LoadgenProcess:
     def test(self, request: LoadgenRequest, *, wait_ms: float, silence_s: float) -> LoadgenTest:
         """wait_ms: how long an item may wait for its batch to fill; silence_s: after which instances count as stuck.
 
-        Raises UserError for a test without a verdict, and for one that LoadGen did not begin.
+        Raises UserError for a test without a verdict, and for one that LoadGen did not begin; CutShortError.
         """
         folder = Path(request.log_dir)
         make_log_folder(folder)
         fields = {"wait_ns": int(wait_ms * 1e6), "silence_s": silence_s}
-        done = self._answer(do="test", request=request.to_json(), **fields)
+        began_s, before, self.is_testing = time.monotonic(), self._queue.done, True
+        try:
+            done = self._answer(do="test", request=request.to_json(), **fields)
+        except KeyboardInterrupt:
+            samples, items = (now - then for now, then in zip(self._queue.done, before))
+            cut = LoadgenTest(request, samples, items, cut_after_s=time.monotonic() - began_s)
+            raise CutShortError(cut) from None
+        self.is_testing = False
         if not done["samples"]:
             raise UserError(f"LoadGen issued nothing; it may be unable to write to {folder}. Give another --log-dir.")
         verdict = read_verdict(folder) if request.mode == "performance" else None
         per_instance = tuple(done["items_per_instance"])
         return LoadgenTest(request, done["samples"], done["items"], per_instance, done["cpu_share"], verdict)
-
-    def stop(self) -> None:
-        """Release the instances from the queue."""
-        self._answer(do="stop")
 
     def _answer(self, **command: object) -> dict:
         self._process.send(**command)
@@ -122,13 +148,13 @@ def check_room(spec: SampleSpec) -> None:
 
 
 @contextmanager
-def shared_with_loadgen(spec: SampleSpec) -> Iterator[tuple[QueueEnds, QueueEnds]]:
-    """Queue, samples and pipe, as the instances inherit them and as LoadGen's process does."""
+def shared_with_loadgen(spec: SampleSpec) -> Iterator[tuple[WorkQueue, QueueEnds, QueueEnds]]:
+    """The queue; queue, samples and pipe as the instances inherit them, and as LoadGen's process does."""
     queue, samples = WorkQueue.create(), SharedArrays.create(spec.layout)
     reading, writing = os.pipe()
     ends = QueueEnds(queue.descriptor, queue.bell, samples.descriptor, writing, spec.to_json())
     try:
-        yield ends, replace(ends, completions_fd=reading)
+        yield queue, ends, replace(ends, completions_fd=reading)
     finally:
         queue.close()
         samples.close()
@@ -137,8 +163,8 @@ def shared_with_loadgen(spec: SampleSpec) -> Iterator[tuple[QueueEnds, QueueEnds
 
 
 @contextmanager
-def loadgen_process(session: Session, ends: QueueEnds) -> Iterator[LoadgenProcess]:
-    """Started beside the session's instances. Killed where something failed: LoadGen cannot be told to give up."""
+def loadgen_process(session: Session, queue: WorkQueue, ends: QueueEnds) -> Iterator[LoadgenProcess]:
+    """Started beside the session's instances. Killed in the middle of a test: LoadGen cannot be told to give up."""
     assignment = DriverAssignment(
         library=str(session.plan.settings.model),
         queue=ends,
@@ -153,8 +179,9 @@ def loadgen_process(session: Session, ends: QueueEnds) -> Iterator[LoadgenProces
     try:
         with Bar("starting LoadGen"):
             session.instances.answer_of(process)
-        yield LoadgenProcess(process, session.instances.answer_of)
-        leave_s = _LEAVE_S
+        loadgen = LoadgenProcess(process, session.instances.answer_of, queue)
+        yield loadgen
+        leave_s = 0.0 if loadgen.is_testing else _LEAVE_S
     finally:
         process.close()
         process.end(time.monotonic() + leave_s)

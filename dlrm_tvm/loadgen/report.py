@@ -4,7 +4,7 @@
     server    items_per_s = completed samples per second x items per sample
     streams   items_per_s = samples of a query / its mean latency x items per sample
 
-All are LoadGen's figures; the closed loop's stand beside them.
+All are LoadGen's figures; the closed loop's stand beside them. Of a test that was cut short: items done / its time.
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ def loadgen_text(run: LoadgenRun, accuracy: AccuracyResult | None) -> str:
             line("LoadGen", f"{last.samples:,} samples, {last.items:,} items, accuracy mode"),
             line("AUC", f"{_auc(accuracy)} from its accuracy log, log loss {accuracy.log_loss:.6f}"),
         ]
+    elif last.cut_after_s:
+        lines = _cut_lines(run)
     else:
         lines = _performance_lines(run)
     lines += [
         line("memory", f"{run.memory_bytes / 1e6:,.0f} MB PSS together, their part of the samples included"),
-        line("LoadGen", f"its process took {last.cpu_share:.1%} of a core"),
+        *([] if last.cut_after_s else [line("LoadGen", f"its process took {last.cpu_share:.1%} of a core")]),
         line("logs", last.request.log_dir),
         *(f"Warning: {warning}" for warning in run.warnings),
     ]
@@ -74,21 +76,22 @@ def loadgen_json(run: LoadgenRun, accuracy: AccuracyResult | None) -> dict[str, 
         "loadgen_cpu_share": last.cpu_share,
         "pss_mb": run.memory_bytes / 1e6,
         "log_dir": last.request.log_dir,
+        "interrupted": run.interrupted,
         "warnings": list(run.warnings),
         "environment": plan.environment,
     }
-    if accuracy is not None:
-        return result | {"auc": accuracy.auc, "log_loss": accuracy.log_loss}
-    items_per_s = _items_per_s(run)
+    if run.options.accuracy:
+        return result | {key: getattr(accuracy, key, None) for key in ("auc", "log_loss")}
+    verdict, items_per_s = last.verdict, last.items_per_s
     return result | {
         "peak_gflops": run.peak_gflops,
         "closed_loop_items_per_s": run.closed_loop.items_per_s,
-        "samples_per_s": last.verdict.samples_per_s,
+        "samples_per_s": last.samples_per_s,
         "items_per_s": items_per_s,
         "of_closed_loop": items_per_s / run.closed_loop.items_per_s,
         "peak_fraction": items_per_s * manifest.model.flops_per_item / 1e9 / run.peak_gflops,
-        "latency_ms": last.verdict.latency_ms,
-        "early_stopping_ms": last.verdict.estimate_ms,
+        "latency_ms": verdict and verdict.latency_ms,
+        "early_stopping_ms": verdict and verdict.estimate_ms,
         "latency_bound_ms": run.settings.latency_ms if run.options.scenario == "server" else None,
         "target_qps": last.request.target_qps,
         "tests": [
@@ -99,9 +102,10 @@ def loadgen_json(run: LoadgenRun, accuracy: AccuracyResult | None) -> dict[str, 
                 **test.verdict.latency_ms,
             }
             for test in run.tests
+            if test.verdict
         ],
-        "loadgen_version": last.verdict.version,
-        "loadgen": last.verdict.all_results,
+        "loadgen_version": verdict and verdict.version,
+        "loadgen": verdict and verdict.all_results,
     }
 
 
@@ -111,16 +115,14 @@ def _auc(accuracy: AccuracyResult) -> str:
 
 def _performance_lines(run: LoadgenRun) -> list[str]:
     last = run.tests[-1]
-    verdict, items_per_s = last.verdict, _items_per_s(run)
-    gflops = items_per_s * run.session.plan.manifest.model.flops_per_item / 1e9
-    closed = run.closed_loop.items_per_s
+    verdict = last.verdict
     said = "VALID" if verdict.is_valid else f"INVALID: {', '.join(verdict.reasons)}"
     rate = f"{verdict.samples_per_s:,.1f} samples/s"
     if run.options.scenario == "server":
         rate += f" of {last.request.target_qps:,.1f} asked for"
     lines = [
         line("LoadGen says", f"{said}: {rate} ({last.samples:,} samples)"),
-        line("throughput", f"{items_per_s:,.0f} items/s, {items_per_s / closed:.3f} of the closed loop's"),
+        _throughput_line(run),
     ]
     latency = percentiles_text(verdict.latency_ms, *TAIL)
     if verdict.estimate_ms:
@@ -131,10 +133,24 @@ def _performance_lines(run: LoadgenRun) -> list[str]:
         bound = f"p{100 * run.settings.latency_percentile:g} within {run.settings.latency_ms:g} wanted"
         lines.append(line("latency", f"{latency}  ms per sample, {bound}"))
         lines.append(line("batches", f"leave when full, or after {run.wait_ms:.1f} ms"))
+    gflops = last.items_per_s * run.session.plan.manifest.model.flops_per_item / 1e9
     lines.append(line("peak share", f"{gflops / run.peak_gflops:.3f}: {gflops:,.1f} of {run.peak_gflops:,.1f} GFLOP/s"))
     return lines
 
 
-def _items_per_s(run: LoadgenRun) -> float:
+def _cut_lines(run: LoadgenRun) -> list[str]:
+    """Of a test without a verdict, and what those before it found."""
     last = run.tests[-1]
-    return last.verdict.samples_per_s * last.items / last.samples
+    done = f"{last.samples:,} samples, {last.items:,} items done"
+    valid = [test.request.target_qps for test in run.tests if test.is_valid]
+    return [
+        line("LoadGen", f"no verdict: ended after {last.cut_after_s:.1f} s with {done}"),
+        *([] if run.options.accuracy else [_throughput_line(run)]),
+        *([line("until then", f"{max(valid):,.1f} samples/s were valid")] if valid else []),
+    ]
+
+
+def _throughput_line(run: LoadgenRun) -> str:
+    items_per_s = run.tests[-1].items_per_s
+    share = items_per_s / run.closed_loop.items_per_s
+    return line("throughput", f"{items_per_s:,.0f} items/s, {share:.3f} of the closed loop's")

@@ -8,6 +8,7 @@ In accuracy mode nothing is timed: only the test is run.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,10 +30,12 @@ from ..console import Bar, line
 from ..data.query_samples import SampleSpec, plan_samples
 from ..errors import UserError
 from ..instances.group import NoBatchError
+from ..instances.work_queue import WorkQueue
 from ..machine.memory import memory_use
 from ..runtime.artifact import open_artifact
 from .peak_search import find_peak_qps, until_sure
 from .process import (
+    CutShortError,
     LoadgenProcess,
     LoadgenTest,
     check_room,
@@ -100,6 +103,7 @@ class ClosedLoop:
 class LoadgenRun:
     """Everything known after a run. tests: the last one counts; served: per instance, over all tests, as
     queue_service.Served. closed_loop and peak_gflops: None in accuracy mode. wait_ms: of a batch that is not full.
+    interrupted: whether Ctrl-C ended it, in the last test or after it.
     """
 
     session: Session
@@ -113,6 +117,7 @@ class LoadgenRun:
     memory_bytes: int
     warnings: tuple[str, ...]
     wait_ms: float
+    interrupted: bool
 
 
 def run_loadgen(
@@ -129,11 +134,11 @@ def run_loadgen(
     check_room(spec)
     make_log_folder(options.log_dir)
     with (
-        shared_with_loadgen(spec) as (ends, driver_ends),
+        shared_with_loadgen(spec) as (queue, ends, driver_ends),
         open_session(replace(settings, spare_core=True), show, queue=ends) as session,
-        loadgen_process(session, driver_ends) as loadgen,
+        loadgen_process(session, queue, driver_ends) as loadgen,
     ):
-        return _Conduct(session, loadgen, options, spec, show).run(warmup_s)
+        return _Conduct(session, loadgen, queue, options, spec, show).run(warmup_s)
 
 
 class _Conduct:
@@ -143,12 +148,14 @@ class _Conduct:
         self,
         session: Session,
         loadgen: LoadgenProcess,
+        queue: WorkQueue,
         options: LoadgenOptions,
         spec: SampleSpec,
         show: Callable[[str], None],
     ) -> None:
         self._session, self._instances = session, session.instances
-        self._loadgen, self._options, self._spec, self._show = loadgen, options, spec, show
+        self._loadgen, self._queue, self._options, self._spec, self._show = loadgen, queue, options, spec, show
+        self._interrupted = False
         self._request = replace(options.request, model=model_of(session.plan.manifest.model.interaction))
         self._settings = loadgen.settings(self._request)
         self._is_server = options.scenario == "server"
@@ -170,15 +177,15 @@ class _Conduct:
         tests = self._tests(closed_loop, wait_ms)
         after = self._instances.snapshot()
         memory_bytes = sum(memory_use(pid).pss_bytes for pid in self._instances.pids)
-        self._loadgen.stop()
+        self._queue.stop()
         served = self._instances.end_service()
-        peak_after = None if options.accuracy else self._peak(quietly=True)
+        peak_after = None if options.accuracy else self._peak_after()
         warnings = table_warnings(session.tables)
         if not options.accuracy:
             warnings += load_warnings(session.plan.busiest)
             warnings += [f"In the closed loop before: {warning}" for warning in closed_loop.warnings]
             warnings += window_warnings(before, after)
-            warnings += peak_warnings(peak_before, peak_after)
+            warnings += peak_warnings(peak_before, peak_after or peak_before)
             warnings += self._faster_than_closed(closed_loop, tests[-1])
         return LoadgenRun(
             session=session,
@@ -186,19 +193,27 @@ class _Conduct:
             settings=self._settings,
             spec=self._spec,
             closed_loop=closed_loop,
-            peak_gflops=None if options.accuracy else max(peak_before, peak_after),
+            peak_gflops=None if options.accuracy else max(peak_before, peak_after or 0),
             tests=tuple(tests),
             served=tuple(served),
             memory_bytes=memory_bytes,
             warnings=tuple(warnings),
             wait_ms=wait_ms,
+            interrupted=self._interrupted,
         )
 
-    def _peak(self, *, quietly: bool = False) -> float:
+    def _peak(self) -> float:
         gflops = self._instances.peak_gflops(PEAK_SECONDS)
-        if not quietly:
-            self._show(peak_line(gflops))
+        self._show(peak_line(gflops))
         return sum(gflops)
+
+    def _peak_after(self) -> float | None:
+        """None where Ctrl-C came before or comes now: the tests count all the same."""
+        if not self._interrupted:
+            with suppress(KeyboardInterrupt):
+                return sum(self._instances.peak_gflops(PEAK_SECONDS))
+        self._interrupted = True
+        return None
 
     def _closed_loop(self, warmup_s: float) -> ClosedLoop:
         shortest_s, longest_s = _CLOSED_LOOP_S
@@ -238,7 +253,7 @@ class _Conduct:
         self._show(line("LoadGen", f"{scenario}, {settings.least_text}{bound}"))
 
     def _faster_than_closed(self, closed_loop: ClosedLoop, test: LoadgenTest) -> list[str]:
-        if not self._is_offline:
+        if not self._is_offline or test.verdict is None:
             return []
         items_per_s = test.items / (test.verdict.latency_ms["max"] / 1e3)
         return faster_than_closed_warnings(items_per_s / closed_loop.items_per_s)
@@ -257,27 +272,37 @@ class _Conduct:
         return max(1, min(int(_TAKE_MS / closed_loop.batch_ms["p50"]), _MOST_BATCHES))
 
     def _tests(self, closed_loop: ClosedLoop | None, wait_ms: float) -> list[LoadgenTest]:
-        def test(request: LoadgenRequest) -> LoadgenTest:
-            seconds = None if closed_loop is None else request.duration_s or self._settings.duration_s
-            with Bar(f"LoadGen, {Path(request.log_dir).name}", seconds):
-                return self._loadgen.test(request, wait_ms=wait_ms, silence_s=self._silence_s(closed_loop))
+        """In their order; the last one may be cut short. Raises KeyboardInterrupt where there would be none."""
+        tests: list[LoadgenTest] = []
 
+        def test(request: LoadgenRequest) -> LoadgenTest:
+            seconds = None if closed_loop is None else self._loadgen.settings(request).least_s
+            with Bar(f"LoadGen, {Path(request.log_dir).name}", seconds):
+                tests.append(self._loadgen.test(request, wait_ms=wait_ms, silence_s=self._silence_s(closed_loop)))
+            return tests[-1]
+
+        try:
+            self._test_all(test, closed_loop)
+        except KeyboardInterrupt as interrupt:
+            self._interrupted = True
+            tests += [interrupt.test] if isinstance(interrupt, CutShortError) else []
+            if not tests:
+                raise
+        return tests
+
+    def _test_all(self, test: Callable[[LoadgenRequest], LoadgenTest], closed_loop: ClosedLoop | None) -> None:
         def say(label: str, text: str) -> None:
             self._show(line(label, text))
 
         request = self._request
         if closed_loop is None:
-            return [test(replace(request, target_qps=self._settings.target_qps or _ACCURACY_QPS))]
-        if self._options.find_peak:
+            test(replace(request, target_qps=self._settings.target_qps or _ACCURACY_QPS))
+        elif self._options.find_peak:
             self._show_plan(request)
-            return find_peak_qps(
-                test,
-                request,
-                most_qps=closed_loop.samples_per_s,
-                duration_s=self._settings.duration_s,
-                say=say,
-            )
-        estimate = closed_loop.samples_per_s * (_HEADROOM if self._is_offline else _STREAM_HEADROOM)
-        request = replace(request, target_qps=self._settings.target_qps or estimate)
-        self._show_plan(request)
-        return until_sure(test, request, say)
+            timing = {"most_qps": closed_loop.samples_per_s, "duration_s": self._settings.duration_s}
+            find_peak_qps(test, request, **timing, say=say)
+        else:
+            estimate = closed_loop.samples_per_s * (_HEADROOM if self._is_offline else _STREAM_HEADROOM)
+            request = replace(request, target_qps=self._settings.target_qps or estimate)
+            self._show_plan(request)
+            until_sure(test, request, say)

@@ -155,16 +155,19 @@ def _check_length(settings: Any, request: LoadgenRequest) -> None:
     if not qps or request.mode == "accuracy":
         return
     queries = settings.min_query_count * _samples_per_query(settings, request)
-    count = max(queries, settings.min_duration_ms / 1000 * qps * (1 if is_server else _SLACK))
-    if count > _MOST_SAMPLES:
-        raise UserError(
-            f"{qps:g} samples/s for {settings.min_duration_ms / 1000:g} s are more than the {_MOST_SAMPLES:,} samples "
-            "of one test. Give a lower --target-qps or a shorter --duration."
-        )
-    if count / qps > _DAY_S:
-        raise UserError(
-            f"{queries:,} samples at least, at {qps:g} per second, take more than a day. Give a higher --target-qps."
-        )
+    by_time = settings.min_duration_ms / 1000 * qps * (1 if is_server else _SLACK)
+    if why := too_long(max(queries, by_time), qps):
+        shorter = "a lower --target-qps or a shorter --duration"
+        raise UserError(f"{why}. Give {shorter if by_time > queries else 'a higher --target-qps'}.")
+
+
+def too_long(samples: float, qps: float) -> str | None:
+    """Why no test may have so many samples at that rate; None where it may."""
+    if samples > _MOST_SAMPLES:
+        return f"{samples:,.0f} samples are more than the {_MOST_SAMPLES:,} of one test"
+    if samples > _DAY_S * qps:
+        return f"{samples:,.0f} samples, at {qps:g} per second, take more than a day"
+    return None
 
 
 def effective(settings: Any, request: LoadgenRequest) -> EffectiveSettings:

@@ -47,7 +47,7 @@ def _check(outcomes: Sequence[Outcome]) -> None:
         numbers = [figures[key] for key in ("items_per_s", "peak_fraction", "batches")]
         numbers += [*(figures["latency_ms"][key] for key in ("p50", "p99")), one.rate or 1]
         counts = [one.instances, one.threads, one.batch, outcome.planned.round + 1]
-        texts = [one.engine or "", *figures["warnings"]]
+        texts = [one.engine or "", one.arrivals or "", *figures["warnings"]]
         is_known = one.precision in (None, *PRECISIONS) and all(isinstance(each, int) for each in counts)
         if not (is_known and all(map(is_positive, numbers + counts)) and all(isinstance(each, str) for each in texts)):
             raise TypeError
@@ -93,4 +93,12 @@ def print_table(summary: Summary, form: str) -> None:
 def _combination(each: Mapping[str, object], fields: Mapping[str, object], source: str | None) -> Combination:
     named = {key: each.get(key) or fields.get(key) for key in ("engine", "precision")}
     numbers = (each[key] for key in ("instances", "threads", "batch_size"))
-    return Combination(*numbers, **named, rate=each.get("rate"), source=source)
+    return Combination(*numbers, **named, rate=each.get("rate"), source=source, arrivals=_arrivals(each))
+
+
+def _arrivals(run: Mapping[str, object]) -> str | None:
+    """ "fixed, 8 at a time", "trace of a.txt"; None for a closed loop."""
+    kind, burst, trace = (run.get(key) for key in ("arrivals", "burst", "trace"))
+    if kind in (None, "closed"):
+        return None
+    return f"{kind} of {trace}" if trace else f"{kind}, {burst} at a time" if burst and burst > 1 else kind

@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..console import Bar
-from ..errors import UserError
-from ..instances.interrupts import interrupts_blocked
+from ..errors import UserError, interrupts_blocked
 from ..instances.protocol import die_with_parent
 from ..paths import COMPILE_SCRIPT, PREBUILT, WORK
 from ..runtime.artifact import open_artifact

@@ -40,7 +40,8 @@ class Combination:
     """One way to run the model: instances, threads of each, items per batch.
 
     engine, precision: None where the sweep has no such axis; the single run's settings say them. rate: of batches that
-    arrive at random, per second; None for a closed loop. source: the file of an earlier result.
+    arrive, per second; None for a closed loop, and for a trace as it is. source: the file of an earlier result.
+    arrivals: how its batches arrived.
     """
 
     instances: int
@@ -50,6 +51,7 @@ class Combination:
     precision: str | None = None
     rate: float | None = None
     source: str | None = None
+    arrivals: str | None = None
 
     @property
     def place(self) -> tuple:
@@ -62,8 +64,14 @@ class Combination:
     @property
     def variant(self) -> str:
         rate = None if self.rate is None else f"{self.rate:,.7g} batches/s"
-        named = (self.source, f"batch {self.batch}", self.precision, TITLES.get(self.engine, self.engine), rate)
+        named = (self.source, f"batch {self.batch}", self.precision, TITLES.get(self.engine, self.engine))
+        named += (self.arriving, rate)
         return ", ".join(filter(None, named))
+
+    @property
+    def arriving(self) -> str | None:
+        """How batches arrive; None for a closed loop."""
+        return self.arrivals or (None if self.rate is None else "poisson")
 
     @property
     def placement(self) -> str:

@@ -37,6 +37,7 @@ _COLUMNS = (
     _Column("instances", "inst.", "d", lambda row: row.combination.instances),
     _Column("threads", "thr.", "d", lambda row: row.combination.threads),
     _Column("batch_size", "batch", "d", lambda row: row.combination.batch),
+    _Column("arrivals", "arrivals", "", lambda row: row.combination.arriving),
     _Column("rate", "rate", ",.7g", lambda row: row.combination.rate),
     _Column("items_per_s", "items/s", ",.0f", lambda row: row.items_per_s),
     _Column("items_per_s_min", "lowest", ",.0f", lambda row: row.items_per_s_min),
@@ -48,7 +49,8 @@ _COLUMNS = (
 )
 
 
-_SETTING = ("precision", "instances", "threads", "batch_size", "rate")  # the columns that engines side by side share
+# The columns that engines side by side share.
+_SETTING = ("precision", "instances", "threads", "batch_size", "arrivals", "rate")
 
 
 _LEAST_WANTED = (("items_per_s_min", "items_per_s_max"), ("p99_worst_ms",), ("p50_ms",))  # in a table that is too wide

@@ -10,6 +10,7 @@ import pytest
 from dlrm_tvm.bench.rate_search import Target, find_rate, late_interval
 from dlrm_tvm.errors import FoundWantingError
 from dlrm_tvm.instances.arrivals import CLOSED, Arrivals, schedule_ns
+from dlrm_tvm.instances.group import NoBatchError
 
 SERVICE_NS = 2_000_000
 
@@ -81,6 +82,28 @@ def test_stalls_in_some_windows_widen_the_interval() -> None:
     steady, stalling = (search(Machine(stall), Target(6, 95), 2)[0] for stall in (0, 20_000_000))
     assert max(probe.windows for probe in stalling.probes) > 3
     assert stalling.rate < steady.rate
+
+
+def test_a_low_rate_is_judged_by_longer_windows_not_given_up_for_want_of_batches() -> None:
+    """The bound is 1.85 times the service time, which about 30 batches/s keep. None late of the 250 that eight windows
+    of 2 s have at half of that would leave it open."""
+    found, lines = search(Machine(), Target(3.7), duration_s=2)
+    assert found.rate > 0 and true_share(found.rate, 3.7) < 0.01
+    held = [probe for probe in found.probes if probe.holds]
+    assert min(probe.batches for probe in held) > 380
+    assert "windows of 2 s, at low rates of 143 batches" in "".join(lines)
+
+
+def test_a_window_without_a_batch_is_of_a_rate_that_does_not_hold() -> None:
+    class Standing(Machine):
+        def measure(self, *, arrivals: Arrivals = CLOSED, **timing: float) -> SimpleNamespace:
+            if arrivals.is_open and arrivals.rate > 100:
+                raise NoBatchError("none")
+            return super().measure(arrivals=arrivals, **timing)
+
+    found, _ = search(Standing(), Target(6))
+    assert 80 < found.rate <= 100 < found.not_held
+    assert all(not probe.holds and probe.late == 1 for probe in found.probes if probe.rate > 100)
 
 
 def test_a_bound_below_the_service_time_is_one_line() -> None:

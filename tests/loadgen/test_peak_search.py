@@ -70,9 +70,8 @@ def unsure(enough: int, qps: float) -> tuple[list[SimpleNamespace], Callable[[Lo
         kept, sure = request.target_qps <= qps, queries >= enough
         more, reasons = (enough - queries if kept and not sure else 0), () if kept and sure else ("no",)
         fields = {"latency_ms": {"p99": 20.0}, "queries": queries, "more_queries": min(more, 240)}
-        return SimpleNamespace(
-            request=request, verdict=SimpleNamespace(is_valid=not reasons, reasons=reasons, **fields)
-        )
+        fields |= {"is_valid": not reasons, "reasons": reasons, "samples_per_s": request.target_qps}
+        return SimpleNamespace(request=request, samples=queries, verdict=SimpleNamespace(**fields))
 
     return seen, test
 
@@ -91,6 +90,17 @@ def test_a_test_that_never_is_sure_ends_after_three_stretches_and_one_that_is_la
     late, test = unsure(enough=700, qps=50)
     until_sure(test, replace(REQUEST, target_qps=60), print)
     assert len(late) == 1
+
+
+@pytest.mark.parametrize(("qps", "queries"), [(0.1, 5_000), (1e5, 10_000_000)])
+def test_a_test_is_not_stretched_beyond_a_day_or_the_samples_of_one_test(qps: float, queries: int) -> None:
+    seen, test = unsure(enough=10**9, qps=qps)
+    lines: list[tuple[str, str]] = []
+    request = replace(REQUEST, target_qps=qps, duration_s=queries / qps)
+    tests = until_sure(test, request, lambda *line: lines.append(line))
+    assert len(seen) == 1 and not tests[-1].verdict.is_valid
+    ((label, text),) = lines
+    assert label == "not again" and ("than a day" in text or "more than the 16,000,000 of one test" in text)
 
 
 def test_the_search_goes_up_in_time_not_down_in_rate_where_queries_are_too_few() -> None:

@@ -218,11 +218,13 @@ def start_long_test(library: Path, folder: Path) -> tuple[subprocess.Popen, list
     options = ("--model", library, "--num-instances", 1, "--samples", 200, "--duration", 12, "--warmup", 0)
     script = start(*options, "--scenario", "server", "--target-qps", 20, "--log-dir", folder)
     for text in script.stdout:
-        if text.startswith("  closed loop"):
+        if text.startswith("  LoadGen"):
             break
     else:
         pytest.fail(script.stderr.read())
-    time.sleep(0.7)
+    while not (folder / "mlperf_log_detail.txt").exists():  # LoadGen makes it when it begins
+        assert script.poll() is None, script.stderr.read()
+        time.sleep(0.01)
     return script, children(script.pid)
 
 
@@ -236,12 +238,40 @@ def test_killed_process_ends_the_run_in_one_line(small: tuple, tmp_path: Path, v
     assert not any(Path(f"/proc/{pid}").exists() for pid in processes)
 
 
-def test_ctrl_c_ends_loadgen_too(small: tuple[Path, Path], tmp_path: Path) -> None:
-    script, processes = start_long_test(small[0], tmp_path)
-    script.send_signal(signal.SIGINT)
-    _, errors = script.communicate(timeout=30)
-    assert script.returncode == 130 and errors == "Interrupted.\n"
-    assert not any(Path(f"/proc/{pid}").exists() for pid in processes)
+INTERRUPTED = """
+import os, pathlib, signal, threading, time
+from dlrm_tvm.instances.work_queue import WorkQueue
+create = WorkQueue.create
+def watched():
+    queue = create()
+    threading.Thread(target=interrupt, args=(queue,), daemon=True).start()
+    return queue
+def interrupt(queue):
+    while queue.done[0] < 5:
+        time.sleep(0.01)
+    children = pathlib.Path(f"/proc/{{os.getpid()}}/task/{{os.getpid()}}/children").read_text()
+    pathlib.Path({folder!r}, "children").write_text(children)
+    signal.pthread_kill(threading.main_thread().ident, {number})
+WorkQueue.create = staticmethod(watched)
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_ends_loadgen_too_and_tells_what_was_done(
+    small: tuple[Path, Path], tmp_path: Path, number: int, status: int
+) -> None:
+    options = ("--model", small[0], "--num-instances", 1, "--samples", 200, "--duration", 600, "--warmup", 0, "--quiet")
+    options += ("--scenario", "server", "--target-qps", 20, "--log-dir", tmp_path)
+    script = changed(INTERRUPTED.format(folder=str(tmp_path), number=int(number)), *options)
+    done = subprocess.run(script, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (status, "")
+    assert not any(Path(f"/proc/{pid}").exists() for pid in (tmp_path / "children").read_text().split())
+    result = read_result(done.stdout)
+    assert result["interrupted"] and (result["valid"], result["latency_ms"], result["tests"]) == (None, None, [])
+    assert 5 <= result["samples"] < 200 and 100 <= result["items"] / result["samples"] <= 700
+    assert result["served"][0]["items"] >= result["items"], "what LoadGen has read was done before"
+    assert f"with {result['samples']:,} samples, {result['items']:,} items done" in done.stdout
+    assert result["items_per_s"] == pytest.approx(result["samples_per_s"] * result["items"] / result["samples"])
 
 
 @pytest.mark.parametrize(
@@ -249,8 +279,8 @@ def test_ctrl_c_ends_loadgen_too(small: tuple[Path, Path], tmp_path: Path) -> No
     [
         (("--scenario", "server", "--samples", "5"), "--scenario server needs a rate: give --target-qps Q, --find-pe"),
         (("--scenario", "server", "--samples", "5", "--target-qps", "0.001"), "take more than a day"),
-        (("--scenario", "server", "--samples", "5", "--target-qps", "0.005"), "459 samples at least, at 0.005"),
-        (("--scenario", "offline", "--samples", "5", "--target-qps", "1e6"), "more than the 16,000,000 samples"),
+        (("--scenario", "server", "--samples", "5", "--target-qps", "0.005"), "459 samples, at 0.005 per second"),
+        (("--scenario", "offline", "--samples", "5", "--target-qps", "1e6"), "more than the 16,000,000 of one test"),
         (
             ("--scenario", "offline", "--log-dir", str(ROOT / "README.md")),
             "Give a name in a folder that can be written",

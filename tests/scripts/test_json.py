@@ -115,6 +115,6 @@ def test_keys_of_loadgen(small: tuple[Path, Path], tmp_path: Path) -> None:
 def test_keys_of_a_sweep(small: tuple[Path, Path], tmp_path: Path) -> None:
     sweep = ("--sweep", "instances=1", "engine=ours", "precision=fp32", "--repeats", 1, "--output", tmp_path / "a.json")
     fields = result("multi_instance", "--model", small[0], *BRIEF[2:], *sweep)
-    varying = {"combinations[].rate", "warnings[].text", "warnings[].runs"}  # of an axis; of a disturbed run
+    varying = {"combinations[].arrivals", "combinations[].rate", "warnings[].text", "warnings[].runs"}
     assert keys(fields) | varying == documented("multi_instance.py --sweep", 0) | MACHINE
     assert parsed((tmp_path / "a.json").read_text()) == {"kind": "dlrm_tvm sweep", **fields}

@@ -44,6 +44,24 @@ def test_files_of_one_name_are_rows_of_their_own(tmp_path: Path) -> None:
     assert [(row.combination.source, row.repeats) for row in summary.rows] == [(str(paths[1]), 1), (str(paths[0]), 1)]
 
 
+def test_runs_whose_batches_arrive_in_other_ways_are_told_apart(tmp_path: Path) -> None:
+    """At one rate; a closed loop has no arrivals, and an earlier version's sweep of rates did not name its own."""
+    keys = ("arrivals", "rate", "burst", "trace")
+    ways = [
+        ("closed", None, 1, None),
+        ("poisson", 50.0, 1, None),
+        ("fixed", 50.0, 8, None),
+        ("trace", 50.0, 1, "a.txt"),
+    ]
+    paths = [written(tmp_path / f"{at}.json", **dict(zip(keys, way))) for at, way in enumerate(ways)]
+    summary, _ = read_results(paths, None)
+    shown = ["-", "poisson", "fixed, 8 at a time", "trace of a.txt"]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in sweep_markdown(summary).splitlines()]
+    at = rows[0].index("arrivals")
+    assert {row[0]: row[at] for row in rows[2:]} == {str(number): text for number, text in enumerate(shown)}
+    assert any(row.combination.variant.endswith(", fixed, 8 at a time, 50 batches/s") for row in summary.rows)
+
+
 def test_a_file_that_is_given_twice_is_no_second_run(tmp_path: Path) -> None:
     path = written(tmp_path / "run.json")
     with pytest.raises(UserError, match=r"--results .*run.json: given twice"):
