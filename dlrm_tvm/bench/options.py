@@ -6,6 +6,7 @@ Flags for LoadGen and for sweeps: loadgen/options.py, sweep/options.py.
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 from ..engines.interface import ENGINES, OURS, check_precision
@@ -223,23 +224,8 @@ def target_of(args: argparse.Namespace) -> Target | None:
 
 
 def run_settings(args: argparse.Namespace) -> RunSettings:
-    return RunSettings(
-        model=args.model,
-        instances=args.num_instances,
-        threads=args.num_threads,
-        cores=args.cores,
-        hyper_threading=args.hyper_threading,
-        ref_data=args.ref_data,
-        max_ind_range=args.max_ind_range,
-        indices_per_bag=args.indices_per_bag,
-        preload=args.preload,
-        huge_pages=args.huge_pages,
-        numa=args.numa,
-        profile=args.profile,
-        engine=args.engine,
-        onnx_model=args.onnx_model,
-        engine_precision=args.engine_precision,
-    )
+    named = {field.name: getattr(args, field.name) for field in fields(RunSettings) if hasattr(args, field.name)}
+    return RunSettings(**named, instances=args.num_instances, threads=args.num_threads)
 
 
 def duration_s(args: argparse.Namespace) -> float:

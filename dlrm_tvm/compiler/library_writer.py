@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shlex
@@ -11,7 +10,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -24,6 +23,7 @@ from tvm import relax
 
 from ..console import Bar
 from ..errors import UserError, interrupts_blocked
+from ..machine.files import locked
 from ..model.card import describe, describe_numerics
 from ..runtime.manifest import FORMAT_VERSION, Manifest, Parameter, Peak
 from ..runtime.parameters import TABLES, lay_out, rest_sha256, write_parameters
@@ -115,7 +115,7 @@ def put_in_place(job: Job) -> Job:
     library = job.settings.directory / job.staged.name
     if job.journal is not None:
         job.journal.release()
-    with _locked(job.settings.directory):  # two compilations of one name must not mix their files
+    with locked(job.settings.directory):  # two compilations of one name must not mix their files
         for suffix in (".params", ".json", ".so"):  # the library needs the others and comes last
             os.replace(job.staged.with_suffix(suffix), library.with_suffix(suffix))
     return replace(job, library=library)
@@ -133,17 +133,6 @@ def _write_parameters(job: Job, path: Path, build: str) -> _ParameterFile:
             sha256 = write_parameters(journal.file, build, sources, entries, bar.update, **kept)
             journal.hand_over(path)
     return _ParameterFile(path, size, sha256, rest_sha256(path, entries), entries)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _link(executable: relax.VMExecutable, path: Path) -> None:

@@ -9,14 +9,12 @@ first use (weights by demo_weights.py, the graph by dlrm_graph.py).
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +22,7 @@ import numpy as np
 
 from ..console import show
 from ..errors import UserError
-from ..machine.files import whole_blocks, write_whole
+from ..machine.files import locked, whole_blocks, write_whole
 from ..model.dlrm import Dense, Dlrm, GraphInputs, Table
 from ..model.interactions import Cross, Dot
 from ..paths import DATA, SHIPPED_DATA
@@ -86,7 +84,7 @@ def demo_model_path(
     say(f"Generating the demo model, {size}: {os.path.relpath(path)}")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with _locked(directory):
+        with locked(directory):
             if not _is_intact(path, tensors, table_rows, model):
                 _generate(path, tensors, table_rows, model)
     except OSError as error:
@@ -191,17 +189,6 @@ def _is_intact(path: Path, tensors: list[DemoTensor], table_rows: int, model: De
             return hashlib.sha256(data.read(mlp_end(tensors))).hexdigest() == model.mlp_sha256
     except OSError:
         return False
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One generating process per folder at a time; the system releases the lock when its holder dies."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _generate(path: Path, tensors: list[DemoTensor], table_rows: int, model: DemoModel) -> None:

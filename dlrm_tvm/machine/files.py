@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
@@ -38,6 +39,18 @@ def check_regular(path: Path, wanted: str) -> None:
     """Raises UserError for a folder, a pipe or a device: to read from those may take for ever."""
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: no regular file; {wanted} was wanted. Copy it into one.")
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """One process at a time; the system releases the lock when its holder dies."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_whole_file(path: Path, content: bytes) -> None:

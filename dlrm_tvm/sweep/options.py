@@ -77,7 +77,6 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--repeats", type=count, metavar="N", help="rounds over all combinations; default 3")
     group.add_argument("--csv", type=Path, metavar="FILE", help="write the table there")
-    group.add_argument("--json", type=Path, dest="output", help=argparse.SUPPRESS)  # its name before --output
     group.add_argument("--resume", action="store_true", help="go on with an interrupted sweep")
     group.add_argument("--sweep-seed", type=int, metavar="N", help="of the random order; default: drawn")
 

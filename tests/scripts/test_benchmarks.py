@@ -56,7 +56,7 @@ def test_make_bench_is_a_sweep_of_all_engines_and_precisions_or_of_those_named()
 def test_bench_times_every_installed_engine_beside_ours(demo_library: Path, tmp_path: Path) -> None:
     """That outputs are compared before they are timed is tests/engines' matter."""
     spec = "instances=1;threads=1;engine=ours,onnxruntime;precision=fp32"
-    options = ("--repeats", 2, "--duration", 0.2, "--warmup", 0.05, "--json", tmp_path / "a.json")
+    options = ("--repeats", 2, "--duration", 0.2, "--warmup", 0.05, "--output", tmp_path / "a.json")
     done = run("--model", demo_library, "--sweep", spec, *options)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
