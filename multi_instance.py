@@ -32,9 +32,9 @@ with reported():
         target_of,
         warmup_s,
     )
-    from dlrm_tvm.bench.rate_search import find_rate
+    from dlrm_tvm.bench.rate_search import RateSearch, find_rate
     from dlrm_tvm.bench.report import results_json, results_text
-    from dlrm_tvm.bench.session import open_session
+    from dlrm_tvm.bench.session import Session, open_session
     from dlrm_tvm.console import Parser, add_output_options, show, terminal
     from dlrm_tvm.loadgen.options import add_loadgen_options, check_loadgen_options, loadgen_options
     from dlrm_tvm.loadgen.report import loadgen_json, loadgen_text, score_accuracy_log
@@ -92,6 +92,8 @@ def run_once(args: argparse.Namespace) -> tuple[dict[str, object], int]:
         target, arrivals, search = target_of(args), arrivals_of(args), None
         if target is not None:
             search = find_rate(session.instances, target, **timing)
+            if search.interrupted:
+                return interrupted_search(session, search), interrupted_status()
             arrivals = search.arrivals
         report = measure(session, **timing, arrivals=arrivals, until_stable=args.until_stable)
         if args.profile:
@@ -112,6 +114,14 @@ def run_once(args: argparse.Namespace) -> tuple[dict[str, object], int]:
         if (most := args.fail_on_regression) is not None and comparison.is_slower(most) and not report.interrupted:
             return fields, FOUND_WANTING
     return fields, interrupted_status() if report.interrupted else 0
+
+
+def interrupted_search(session: Session, search: RateSearch) -> dict[str, object]:
+    """The result: no run at the rate that was to be found."""
+    show(search.text())
+    plan = session.plan
+    what = {"model": plan.manifest.model.name, "library": str(plan.settings.model), "environment": plan.environment}
+    return {**what, "rate_search": search.to_json(), "interrupted": True}
 
 
 def start_gate(raylet_pid: int | None) -> Callable[[], None]:

@@ -66,13 +66,15 @@ class Probe:
 
 @dataclass(frozen=True)
 class RateSearch:
-    """rate: the highest that held; not_held: the lowest above it that did not, or the closed loop's."""
+    """rate: the highest that held; not_held: the lowest above it that did not, or the closed loop's. interrupted:
+    whether Ctrl-C ended it; then rate is None where none had held yet."""
 
     target: Target
-    rate: float
+    rate: float | None
     not_held: float
     closed_loop_rate: float
     probes: tuple[Probe, ...]
+    interrupted: bool = False
 
     @property
     def arrivals(self) -> Arrivals:
@@ -80,6 +82,8 @@ class RateSearch:
 
     def text(self) -> str:
         below = f"; {self.not_held:,.1f} does not" if self.not_held < self.closed_loop_rate else ""
+        if self.rate is None:
+            return line("highest rate", f"unknown: interrupted before one held{below}")
         found = f"{self.rate:,.1f} batches/s, {self.rate / self.closed_loop_rate:.2f} of the closed loop's"
         return line("highest rate", f"{found}, keeps {self.target.text}{below}")
 
@@ -90,7 +94,8 @@ class RateSearch:
 def find_rate(
     instances: Instances, target: Target, *, duration_s: float, warmup_s: float, show: Callable[[str], None]
 ) -> RateSearch:
-    """duration_s: of a window at least. Raises FoundWantingError where no rate holds, KeyboardInterrupt on Ctrl-C."""
+    """duration_s: of a window at least. Raises FoundWantingError where no rate holds, KeyboardInterrupt where Ctrl-C
+    comes before a rate was judged."""
     timing = {"duration_s": duration_s, "warmup_s": warmup_s}
     closed = _completed(instances.measure(**timing)).measurement
     fastest, quickest_ms = closed.total_batches_per_s, percentiles_ms(np.concatenate(closed.latencies_ns))["p50"]
@@ -100,17 +105,35 @@ def find_rate(
     show(line("closed loop", f"{fastest:,.1f} batches/s, p50 {quickest_ms:.3f} ms"))
     show(line("wanted", wanted))
     probes: list[Probe] = []
-    low, high = 0.0, fastest
-    while quickest_ms <= target.max_latency_ms and high - low > _PRECISION * fastest:
-        probes.append(_probe(instances, target, (low + high) / 2, timing))
+
+    def holds(rate: float) -> bool:
+        probes.append(_probe(instances, target, rate, timing))
         show(line("rate", _said(probes[-1])))
-        low, high = (probes[-1].rate, high) if probes[-1].holds else (low, probes[-1].rate)
+        return bool(probes[-1].holds)
+
+    try:
+        low, high = bisected(holds, fastest) if quickest_ms <= target.max_latency_ms else (0.0, fastest)
+    except KeyboardInterrupt:
+        if not probes:
+            raise
+        low = max((probe.rate for probe in probes if probe.holds), default=None)
+        high = min((probe.rate for probe in probes if not probe.holds), default=fastest)
+        return RateSearch(target, low, high, fastest, tuple(probes), interrupted=True)
     if not low:
         raise FoundWantingError(
             f"No rate keeps {target.text}; back to back half of all batches take more than {quickest_ms:.3g}. "
             "Give a larger --max-latency-ms, or a library of a smaller batch."
         )
     return RateSearch(target, low, high, fastest, tuple(probes))
+
+
+def bisected(holds: Callable[[float], bool], most: float) -> tuple[float, float]:
+    """(the highest rate that held, 0 where none did; the lowest above it that did not), at most 2 % of `most` apart."""
+    low, high = 0.0, most
+    while high - low > _PRECISION * most:
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low, high
 
 
 def _completed(run: MeasuredRun) -> MeasuredRun:

@@ -13,11 +13,11 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 
+from ..bench.rate_search import bisected
 from .process import LoadgenTest
 from .settings import LoadgenRequest, too_long
 
 _PROBE_S, _PROBE_QUERIES = 10.0, 1000  # early stopping forgives 2 of 1,000 queries
-_PRECISION = 0.02
 _CONFIRMATIONS, _STEP_DOWN = 6, 0.97
 _STRETCHES = 3
 
@@ -61,15 +61,11 @@ def find_peak_qps(
         say(name, f"{qps:,.1f} samples/s, {verdict.queries:,} queries: p99 {verdict.latency_ms['p99']:.1f} ms, {found}")
         return verdict.is_valid
 
-    low, high = 0.0, most_qps
-    while high - low > _PRECISION * most_qps:
-        middle = (low + high) / 2
-        seconds = min(max(_PROBE_S, _PROBE_QUERIES / middle), duration_s)
-        if is_valid(middle, seconds, f"probe_{len(tests):02}"):
-            low = middle
-        else:
-            high = middle
-    for attempt in range(_CONFIRMATIONS if low else 0):
-        if is_valid(low * _STEP_DOWN**attempt, duration_s, f"full_{attempt}"):
+    def probe(qps: float) -> bool:
+        return is_valid(qps, min(max(_PROBE_S, _PROBE_QUERIES / qps), duration_s), f"probe_{len(tests):02}")
+
+    highest, _ = bisected(probe, most_qps)
+    for attempt in range(_CONFIRMATIONS if highest else 0):
+        if is_valid(highest * _STEP_DOWN**attempt, duration_s, f"full_{attempt}"):
             break
     return tests

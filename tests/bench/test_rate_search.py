@@ -106,6 +106,23 @@ def test_a_window_without_a_batch_is_of_a_rate_that_does_not_hold() -> None:
     assert all(not probe.holds and probe.late == 1 for probe in found.probes if probe.rate > 100)
 
 
+def test_an_interrupted_search_keeps_what_it_has_judged() -> None:
+    class Interrupted(Machine):
+        def measure(self, **timing: object) -> SimpleNamespace:
+            if len(self.windows) == windows:
+                raise KeyboardInterrupt
+            return super().measure(**timing)
+
+    whole, _ = search(Machine(), Target(6))
+    windows = sum(probe.windows for probe in whole.probes[:3]) + 1
+    found, _ = search(Interrupted(), Target(6))
+    assert found.interrupted and found.probes == whole.probes[:3]
+    assert found.rate == max(probe.rate for probe in found.probes if probe.holds)
+    windows = 0
+    with pytest.raises(KeyboardInterrupt):
+        search(Interrupted(), Target(6))
+
+
 def test_a_bound_below_the_service_time_is_one_line() -> None:
     with pytest.raises(FoundWantingError, match=r"No rate keeps p99 within 1 ms; back to back half of all batches"):
         search(Machine(), Target(1))
