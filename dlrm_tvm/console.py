@@ -37,7 +37,7 @@ SCHEMA_VERSION = 1  # of the JSON: docs/json.md
 TAIL = ("p50", "p90", "p99", "p999", "max")  # of latencies, as people are shown them
 WIDTH = 100  # columns of a line for people
 
-_DRAWN_EVERY_S, _PRINTED_EVERY_S = 1.0, 10.0  # on a terminal; elsewhere, as a line of its own
+_DRAWN_EVERY_S, _PRINTED_EVERY_S = 0.5, 10.0  # on a terminal; elsewhere, as a line of its own
 _PLAIN = "{desc}: {percentage:.0f}% after {elapsed}, about {remaining} left{postfix}"
 _LABEL = re.compile(r" *\S.{0,20}? {2,}(?=\S)")
 
@@ -87,7 +87,7 @@ class Bar:
 
 @contextmanager
 def terminal(*, quiet: bool = False, stdout_for_programs: bool = False) -> Iterator[None]:
-    """While this lasts, stderr says what is under way: every second on a terminal, elsewhere a line every 10 s.
+    """While this lasts, stderr says what is under way: twice a second on a terminal, elsewhere a line every 10 s.
 
     stdout_for_programs: from now on lines for people go to stderr too.
     """

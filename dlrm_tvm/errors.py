@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, NoReturn
@@ -114,13 +115,24 @@ def _interrupt(number: int, frame: object) -> None:
 @contextmanager
 def interrupts_blocked(*others: int) -> Iterator[set[int]]:
     """No Ctrl-C, and none of the other signals, between starting a process and knowing of it: what a handler raises
-    while Python forks is ignored. A blocked signal stays blocked over exec: workers never see a Ctrl-C; the parent
-    decides. Gives the mask from before, for children that shall see them."""
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *others})
+    while Python forks is ignored. They come afterwards, also those that another thread took, whose mask is its own.
+
+    A blocked signal stays blocked over exec: workers never see a Ctrl-C; the parent decides. Gives the mask from
+    before, for children that shall see them."""
+    numbers, waiting = {signal.SIGINT, *others}, []
+    is_main = threading.current_thread() is threading.main_thread()  # no other may set handlers
+    handlers = {number: each for number in numbers if is_main and callable(each := signal.getsignal(number))}
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
+        for number in handlers:
+            signal.signal(number, lambda number, frame: waiting.append(number))
         yield previous
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        if waiting:
+            signal.raise_signal(waiting[0])
 
 
 def interrupted_status() -> int:

@@ -25,6 +25,7 @@ from .statistics import percentiles_ms, t_975
 
 _FEWEST, _MOST_WINDOWS = 3, 8
 _HOPELESS = 0.5  # share of late batches in one window: the queue grows
+_LONGEST = 4  # windows at low rates, times the duration
 _ENOUGH = 3  # times the batches that would do if none were late: some are
 _PRECISION = 0.02
 _Z_975 = 1.96
@@ -101,7 +102,8 @@ def find_rate(
     fastest, quickest_ms = closed.total_batches_per_s, percentiles_ms(np.concatenate(closed.latencies_ns))["p50"]
     wanted = f"{target.text}: {target.late_allowed:.3g} of all batches may be late"
     if target.fewest > fastest * _PRECISION * duration_s:
-        wanted += f"; windows of {duration_s:g} s, at low rates of {target.fewest:,} batches"
+        longest_s = min(target.fewest / _PRECISION / fastest, _LONGEST * duration_s)
+        wanted += f"; windows of {duration_s:g} s, at low rates up to {longest_s:.3g} s"
     show(line("closed loop", f"{fastest:,.1f} batches/s, p50 {quickest_ms:.3f} ms"))
     show(line("wanted", wanted))
     probes: list[Probe] = []
@@ -145,7 +147,8 @@ def _completed(run: MeasuredRun) -> MeasuredRun:
 def _probe(instances: Instances, target: Target, rate: float, timing: dict[str, float]) -> Probe:
     late: list[int] = []
     asked: list[int] = []
-    timing = timing | {"duration_s": max(timing["duration_s"], target.fewest / rate)}
+    shortest_s = timing["duration_s"]
+    timing = timing | {"duration_s": min(max(shortest_s, target.fewest / rate), _LONGEST * shortest_s)}
     for window in range(_MOST_WINDOWS):
         arrivals = Arrivals("poisson", rate, seed=window)
         try:

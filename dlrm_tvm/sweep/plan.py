@@ -65,7 +65,7 @@ class Combination:
     def variant(self) -> str:
         rate = None if self.rate is None else f"{self.rate:,.7g} batches/s"
         named = (self.source, f"batch {self.batch}", self.precision, TITLES.get(self.engine, self.engine))
-        named += (self.arriving, rate)
+        named += (self.arrivals, rate)
         return ", ".join(filter(None, named))
 
     @property

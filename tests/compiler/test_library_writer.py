@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models import job_of, random_dlrm
+from scripts import assert_gone
 
 from dlrm_tvm.compiler import job, library_writer
 from dlrm_tvm.compiler.pipeline import check_finite, compile_model, machine_code
@@ -200,9 +201,7 @@ def test_a_ctrl_c_while_a_child_links_ends_the_child_and_what_it_started(tmp_pat
     with pytest.raises(KeyboardInterrupt):
         library_writer._in_child(work)
     ended.set()
-    for pid in pids.read_text().split():
-        status = Path(f"/proc/{pid}/status")
-        assert not status.exists() or "State:\tZ" in status.read_text()
+    assert_gone(pids.read_text().split())
 
 
 @pytest.mark.parametrize("failure", ["os.abort()", "os._exit(3)", "sys.exit(0)", "1 / 0"])

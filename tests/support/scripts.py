@@ -9,10 +9,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
+import psutil
 import pytest
 
 from dlrm_tvm.paths import ROOT
@@ -83,11 +85,19 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def assert_gone(pids: list[int]) -> None:
+def assert_gone(pids: Iterable[int | str]) -> None:
+    """A killed process that is not our child ends some time after the kill, and may stay unread."""
     deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in pids):
+    while time.monotonic() < deadline and any(map(_is_alive, pids)):
         time.sleep(0.05)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not any(map(_is_alive, pids))
+
+
+def _is_alive(pid: int | str) -> bool:
+    try:
+        return psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def assert_one_line(done: subprocess.CompletedProcess, *parts: str) -> None:
