@@ -63,9 +63,17 @@ class Combination:
 
     @property
     def variant(self) -> str:
+        """All but the placement."""
+        return self._named(f"batch {self.batch}")
+
+    @property
+    def series(self) -> str:
+        """All but the placement and the batch."""
+        return self._named() or "all"
+
+    def _named(self, *batch: str) -> str:
         rate = None if self.rate is None else f"{self.rate:,.7g} batches/s"
-        named = (self.source, f"batch {self.batch}", self.precision, TITLES.get(self.engine, self.engine))
-        named += (self.arrivals, rate)
+        named = (self.source, *batch, self.precision, TITLES.get(self.engine, self.engine), self.arrivals, rate)
         return ", ".join(filter(None, named))
 
     @property

@@ -26,7 +26,8 @@ _FORMATS = (".png", ".svg", ".pdf")
 _INCHES = (7.0, 4.2)
 _STYLE = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "svg.fonttype": "none", "text.parse_math": False}
 _BINS = 80
-_MARKERS = "osD^v<>P*X"
+_MARKERS = "osD^v<>PX"  # one fewer than colours, so that 90 pairs are different
+_MOST_VARIANTS = 10
 _MARKED = ("p50", "p90", "p99", "p999")
 
 
@@ -41,27 +42,38 @@ def check_plot(path: Path) -> None:
 
 
 def throughput_picture(summary: Summary, title: str, suffix: str) -> bytes:
-    """All rows, their spread as bars, by variant; the Pareto front joined, instances × threads beside its points."""
+    """All rows, their spread as bars, by variant; the Pareto front joined, instances × threads beside its points.
+
+    With many variants those that differ in their batch have one marker, and batches are beside the front's points too.
+    """
+    batches_apart = len({row.combination.variant for row in summary.rows}) <= _MOST_VARIANTS
+
+    def name(row: Row) -> str:
+        return row.combination.variant if batches_apart else row.combination.series
+
+    rows = sorted(summary.rows, key=lambda row: (batches_apart and row.combination.batch, name(row), row.p99_ms))
+    groups = {key: list(group) for key, group in groupby(rows, key=name)}
     with _style():
-        figure = _figure(title)
+        figure = _figure(title, entries=len(groups) + 2)
         axes = figure.add_subplot(xscale="log", xlabel="p99 latency [ms per batch]", ylabel="throughput [items/s]")
-        by_variant = sorted(summary.rows, key=lambda row: (row.combination.batch, row.combination.variant, row.p99_ms))
-        markers = cycle(_MARKERS)
-        for variant, group in groupby(by_variant, key=lambda row: row.combination.variant):
-            _draw_variant(axes, variant, list(group), next(markers))
+        for (variant, group), marker in zip(groups.items(), cycle(_MARKERS)):
+            _draw_variant(axes, fill(variant, 36), group, marker)
         front = sorted((row for row in summary.rows if row.combination in summary.pareto), key=lambda row: row.p99_ms)
         points = [row.p99_ms for row in front], [row.items_per_s for row in front]
         axes.plot(*points, color="black", linewidth=1, zorder=1, label="Pareto front")
-        for row in front:
+        for number, row in enumerate(front):
             text = f"{row.combination.instances}×{row.combination.threads}"
-            at = {"xytext": (5, -10), "textcoords": "offset points", "fontsize": 7}
+            text += "" if batches_apart else f", {row.combination.batch}"
+            places = ({"xytext": (5, -10)}, {"xytext": (-4, 5), "horizontalalignment": "right"})  # in turn
+            at = {"textcoords": "offset points", "fontsize": 7} | places[number % 2]
             axes.annotate(text, (row.p99_ms, row.items_per_s), **at)
         if summary.max_latency_ms is not None:
             axes.axvline(summary.max_latency_ms, color="gray", linestyle="--", label=f"{summary.max_latency_ms:g} ms")
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter("{x:,.0f}")
         _log_ticks(axes.xaxis)
-        figure.legend(loc="outside right center", fontsize=8)
+        beside = None if batches_apart else "front: instances × threads, batch"
+        figure.legend(loc="outside right center", fontsize=8, title=beside, title_fontsize=8)
         return _bytes(figure, suffix)
 
 
@@ -144,20 +156,23 @@ def _style():
     return matplotlib.rc_context(_STYLE)
 
 
-def _figure(title: str):
+def _figure(title: str, entries: int = 0):
+    """entries: of the legend, perhaps of two lines each; many make it higher."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=_INCHES, layout="constrained", dpi=200)
+    width, height = _INCHES
+    figure = Figure(figsize=(width, max(height, 1 + 0.2 * entries)), layout="constrained", dpi=200)
     figure.suptitle(fill(title, 100), x=0.02, horizontalalignment="left", fontsize=9)
     return figure
 
 
 def _log_ticks(axis) -> None:
-    """As numbers, at 1, 2, 5, 10, .., where less than a decade is shown at 1, 2, 3, .."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    """As numbers: of many decades at 1, 10, .., of a few at 1, 2, 5, 10, .., of one at 1, 2, 3, .., of less evenly."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else range(1, 10), numticks=30))
+    subs = (1,) if high > 300 * low else (1, 2, 5) if high > 10 * low else range(1, 10)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=30) if high > 2 * low else MaxNLocator(6))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axis.set_minor_formatter(NullFormatter())
 

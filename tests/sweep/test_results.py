@@ -239,6 +239,19 @@ def test_picture_has_a_line_per_engine_and_precision() -> None:
         assert f">{text}<" in svg
 
 
+def test_a_picture_of_many_variants_has_a_marker_for_all_batches_of_one_and_batches_beside_the_front() -> None:
+    pytest.importorskip("matplotlib")
+    batches = range(1, 9)
+    runs = [
+        made_up_run(Combination(1, 1, batch, engine, "int8"), 0, rate * batch, batch)
+        for batch in batches
+        for engine, rate in (("ours", 30), ("openvino", 20))
+    ]
+    svg = throughput_picture(summarise(runs, None), "demo", ".svg").decode()
+    assert svg.count(">int8, ours<") == svg.count(">int8, OpenVINO<") == 1 and ">batch " not in svg
+    assert all(f">1×1, {batch}<" in svg for batch in batches)
+
+
 def test_a_table_that_is_too_wide_leaves_out_what_is_wanted_least() -> None:
     runs = [made_up_run(replace(ONE, engine="onnxruntime", precision="bf16", source="machine"), 0, 1e6, 1.0)]
     summary = summarise(runs, None)
