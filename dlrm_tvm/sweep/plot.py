@@ -120,6 +120,7 @@ def latency_picture(latencies_ms: np.ndarray, title: str, suffix: str) -> bytes:
             lower.plot([], [], color="black", linestyle=style, linewidth=0.8, label=label)
         lower.set(xlabel="latency [ms per batch]", ylabel="share of batches", ylim=(0, 1.02))
         _log_ticks(lower.xaxis)
+        _log_ticks(upper.yaxis)
         figure.legend(loc="outside right center", fontsize=8)
         return _bytes(figure, suffix)
 

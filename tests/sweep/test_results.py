@@ -266,6 +266,7 @@ def test_latencies_are_drawn_with_their_percentiles() -> None:
     svg = latency_picture(np.linspace(1, 9.99, 1000), "demo", ".svg").decode()
     for text in ("p50 5.49 ms", "p90 9.09 ms", "p99 9.9 ms", "p99.9 9.98 ms", "share of batches", "batches"):
         assert f">{text}<" in svg
+    assert "mathdefault" not in svg
 
 
 def test_the_roofline_has_every_part() -> None:
