@@ -104,7 +104,7 @@ def terminal(*, quiet: bool = False, stdout_for_programs: bool = False) -> Itera
             _draw(on_terminal)
 
     thread = threading.Thread(target=tick, daemon=True)
-    with interrupts_blocked(*signal.valid_signals()):  # they are the main thread's alone
+    with interrupts_blocked(signal.valid_signals()):  # they are the main thread's alone
         thread.start()
     try:
         with Bar("starting"):

@@ -15,16 +15,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, NoReturn
 
 FOUND_WANTING = 3
 
 _LONGEST = 300  # characters of an error that somebody else raised
-_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+_ENDING_SIGNALS = {  # with the handlers that are replaced; another one ignores, as under nohup, or is somebody's
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
 
-_ended_by = signal.SIGINT  # where KeyboardInterrupt was raised
+_ended_by: signal.Signals | None = None  # where KeyboardInterrupt was raised
 
 
 class UserError(ValueError):
@@ -73,12 +77,13 @@ def reported() -> Iterator[None]:
     Streams that are missing are opened on /dev/null; what their encoding lacks is written as an escape. Scripts import
     within such a context too, as that takes seconds.
     """
-    taken = {number: signal.getsignal(number) for number in _ENDING_SIGNALS}
+    global _ended_by
+    _ended_by = None
+    taken = {number: each for number, each in _ENDING_SIGNALS.items() if signal.getsignal(number) == each}
     try:
         _open_streams()
-        for number, handler in taken.items():
-            if handler == signal.SIG_DFL:  # else it is ignored, as under nohup, or somebody else's
-                signal.signal(number, _interrupt)
+        for number in taken:
+            signal.signal(number, _interrupt)
         yield
     except SystemExit:
         _flush()
@@ -86,7 +91,7 @@ def reported() -> Iterator[None]:
     except UserError as error:
         _fail(str(error), error.status)
     except KeyboardInterrupt:
-        _fail("Interrupted." if _ended_by == signal.SIGINT else f"Ended by {_ended_by.name}.", interrupted_status())
+        _fail_interrupted()
     except BrokenPipeError:
         _fail("Whoever read the output is gone.")
     except MemoryError:
@@ -94,32 +99,33 @@ def reported() -> Iterator[None]:
     except OSError as error:
         _fail(one_line(error) if _has_folder() else "The current folder was deleted. Change to another one.")
     except RuntimeError as error:
+        if _ended_by:  # TVM makes one of what is raised in a function that it calls
+            _fail_interrupted()
         if "Symlink loop" not in str(error):  # pathlib's, before Python 3.13
             raise
         _fail(f"{error}. Give a path without it.")
     finally:
         for number, handler in taken.items():
-            if handler == signal.SIG_DFL:
-                signal.signal(number, handler)
+            signal.signal(number, handler)
 
 
 def _interrupt(number: int, frame: object) -> None:
     global _ended_by
     _ended_by = signal.Signals(number)
     handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler):  # Ctrl-C is ignored, as after a shell's &
+    if handler is _interrupt or not callable(handler):  # Ctrl-C is ignored, as after a shell's &
         raise KeyboardInterrupt
     handler(signal.SIGINT, frame)
 
 
 @contextmanager
-def interrupts_blocked(*others: int) -> Iterator[set[int]]:
-    """No Ctrl-C, and none of the other signals, between starting a process and knowing of it: what a handler raises
-    while Python forks is ignored. They come afterwards, also those that another thread took, whose mask is its own.
+def interrupts_blocked(numbers: Iterable[int] = _ENDING_SIGNALS) -> Iterator[set[int]]:
+    """No Ctrl-C and none of its kind between starting a process and knowing of it: what a handler raises while Python
+    forks is ignored. They come afterwards, also those that another thread took, whose mask is its own.
 
-    A blocked signal stays blocked over exec: workers never see a Ctrl-C; the parent decides. Gives the mask from
-    before, for children that shall see them."""
-    numbers, waiting = {signal.SIGINT, *others}, []
+    A blocked signal stays blocked over exec: workers never see a Ctrl-C, nor the SIGTERM that Slurm and systemd send to
+    all processes of a job; the parent decides. Gives the mask from before, for children that shall see them."""
+    waiting: list[int] = []
     is_main = threading.current_thread() is threading.main_thread()  # no other may set handlers
     handlers = {number: each for number in numbers if is_main and callable(each := signal.getsignal(number))}
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
@@ -137,7 +143,12 @@ def interrupts_blocked(*others: int) -> Iterator[set[int]]:
 
 def interrupted_status() -> int:
     """The exit status after a KeyboardInterrupt, as a shell has it: 130, or 143 where it was SIGTERM."""
-    return 128 + _ended_by
+    return 128 + (_ended_by or signal.SIGINT)
+
+
+def _fail_interrupted() -> NoReturn:
+    by_ctrl_c = _ended_by in (None, signal.SIGINT)
+    _fail("Interrupted." if by_ctrl_c else f"Ended by {_ended_by.name}.", interrupted_status())
 
 
 def _fail(message: str, status: int = 1) -> NoReturn:

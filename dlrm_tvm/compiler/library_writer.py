@@ -153,7 +153,7 @@ def _in_child(work: Callable[[], None]) -> tuple[int, str]:
     reading, writing = os.pipe()
     pid = None
     try:
-        with interrupts_blocked(signal.SIGTERM, signal.SIGHUP) as mask:
+        with interrupts_blocked() as mask:
             pid = os.fork()
             if pid == 0:
                 _work_and_exit(work, writing, mask)

@@ -104,7 +104,7 @@ class Instances:
             with interrupts_blocked():
                 for assignment in self._assignments:
                     self._workers.append(WorkerProcess(assignment, self._command))
-            with Bar(f"starting {len(self._workers)} instances"):
+            with Bar(f"starting {len(self._workers)} instance{'s' * (len(self._workers) > 1)}"):
                 self._gather(silence_s=self._opening_s)
         except BaseException:
             self._end(wait_s=0)

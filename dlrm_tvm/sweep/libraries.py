@@ -201,7 +201,7 @@ def _compile(arguments: list[str], library: Path, show: Callable[[str], None]) -
     """
     began = time.monotonic()
     with ExitStack() as running:
-        with interrupts_blocked(signal.SIGTERM, signal.SIGHUP) as mask:
+        with interrupts_blocked() as mask:
             process = subprocess.Popen(
                 [sys.executable, str(COMPILE_SCRIPT), *arguments],
                 cwd=WORK,

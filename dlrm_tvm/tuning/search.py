@@ -106,14 +106,13 @@ class Search:
         records = []
         for numbers in candidates:
             elapsed = self._clock() - self._began
-            self._progress.note = f"at most {max(self._seconds - elapsed, 0):.0f} s, {kernel} {shape}"
+            self._progress.note = f"{self.counts[0]} measured, {kernel} {shape}"
             key = (kernel, shape, tuple(sorted(numbers.items())))
             self._wanted.add(key)
             if key not in self._known and elapsed < share * self._seconds:
                 self._known[key] = self._record(kernel, shape, numbers, time(numbers))
                 append(self.trials, self._known[key])
             records.append(self._known.get(key) or self._record(kernel, shape, numbers))
-            self._progress.update()
         fastest = max(records, key=lambda record: record.share_of_peak or 0)
         return fastest if (fastest.share_of_peak or 0) > _MARGIN * (records[0].share_of_peak or 0) else records[0]
 
@@ -146,7 +145,7 @@ def tune(
     family, name = cpu.family(numerics.precision), model.fingerprint[:8]
     with Bar("looking at the machine"):
         space = _Space.of(model, batch, cpu, numerics, measure_machine(cpu, family, weight_bytes(model, numerics)))
-    with Bar("tuning", space.trials, "trials") as progress:
+    with Bar("tuning", seconds if math.isfinite(seconds) else None) as progress:  # not all trials may be made
         search = Search(cpu, log, progress, name, numerics.precision, seconds=seconds, clock=clock)
         peak = Peak(cpu, family)
         dense = _search_layers(search, space, space.trial_of(cpu, peak, weight_bytes(model, numerics)))
@@ -190,13 +189,6 @@ class _Space:
             return DenseTrial(layer, mr, cpu, peak, network_bytes, tiles)
 
         return trial
-
-    @property
-    def trials(self) -> int:
-        """One more or less, as the rule's block is among the candidates or not."""
-        dense = sum(len(dense_candidates(mr, layer, self.registers)) for mr in self.heights for layer in self.layers)
-        blocks = len(block_candidates(self.batch, self.heights[0], self.block_items))
-        return dense + len(self.heights) + blocks + len(_PREFETCHES)
 
 
 def _search_layers(

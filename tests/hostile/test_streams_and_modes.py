@@ -112,6 +112,20 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(name, after_s) -> None:
     assert process.returncode in (130, 1, 2)
 
 
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "Interrupted."), (signal.SIGTERM, "Ended by SIGTERM.")])
+def test_an_interrupt_in_a_function_that_tvm_calls_is_one_line(number, said) -> None:
+    """TVM makes a RuntimeError of it, as of everything that it does not know."""
+    code = (
+        f"import signal, sys; sys.path[:0] = [{str(ROOT)!r}]\nimport tvm_ffi\nfrom dlrm_tvm.errors import run_script\n"
+        "def work():\n    try:\n"
+        f"        tvm_ffi.convert(lambda: signal.raise_signal({int(number)}))()\n"
+        "    except RuntimeError:\n        print('a RuntimeError', flush=True)\n        raise\n"
+        "run_script(work)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "a RuntimeError\n", said + "\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_compilation_that_is_ended_leaves_nothing(tmp_path, number, library) -> None:
     """Once it has begun to write."""

@@ -293,9 +293,9 @@ def test_workers_end_with_their_parent(name: str) -> None:
     assert not any(is_alive(pid) for pid in pids)
 
 
-def test_workers_never_see_ctrl_c() -> None:
+def test_workers_never_see_ctrl_c_nor_what_a_scheduler_sends_to_all_processes_of_a_job() -> None:
     with fakes(1) as instances:
         status = Path(f"/proc/{instances.pids[0]}/status").read_text()
         blocked = int(next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")), 16)
-        assert blocked & 1 << signal.SIGINT - 1
+        assert all(blocked & 1 << number - 1 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
