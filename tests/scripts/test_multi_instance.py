@@ -123,7 +123,8 @@ def test_ctrl_c_and_sigterm_print_what_was_measured(demo_library: Path, number: 
     before_s = sum(psutil.Process(worker).cpu_times()[:2])
     while sum(psutil.Process(worker).cpu_times()[:2]) < before_s + 1:  # it computes no longer than the time that passes
         time.sleep(0.01)
-    script.send_signal(number)
+    for pid in (worker, script.pid):  # as Slurm does, to all processes of a job
+        os.kill(pid, number)
     output, errors = script.communicate(timeout=30)
     result = read_result(output)
     assert (script.returncode, errors) == (status, "")
