@@ -38,6 +38,7 @@ TAIL = ("p50", "p90", "p99", "p999", "max")  # of latencies, as people are shown
 WIDTH = 100  # columns of a line for people
 
 _DRAWN_EVERY_S, _PRINTED_EVERY_S = 0.5, 10.0  # on a terminal; elsewhere, as a line of its own
+_FIRST, _BETWEEN = "starting", "working"  # before the first phase, and between two
 _PLAIN = "{desc}: {percentage:.0f}% after {elapsed}, about {remaining} left{postfix}"
 _LABEL = re.compile(r" *\S.{0,20}? {2,}(?=\S)")
 
@@ -61,6 +62,8 @@ class Bar:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         _open_bars.remove(self)
+        if len(_open_bars) == 1 and _open_bars[0]._what == _FIRST:
+            _open_bars[0]._what = _BETWEEN
 
     def update(self, units: float = 1) -> None:
         self._done += units
@@ -107,7 +110,7 @@ def terminal(*, quiet: bool = False, stdout_for_programs: bool = False) -> Itera
     with interrupts_blocked(signal.valid_signals()):  # they are the main thread's alone
         thread.start()
     try:
-        with Bar("starting"):
+        with Bar(_FIRST):
             if on_terminal:
                 _draw(on_terminal)
             yield

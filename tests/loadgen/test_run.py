@@ -346,7 +346,7 @@ def test_stopped_instance_ends_the_run_after_a_while(small: tuple[Path, Path], t
         "process.LoadgenProcess.test = stopped\n"
     )
     options = ("--scenario", "server", "--target-qps", 50, "--duration", 30, "--num-instances", 1)
-    command = changed(setup, *short(small[0], tmp_path), *options)
+    command = changed(setup, "--quiet", *short(small[0], tmp_path), *options)
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
     assert "No instance finished anything for 1.5 s, though there was work" in done.stderr

@@ -90,7 +90,7 @@ def test_the_tables_have_all_flags_of_a_script(script: str):
 def test_flags_named_anywhere_exist():
     known = set().union(*map(all_flags, (*SCRIPTS, "tests/support/flag_tables.py", "tests/benchmarks/turns.py")))
     others = re.compile(
-        r"^    (?:docker|numactl|srun|taskset|ray|RAY_\S+|#SBATCH) .*?(?:python|$)", re.MULTILINE
+        r"^    (?:docker|numactl|srun|sbatch|taskset|ray|RAY_\S+|#SBATCH) .*?(?:python|$)", re.MULTILINE
     )  # before ours begins
     assert set(FLAG.findall(others.sub("", TEXT))) - known == set()
 
