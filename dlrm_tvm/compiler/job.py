@@ -14,7 +14,7 @@ from ..kernels.isa import GENERIC, Family
 from ..machine.cpu import host_flags
 from ..machine.tile_state import tile_refusal
 from ..model.dlrm import Dlrm
-from ..model.precision import Numerics
+from ..model.precision import Numerics, weight_bytes
 from ..runtime.parameters import ParameterSource
 from ..schedules.machine_model import MachineModel
 from ..schedules.rules import Schedules
@@ -70,6 +70,11 @@ class Job:
     def family(self) -> Family:
         """Of the kernels' instructions; GENERIC if the CPU runs TVM's default code alone."""
         return self.isa or self.cpu.find_family(self.numerics.precision) or GENERIC
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the layers as the library holds them."""
+        return weight_bytes(self.model, self.numerics, self.family.parts)
 
     @property
     def label(self) -> str:

@@ -195,7 +195,7 @@ def _manifest(job: Job, library: Path, parameters: _ParameterFile, build: str) -
     return Manifest(
         format_version=FORMAT_VERSION,
         build=build,
-        model=describe(job.model, job.numerics),
+        model=describe(job.model, job.numerics, job.family.parts),
         batch_size=job.settings.batch_size,
         precision=job.numerics.precision,
         family=job.family.name,

@@ -20,7 +20,6 @@ from ..data.demo import DEMOS, demo_model_path
 from ..data.state_dict import graph_of_weights, graph_path
 from ..errors import FoundWantingError, UserError, printable
 from ..model.dlrm import Dlrm
-from ..model.precision import weight_bytes
 from ..paths import DEFAULT_LOG
 from ..runtime.artifact import open_artifact
 from ..runtime.table_files import expect_single_rows
@@ -120,9 +119,9 @@ def lay_out(job: Job) -> Job:
 def look_at_machine(job: Job) -> Job:
     """Rates are measured where the library will run, for kernels of ours whose schedules are still to be chosen."""
     wanted = job.settings.tuning_log_file is not None and job.schedules is None and not job.family.tiles
-    machine, nbytes = MachineModel(job.cpu.caches), weight_bytes(job.model, job.numerics)
-    if wanted and job.cpu.is_host and job.runs_here and not machine.keeps(nbytes):
-        machine = measure_machine(job.cpu, job.family, nbytes)
+    machine = MachineModel(job.cpu.caches)
+    if wanted and job.cpu.is_host and job.runs_here and not machine.keeps(job.weight_bytes):
+        machine = measure_machine(job.cpu, job.family, job.weight_bytes)
     return replace(job, machine=machine)
 
 
@@ -134,12 +133,11 @@ def choose(job: Job) -> Job:
     layers = layer_shapes(job.model, job.numerics, job.family)
     if job.family.tiles:
         return replace(job, schedules=tile_schedules(layers, job.settings.batch_size, job.machine.caches))
-    nbytes = weight_bytes(job.model, job.numerics)
 
     def probe(start: NetworkSchedule) -> Probed:
         if job.machine.peak_gflops is None:
             return Probed(start)
-        return probe_blocks(layers, start, job.settings.batch_size, job.cpu, precision, nbytes)
+        return probe_blocks(layers, start, job.settings.batch_size, job.cpu, precision, job.weight_bytes)
 
     chosen = choose_schedules(
         read_log(log, must_exist=log != DEFAULT_LOG),

@@ -10,7 +10,6 @@ from pathlib import Path
 from ..machine.tile_state import TILE_FLAGS
 from ..model.computed_rows import ComputedRows
 from ..model.dlrm import Dlrm
-from ..model.precision import weight_bytes
 from ..runtime.manifest import Piece
 from .instructions import why_no_tiles
 from .job import Job
@@ -178,7 +177,7 @@ def machine(job: Job) -> list[str]:
     l2 = f"L2 of {found.caches.l2 / (1 << 20):g} MB"
     if found.peak_gflops is None:
         why = "by name; rates are measured only on the CPU that compiles"
-        if found.keeps(weight_bytes(job.model, job.numerics)):
+        if found.keeps(job.weight_bytes):
             why = "which keeps the weights"
         elif job.family.tiles:
             why = "by which the blocks of tiles are chosen"

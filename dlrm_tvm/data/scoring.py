@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -144,28 +143,41 @@ def check_auc_ratio(least: float) -> None:
         raise UserError(f"--min-auc-ratio {least}: more than 0 and at most 1 was wanted, such as 0.999.")
 
 
-def score(predict: Callable[..., np.ndarray], data: ReferenceData) -> Score:
-    """Predict every item of the data, chunk by chunk; after Ctrl-C what there is. predict: a model as load() gives it.
+def score(
+    predict: Callable[..., np.ndarray],
+    data: ReferenceData,
+    advance: Callable[[int], object] = lambda items: None,
+    *,
+    keep_part: bool = True,
+) -> Score:
+    """Predict every item of the data, chunk by chunk. predict: a model as load() gives it; advance: is told the number
+    of items of each chunk; keep_part: after Ctrl-C the score is of what there is.
 
     What is kept takes 4 bytes per item, 1 more for its label and 4 more for its reference; AUC takes 6 more for a time.
+    Raises UserError where the data ends early.
     """
     count = data.num_items
     predictions = np.empty(count, np.float32)
     reference = np.empty(count, np.float32) if data.has_reference else None
     labels = np.empty(count, np.uint8) if data.has_labels else None
     at = 0
-    with Bar("scoring", count, "items") as bar, suppress(KeyboardInterrupt):
-        for chunk in data:
-            part = slice(at, at + len(chunk.dense))
-            predictions[part] = predict(chunk.dense, *chunk.lookups)
-            if reference is not None:
-                reference[part] = chunk.reference
-            if labels is not None:
-                labels[part] = chunk.labels
-            at = part.stop
-            bar.update(len(chunk.dense))
-    if count and not at:
-        raise KeyboardInterrupt
+    try:
+        with Bar("scoring", count, "items") as bar:
+            for chunk in data:
+                part = slice(at, at + len(chunk.dense))
+                predictions[part] = predict(chunk.dense, *chunk.lookups)
+                if reference is not None:
+                    reference[part] = chunk.reference
+                if labels is not None:
+                    labels[part] = chunk.labels
+                at = part.stop
+                for told in (bar.update, advance):
+                    told(len(chunk.dense))
+        if at != count:
+            raise UserError(f"{data.path}: {at:,} of {count:,} items from {data.items.start:,} on were there to read.")
+    except KeyboardInterrupt:
+        if not (keep_part and at):
+            raise
     scored = (None if each is None else each[:at] for each in (predictions, reference, labels))
     return Score(*scored, left=count - at)
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
@@ -139,14 +140,12 @@ def dense_layer(
     sums: float32 buffer for the sums between k blocks, padded(outputs) of each item; None: K in one. Not with a hook.
     """
     assert hook is None or sums is None
-    places = 0
+    emitter, places = _RegisterTiles(layer, weights, mr, source, write, row_scale, shared_by, sums), 0
     for part in _k_blocks(layer, 1 if sums is None else layer.schedule.k_blocks):
         for first, count, nr in layer.column_tiles:
             with T.serial(count) as n, T.serial(tiles) as tile:
-                shifted = _shifted(hook, layer, places, n)
-                _register_tile(
-                    layer, weights, mr, source, write, tile, first, n, nr, shifted, row_scale, shared_by, part, sums
-                )
+                # n * nr is within this run of column tiles
+                emitter.emit(part, _Place(tile, first, n * nr, nr), _shifted(hook, layer, places, n))
             if hook is not None:
                 places += count * hook_places(layer, hook.every)
 
@@ -170,63 +169,107 @@ def hook_places(layer: PackedDense, hook_every: int) -> int:
     return layer.inputs // LANES // hook_every
 
 
-def _register_tile(
-    layer, weights, mr, source, write, tile, first, n, nr, hook, row_scale, shared_by, part, sums
-) -> None:
-    vectors, unroll = nr // LANES, layer.schedule.unroll
-    # One buffer per row, of scope "global": TVM puts small ones on the stack, and LLVM into registers.
-    acc = [T.alloc_buffer((nr,), layer.takes.sum_dtype, scope="global") for _ in range(mr)]
-    column = n * nr  # within this run of column tiles
-    weight_at = layer.weight_at + (first + column) * layer.inputs
+@dataclass(frozen=True)
+class _Place:
+    """A register tile: `nr` outputs from `first` + `column` on, of one tile of items."""
 
-    def step(block, lane) -> None:
-        k = block * LANES + lane
-        w = [T.bind(load(weights, weight_at + k * nr + v * LANES)) for v in range(vectors)]
-        for row in range(mr):
-            x = T.bind(broadcast(source(tile, row, block, lane)))
-            for v in range(vectors):
-                store(acc[row], v * LANES, layer.takes.dot(load(acc[row], v * LANES), x, w[v]))
+    tile: Any
+    first: int
+    column: Any
+    nr: int
 
-    def blocks(first_block) -> None:
-        if layer.schedule.ahead:
-            prefetch_share(weights, weight_at + (layer.inputs + first_block * LANES) * nr, nr, tile, shared_by)
-        with T.serial(LANES // unroll) as lane:
-            for u in range(unroll):
-                step(first_block, lane * unroll + u)
+    @property
+    def output(self):
+        return self.first + self.column
 
-    begin, end = part
-    kept = (tile * padded(layer.outputs) + (first + column)) * mr
-    for row in range(mr):
-        for v in range(vectors):
-            if begin:
-                value = load(sums, kept + (row * vectors + v) * LANES)
-                value = bits_of(value) if layer.takes.precision == "int8" else value
-            else:
-                value = layer.first_sum(weights, first + column + v * LANES)
-            store(acc[row], v * LANES, value)
-    done, whole = begin // LANES, end // LANES
-    if hook is not None and hook_places(layer, hook.every):
-        done = whole // hook.every * hook.every
-        with T.serial(whole // hook.every) as group:
-            hook.emit(group)
-            with T.serial(hook.every) as block:
-                blocks(group * hook.every + block)
-    if whole > done:
-        with T.serial(whole - done) as block:
-            blocks(block + done)
-    if end % LANES:
-        with T.serial(end % LANES) as lane:
-            step(whole, lane)
-    if end < layer.inputs:
-        for row in range(mr):
-            for v in range(vectors):
-                store(sums, kept + (row * vectors + v) * LANES, words_of(load(acc[row], v * LANES)))
-        return
-    finish = layer.finish(weights, first + column, vectors)
-    for row in range(mr):
-        scale = row_scale(tile, row)
-        values = [finish(v, load(acc[row], v * LANES), scale) for v in range(vectors)]
-        write(tile, row, (first + column) // LANES, values)
+    @property
+    def vectors(self) -> int:
+        return self.nr // LANES
+
+
+@dataclass(frozen=True)
+class _RegisterTiles:
+    """Emits the register tiles of a layer; fields: as `dense_layer` has them."""
+
+    layer: PackedDense
+    weights: Any
+    mr: int
+    source: Callable
+    write: Callable
+    row_scale: Callable
+    shared_by: Any
+    sums: Any
+
+    def emit(self, part: tuple[int, int], at: _Place, hook: Hook | None) -> None:
+        """part: its k block."""
+        layer, (begin, end) = self.layer, part
+        # One buffer per row, of scope "global": TVM puts small ones on the stack, and LLVM into registers.
+        acc = [T.alloc_buffer((at.nr,), layer.takes.sum_dtype, scope="global") for _ in range(self.mr)]
+        weight_at = layer.weight_at + at.output * layer.inputs
+        kept = (at.tile * padded(layer.outputs) + at.output) * self.mr
+        self._begin(acc, at, kept if begin else None)
+        self._multiply(acc, at, weight_at, part, hook)
+        if end < layer.inputs:
+            self._keep(acc, at, kept)
+        else:
+            self._finish(acc, at)
+
+    def _begin(self, acc: list, at: _Place, kept) -> None:
+        """kept: where the sums of the k block before are, None for the first one."""
+        for row in range(self.mr):
+            for v in range(at.vectors):
+                if kept is None:
+                    value = self.layer.first_sum(self.weights, at.output + v * LANES)
+                else:
+                    value = load(self.sums, kept + (row * at.vectors + v) * LANES)
+                    value = bits_of(value) if self.layer.takes.precision == "int8" else value
+                store(acc[row], v * LANES, value)
+
+    def _multiply(self, acc: list, at: _Place, weight_at, part: tuple[int, int], hook: Hook | None) -> None:
+        layer, (begin, end), nr = self.layer, part, at.nr
+        unroll = layer.schedule.unroll
+
+        def step(block, lane) -> None:
+            k = block * LANES + lane
+            w = [T.bind(load(self.weights, weight_at + k * nr + v * LANES)) for v in range(at.vectors)]
+            for row in range(self.mr):
+                x = T.bind(broadcast(self.source(at.tile, row, block, lane)))
+                for v in range(at.vectors):
+                    store(acc[row], v * LANES, layer.takes.dot(load(acc[row], v * LANES), x, w[v]))
+
+        def blocks(first_block) -> None:
+            if layer.schedule.ahead:
+                following = weight_at + (layer.inputs + first_block * LANES) * nr
+                prefetch_share(self.weights, following, nr, at.tile, self.shared_by)
+            with T.serial(LANES // unroll) as lane:
+                for u in range(unroll):
+                    step(first_block, lane * unroll + u)
+
+        done, whole = begin // LANES, end // LANES
+        if hook is not None and hook_places(layer, hook.every):
+            done = whole // hook.every * hook.every
+            with T.serial(whole // hook.every) as group:
+                hook.emit(group)
+                with T.serial(hook.every) as block:
+                    blocks(group * hook.every + block)
+        if whole > done:
+            with T.serial(whole - done) as block:
+                blocks(block + done)
+        if end % LANES:
+            with T.serial(end % LANES) as lane:
+                step(whole, lane)
+
+    def _keep(self, acc: list, at: _Place, kept) -> None:
+        for row in range(self.mr):
+            for v in range(at.vectors):
+                store(self.sums, kept + (row * at.vectors + v) * LANES, words_of(load(acc[row], v * LANES)))
+
+    def _finish(self, acc: list, at: _Place) -> None:
+        finish = self.layer.finish(self.weights, at.output, at.vectors)
+        for row in range(self.mr):
+            scale = self.row_scale(at.tile, row)
+            values = [finish(v, load(acc[row], v * LANES), scale) for v in range(at.vectors)]
+            self.write(at.tile, row, at.output // LANES, values)
 
 
 def prefetch_share(weights, begin, lines: int, tile, shared_by) -> None:

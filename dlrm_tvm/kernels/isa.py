@@ -195,6 +195,11 @@ class Family:
         return self.precision if self.products == WHOLE else "bf16"
 
     @property
+    def parts(self) -> int:
+        """That a value is the sum of."""
+        return 1 + max(part for product in self.products for part in product)
+
+    @property
     def tile_dots(self) -> bool:
         """Whether the interaction runs on tiles too. Splitting rows would cost more than tiles gain there."""
         return self.tiles and self.products == WHOLE

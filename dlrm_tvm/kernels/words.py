@@ -73,7 +73,7 @@ class Form:
     @property
     def parts(self) -> int:
         """That a value is the sum of: so many times the words, a unit's parts one after the other."""
-        return 1 + max(part for product in self.products for part in product)
+        return 1 if self.family is None else self.family.parts
 
     @property
     def sum_dtype(self) -> str:

@@ -44,8 +44,9 @@ class ModelCard:
         return 2 * self.macs_per_item
 
 
-def describe(model: Dlrm, numerics: Numerics | None = None) -> ModelCard:
-    """numerics: how weights and rows are stored, by default as float32; bytes are counted accordingly."""
+def describe(model: Dlrm, numerics: Numerics | None = None, parts: int = 1) -> ModelCard:
+    """numerics, parts: how weights and rows are stored, by default as float32 (`weight_bytes`); bytes are counted
+    accordingly."""
     values = 1 if numerics is None else 4 // BYTES[numerics.precision]
     return ModelCard(
         name=model.name,
@@ -58,7 +59,7 @@ def describe(model: Dlrm, numerics: Numerics | None = None) -> ModelCard:
         interaction=model.interaction.name,
         macs_per_item=model.macs_per_item,
         gather_bytes_per_item=model.gather_bytes_per_item // values,
-        mlp_bytes=_mlp_bytes(model, numerics),
+        mlp_bytes=_mlp_bytes(model, numerics, parts),
         table_bytes=model.table_bytes // values,
         fingerprint=model.fingerprint,
         graph_inputs=model.graph_inputs,
@@ -68,10 +69,10 @@ def describe(model: Dlrm, numerics: Numerics | None = None) -> ModelCard:
     )
 
 
-def _mlp_bytes(model: Dlrm, numerics: Numerics | None) -> int:
+def _mlp_bytes(model: Dlrm, numerics: Numerics | None, parts: int) -> int:
     if numerics is None:
         return model.mlp_bytes
-    return weight_bytes(model, numerics) + sum(layer.bias.nbytes for layer in model.layers)
+    return weight_bytes(model, numerics, parts) + sum(layer.bias.nbytes for layer in model.layers)
 
 
 def describe_numerics(numerics: Numerics) -> NumericsCard | None:

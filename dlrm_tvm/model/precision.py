@@ -93,9 +93,14 @@ def numerics_of(
     return Numerics(precision, (LayerNumerics(first_layer), *inner, LayerNumerics()), table_scales)
 
 
-def weight_bytes(model: Dlrm, numerics: Numerics) -> int:
-    """Of all layers' weights, biases aside."""
-    return sum(layer.weight.size * BYTES[each.precision] for layer, each in zip(model.layers, numerics.layers))
+def weight_bytes(model: Dlrm, numerics: Numerics, parts: int = 1) -> int:
+    """Of all layers' weights, biases aside. parts: of bfloat16 that float32 weights are the sum of, the last layer's
+    aside; 1: they are stored as they are."""
+    of_value = BYTES if parts == 1 else {**BYTES, "fp32": parts * BYTES["bf16"]}
+    *layers, (last, of_last) = zip(model.layers, numerics.layers)
+    return last.weight.size * BYTES[of_last.precision] + sum(
+        layer.weight.size * of_value[each.precision] for layer, each in layers
+    )
 
 
 def signed_inputs(model: Dlrm) -> list[bool]:

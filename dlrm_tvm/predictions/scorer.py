@@ -12,10 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ..data.reference_data import open_reference
-from ..data.scoring import Score
+from ..data.scoring import score
 from ..errors import UserError
 from ..runtime.artifact import open_artifact
 from .job import Job
@@ -58,23 +56,8 @@ class Scorer:
     def score(self, number: int, advance: Callable[[int], object] = lambda _: None) -> ShardDone:
         """Score a shard and leave its part. advance: is told the number of items, chunk by chunk."""
         shard, begun = self.job.shards[number], time.time()
-        data = self._data(shard.input).only(shard.items)
-        predictions = np.empty(shard.count, np.float32)
-        reference = np.empty(shard.count, np.float32) if data.has_reference else None
-        labels = np.empty(shard.count, np.uint8) if data.has_labels else None
-        at = 0
-        for chunk in data:
-            part = slice(at, at + len(chunk.dense))
-            predictions[part] = self._model(chunk.dense, *chunk.lookups)
-            if reference is not None:
-                reference[part] = chunk.reference
-            if labels is not None:
-                labels[part] = chunk.labels
-            at = part.stop
-            advance(len(chunk.dense))
-        if at != shard.count:
-            raise UserError(f"{data.path}: {at:,} of {shard.count:,} items from {shard.first:,} on were there to read.")
-        self.job.write_part(number, Score(predictions, reference, labels))
+        scored = score(self._model, self._data(shard.input).only(shard.items), advance, keep_part=False)
+        self.job.write_part(number, scored)
         return ShardDone(number, shard.count, begun, time.time())
 
     def _data(self, number: int) -> ReferenceData:

@@ -161,18 +161,42 @@ def test_a_minimum_ratio_outside_0_to_1_is_refused_in_one_line(ratio):
     assert "\n" not in str(refused.value)
 
 
-def test_score_runs_every_chunk_and_keeps_the_order():
+def seven_items(last: int = 7) -> ReferenceData:
+    """Seven items, of which those before `last` are there to read, in two chunks."""
     dense = np.arange(7, dtype=np.float32)[:, None]
     labels, indices = np.arange(7, dtype=np.uint8) % 2, np.zeros((7, 1), np.int64)
 
     def read(items: range):
-        for part in (slice(0, 4), slice(4, items.stop)):
+        for part in (slice(0, 4), slice(4, min(items.stop, last))):
             yield Chunk(dense[part], indices[part], dense[part, 0] / 8, labels[part])
 
     inputs = GraphInputs("dense", ("indices",), (), "pred")
     card = SimpleNamespace(table_rows=(1,), table_names=("t",), graph_inputs=inputs)
-    outputs = score(lambda x, rows: x[:, 0] / 8, ReferenceData(Path("made"), "made", range(7), True, True, card, read))
+    return ReferenceData(Path("made"), "made", range(7), True, True, card, read)
+
+
+def test_score_runs_every_chunk_and_keeps_the_order():
+    told, wanted = [], np.arange(7, dtype=np.float32) / 8
+    outputs = score(lambda x, rows: x[:, 0] / 8, seven_items(), told.append)
     assert outputs.predictions.dtype == np.float32
-    for found, wanted in ((outputs.predictions, dense[:, 0] / 8), (outputs.reference, dense[:, 0] / 8)):
+    for found in (outputs.predictions, outputs.reference):
         np.testing.assert_array_equal(found, wanted)
-    np.testing.assert_array_equal(outputs.labels, labels)
+    np.testing.assert_array_equal(outputs.labels, np.arange(7) % 2)
+    assert (told, outputs.left) == ([4, 3], 0)
+
+
+def test_data_that_end_early_are_no_interruption():
+    with pytest.raises(UserError, match="made: 6 of 7 items from 0 on were there to read"):
+        score(lambda x, rows: x[:, 0], seven_items(last=6))
+
+
+def test_an_interrupted_score_is_of_the_chunks_before_or_none():
+    def predict(x, rows):
+        if x[0, 0] == 4:
+            raise KeyboardInterrupt
+        return x[:, 0]
+
+    outputs = score(predict, seven_items())
+    assert (outputs.predictions.tolist(), outputs.left) == ([0, 1, 2, 3], 3)
+    with pytest.raises(KeyboardInterrupt):
+        score(predict, seven_items(), keep_part=False)

@@ -14,8 +14,9 @@ from dlrm_tvm.compiler.job import Job
 from dlrm_tvm.compiler.options import CompileSettings
 from dlrm_tvm.compiler.plan import layer_shapes
 from dlrm_tvm.kernels.gather import Prefetch
-from dlrm_tvm.kernels.isa import AVX2, AVX512, AVX512_BF16
+from dlrm_tvm.kernels.isa import AMX_BF16, AMX_FP32, AVX2, AVX512, AVX512_BF16
 from dlrm_tvm.machine.caches import Caches, caches_of
+from dlrm_tvm.model.card import describe
 from dlrm_tvm.model.precision import numerics_of, weight_bytes
 from dlrm_tvm.schedules import machine_model
 from dlrm_tvm.schedules.machine_model import MOST_ITEMS, MachineModel, measure_machine
@@ -48,11 +49,17 @@ def test_without_rates_a_block_is_as_large_as_l2_takes() -> None:
     assert items(caches_of("znver4")) == (1 << 20) // 8192
 
 
-@pytest.mark.parametrize("precision, nbytes", [("fp32", 4), ("bf16", 2)])
-def test_weights_are_counted_in_the_bytes_that_stream(precision, nbytes) -> None:
-    inner = sum(layer.weight.size for layer in MODEL.layers[1:-1])
-    ends = 4 * (MODEL.layers[0].weight.size + MODEL.layers[-1].weight.size)
-    assert weight_bytes(MODEL, numerics_of(MODEL, precision)) == nbytes * inner + ends
+@pytest.mark.parametrize(
+    "precision, family, first, inner", [("fp32", AVX2, 4, 4), ("bf16", AMX_BF16, 4, 2), ("fp32", AMX_FP32, 6, 6)]
+)
+def test_weights_are_counted_in_the_bytes_that_stream(precision, family, first, inner) -> None:
+    """fp32 on tiles is three bf16 parts, but for the last layer, which runs on vectors."""
+    between = sum(layer.weight.size for layer in MODEL.layers[1:-1])
+    ends = first * MODEL.layers[0].weight.size + 4 * MODEL.layers[-1].weight.size
+    job = Job(CompileSettings(), isa=family, model=MODEL, numerics=numerics_of(MODEL, precision))
+    assert job.weight_bytes == inner * between + ends
+    biases = sum(layer.bias.nbytes for layer in MODEL.layers)
+    assert describe(MODEL, job.numerics, family.parts).mlp_bytes == job.weight_bytes + biases
 
 
 def test_schedules_by_rule_are_told_with_the_share_that_the_largest_layer_reached() -> None:
