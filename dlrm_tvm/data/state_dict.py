@@ -7,11 +7,12 @@
     top MLP      top_l.0.weight          over_arch.model.0._mlp.0._linear.weight     over_arch.model._mlp.0.weight
                                          over_arch.model.1.weight, the last layer
 
-Anything may stand before these names ("model.", "state_dict.module."), the same before all. Shapes tell the rest: which
-interaction, all widths, the number of tables. What a state dict does not tell is taken as those programs have it: bags
-are summed, ReLU on every layer, a sigmoid at the end (MLPerf v2's model ends in logits and its program takes their
-sigmoid). Tables of just the sizes of MLPerf v2's get its numbers of indices per bag, others one. A tensor that has no
-place in such a model is refused, as is one that is missing.
+Anything may stand before these names ("model.", "state_dict."), the same before all; what wrappers put in anywhere
+("_orig_mod.", of torch.compile) is left out. Shapes tell the rest: which interaction, all widths, the number of tables.
+What a state dict does not tell is taken as those programs have it: bags are summed, ReLU on every layer, a sigmoid at
+the end (MLPerf v2's model ends in logits and its program takes their sigmoid). Tables of just the sizes of MLPerf v2's
+get its numbers of indices per bag, others one. A tensor that has no place in such a model is refused, as is one that is
+missing.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ _PART = re.compile(
     r"(?:emb_l|sparse_arch\.embedding_bag_collection\.embedding_bags)\.(?P<table>[^.]*)\.weight|"
     r"inter_arch\.crossnet\.(?P<cross>(?:[VW]_)?kernels\.\d+|bias\.\d+|MLPs\.[VW]\d+\.(?:weight|bias)))"
 )
+# Of DataParallel, torch.compile, FSDP, activation checkpointing and TorchRec's DistributedModelParallel.
+_WRAPPER = re.compile(r"(?<![^.])(?:module|_orig_mod|_(?:fsdp|checkpoint|dmp)_wrapped_module)\.")
 _MARKER = "dlrm_tvm: weights of a PyTorch state dict"
 _EXAMPLES = "bot_l.0.weight (facebookresearch/dlrm) or dense_arch.model._mlp.0._linear.weight (TorchRec)"
 _NAMED = 3
@@ -80,7 +83,7 @@ def graph_of_weights(path: Path) -> Path:
 def read_weights(path: Path) -> StoredModel:
     """The DLRM whose weights are in the checkpoint at `path`. Raises UserError where they form none: which two tensors
     do not fit, which is missing, which is none of a DLRM's."""
-    parts = _parts(path, torch_tensors(path))
+    parts = _parts(path, _unwrapped(path, torch_tensors(path)))
     bottom, top = (_mlp(path, part, parts[part]) for part in ("bottom", "top"))
     tables = _tables(path, parts["table"])
     crossings = _crossings(path, parts["cross"])
@@ -112,6 +115,15 @@ def read_weights(path: Path) -> StoredModel:
     if top[-1].outputs != 1:
         raise UserError(f"{path}: {_called(top[-1].weight)} is the last layer; a DLRM's gives one prediction.")
     return stored
+
+
+def _unwrapped(path: Path, tensors: Mapping[str, TorchTensor]) -> dict[str, TorchTensor]:
+    """The tensors by their names in the model that was wrapped."""
+    names: dict[str, str] = {}
+    for name in tensors:
+        if (first := names.setdefault(_WRAPPER.sub("", name), name)) != name:
+            raise UserError(f"{path}: holds several models, with {first} and {name}. Save one of them.")
+    return {plain: tensors[name] for plain, name in names.items()}
 
 
 def _parts(path: Path, tensors: Mapping[str, TorchTensor]) -> dict[str, dict[str, StoredTensor]]:

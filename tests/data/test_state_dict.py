@@ -460,6 +460,35 @@ def test_tensors_that_form_no_dlrm_are_named(tmp_path, case):
     refused(write_safetensors(tmp_path / "w.safetensors", shapes), message)
 
 
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda name: f"model.module.{name}",
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"_dmp_wrapped_module.module.{name}",
+        lambda name: name.replace("arch.", "arch._orig_mod.", 1).replace("_mlp.", "_mlp._checkpoint_wrapped_module."),
+        lambda name: name if "sparse" in name else name.replace("arch.", "arch._fsdp_wrapped_module.", 1),
+    ],
+)
+def test_what_wrappers_put_into_names_is_left_out(tmp_path, wrapped):
+    plain = read_weights(write_safetensors(tmp_path / "w", cross_shapes()))
+    found = read_weights(write_safetensors(tmp_path / "x", {wrapped(k): v for k, v in cross_shapes().items()}))
+    for part in ("bottom", "top", "crossings"):
+        assert str(shapes_of(getattr(found, part))) == str(shapes_of(getattr(plain, part)))
+    assert [table.shape for table in found.tables] == [(9, 4), (7, 4)]
+
+
+def shapes_of(layers: tuple) -> list:
+    """Of layers, and of layers in tuples."""
+    return [shapes_of(each) if isinstance(each, tuple) else each.weight.shape for each in layers]
+
+
+def test_one_tensor_with_and_without_its_wrapper_is_two_models(tmp_path):
+    shapes = {**cross_shapes(), "module.over_arch.model.1.bias": (1,)}
+    message = r"holds several models, with over_arch\.model\.1\.bias and module\.over_arch\.model\.1\.bias\. Save one"
+    refused(write_safetensors(tmp_path / "w.safetensors", shapes), message)
+
+
 def test_other_types_are_named(tmp_path):
     path = write_safetensors(tmp_path / "w", dlrm_shapes(), {"emb_l.1.weight": "F64"})
     refused(path, r"emb_l\.1\.weight is float64; float32, float16 and bfloat16 are read\. Save it as float32")
