@@ -71,7 +71,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--torch-weights",
         type=Path,
         metavar="FILE",
-        help="in its place a state dict of PyTorch, .pt or .safetensors: writes FILE.onnx, which points into it",
+        help="in its place a state dict of PyTorch, .pt, .safetensors or the index of several files: writes FILE.onnx, "
+        "which points into it",
     )
     parser.add_argument(
         "--demo",

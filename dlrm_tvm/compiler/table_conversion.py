@@ -19,7 +19,7 @@ from ..model.dlrm import Dlrm, Table
 from ..model.precision import scales_of, to_bf16, to_int8
 from ..runtime.table_files import file_region, let_go_of_rows
 
-_CHUNK_BYTES = 16 << 20
+_CHUNK_BYTES = 1 << 19  # of rows at a time: what they become on the way stays in L2
 _EXPONENTS = 512  # twice as many as float32 has
 _LARGEST = 1e18  # of a value in int8: the dot of two rows of larger ones is beyond float32
 _LEAST_KEPT = 0.01  # of the rows that are not zeros: an int8 table that keeps fewer is none
@@ -86,12 +86,12 @@ def stored_rows(table: Table, precision: str, scale: float | None = None, first:
         if table.dim != width:
             rows = np.pad(rows, ((0, 0), (0, width - table.dim)))
         if precision == "int8":
-            rows = rows[:, column_order(precision, width)]
+            rows = np.take(rows, column_order(precision, width), axis=1)  # an index would leave columns together
         yield np.ascontiguousarray(rows).view(np.float32)
 
 
 def _weighted_rows(table: Table, first: int = 0) -> Iterator[np.ndarray]:
-    """[some rows, dim] float32, some MB at a time."""
+    """[some rows, dim] float32, half a MB at a time."""
     at_once = max(1, _CHUNK_BYTES // max(1, 4 * table.dim))
     for at, rows in _rows_in_order(table, first, at_once):
         yield rows if table.row_weights is None else rows * table.row_weights[at : at + at_once, None]

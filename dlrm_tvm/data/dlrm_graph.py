@@ -135,7 +135,7 @@ class _Writer:
     def _stored(self, tensor: StoredTensor, shape: tuple[int, ...] | None = None) -> str:
         proto = TensorProto(name=tensor.name, data_type=_TYPES[tensor.dtype], dims=shape or tensor.shape)
         proto.data_location = TensorProto.EXTERNAL
-        places = (("location", self._data_name), ("offset", tensor.offset), ("length", tensor.num_bytes))
+        places = (("location", tensor.file or self._data_name), ("offset", tensor.offset), ("length", tensor.num_bytes))
         for key, value in places:
             proto.external_data.add(key=key, value=str(value))
         name = self._add(proto)

@@ -17,17 +17,21 @@ missing.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
+
+import numpy as np
 
 from ..errors import UserError
 from ..machine.files import write_whole_file
 from ..model.interactions import Concat, Dot
+from ..model.precision import from_bf16
 from .demo_weights import V2_INDICES_PER_BAG, V2_TABLE_ROWS
 from .stored_model import StoredLayer, StoredModel, StoredTensor
-from .torch_file import TorchTensor, torch_tensors
+from .torch_file import TorchTensor, is_index, torch_tensors
 
 _PART = re.compile(
     r"(?P<root>(?:.*\.)?)(?:"
@@ -51,23 +55,21 @@ _OTHER_TABLES = {".weight_q": _QUOTIENT, ".weight_r": _QUOTIENT, ".embs.weight":
 
 
 def graph_path(path: Path) -> Path:
+    """PATH.onnx; of a link, beside what it points to: a graph may not point out of its own folder."""
+    path = path.resolve() if path.is_symlink() and not is_index(path) else path
     return path.with_name(f"{path.name}.onnx")
 
 
 def graph_of_weights(path: Path) -> Path:
-    """The ONNX file of the weights at `path`: PATH.onnx beside them, written unless it is there already (some 20 KB).
-
-    Of a link, beside what it points to.
+    """The ONNX file of the weights at `path`, `graph_path`, written unless it is there already (some 20 KB).
 
     Raises UserError for weights that do not form a DLRM, and where that file cannot be written or is another's.
     """
     from .dlrm_graph import dlrm_graph  # imports onnx, which is needed only here
 
-    if path.is_symlink():  # as in caches of downloads; a graph may not point out of its own folder
-        path = path.resolve()
     stored = read_weights(path)
     graph = graph_path(path)
-    content = dlrm_graph(stored, name="dlrm", data_name=path.name, marker=_MARKER).SerializeToString()
+    content = dlrm_graph(stored, name="dlrm", data_name=graph.stem, marker=_MARKER).SerializeToString()
     found = graph.read_bytes() if graph.is_file() else content
     if not found.endswith(content[-len(_MARKER) :]):
         raise UserError(f"{graph}: is there already, and not from --torch-weights, which writes there. Move it away.")
@@ -82,7 +84,7 @@ def graph_of_weights(path: Path) -> Path:
 
 def read_weights(path: Path) -> StoredModel:
     """The DLRM whose weights are in the checkpoint at `path`. Raises UserError where they form none: which two tensors
-    do not fit, which is missing, which is none of a DLRM's."""
+    do not fit, which is missing, which is none of a DLRM's, which layer's is not finite."""
     parts = _parts(path, _unwrapped(path, torch_tensors(path)))
     bottom, top = (_mlp(path, part, parts[part]) for part in ("bottom", "top"))
     tables = _tables(path, parts["table"])
@@ -114,7 +116,22 @@ def read_weights(path: Path) -> StoredModel:
     _check_chain(path, top)
     if top[-1].outputs != 1:
         raise UserError(f"{path}: {_called(top[-1].weight)} is the last layer; a DLRM's gives one prediction.")
+    for layer in (*bottom, *chain.from_iterable(crossings), *top):
+        for tensor in filter(None, (layer.weight, layer.bias)):
+            _check_finite(path, tensor)
     return stored
+
+
+def _check_finite(path: Path, tensor: StoredTensor) -> None:
+    """Of a layer. Rows of tables may hold anything: it is their items' predictions that are NaN then."""
+    file, is_bf16 = path.with_name(tensor.file or path.name), tensor.dtype == "bfloat16"
+    values = np.fromfile(file, "<u2" if is_bf16 else tensor.dtype, math.prod(tensor.shape), offset=tensor.offset)
+    values = from_bf16(values) if is_bf16 else values
+    if not np.isfinite(values).all():
+        at = int(np.isfinite(values).argmin())
+        place = [int(each) for each in np.unravel_index(at, tensor.shape)]
+        found = f"{_called(tensor)} holds {values[at]} at {place}"
+        raise UserError(f"{path}: {found}; finite weights were wanted. Save it anew.")
 
 
 def _unwrapped(path: Path, tensors: Mapping[str, TorchTensor]) -> dict[str, TorchTensor]:
@@ -161,7 +178,7 @@ def _plain(path: Path, name: str, tensor: TorchTensor) -> StoredTensor:
         )
     if not tensor.is_whole:
         raise UserError(f"{path}: {name} is not stored row by row. Save it as tensor.contiguous().")
-    return StoredTensor(name, tensor.shape, tensor.offset, tensor.dtype)
+    return StoredTensor(name, tensor.shape, tensor.offset, tensor.dtype, tensor.file)
 
 
 def _mlp(path: Path, part: str, found: Tensors) -> tuple[StoredLayer, ...]:

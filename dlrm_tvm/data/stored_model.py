@@ -1,4 +1,4 @@
-"""A DLRM whose weights lie in one file: what an ONNX graph of it needs to know, which is no weight's value."""
+"""A DLRM whose weights lie in files: what an ONNX graph of it needs to know, which is no weight's value."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from ..model.interactions import Concat, Dot
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Values in C order, from byte `offset` of the file on; dtype: float32, float16 or bfloat16."""
+    """Values in C order, from byte `offset` of the file on; dtype: float32, float16 or bfloat16; file: name of another
+    one than the model's, in its folder."""
 
     name: str
     shape: tuple[int, ...]
     offset: int
     dtype: str = "float32"
+    file: str = ""
 
     @property
     def num_bytes(self) -> int:

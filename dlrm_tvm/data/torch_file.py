@@ -2,6 +2,7 @@
 
     .pt, .pth      a zip: NAME/data.pkl says which tensors there are, NAME/data/KEY holds the bytes of a storage, plain
     .safetensors   length of the header, header in JSON, bytes
+    .index.json    {"weight_map": {tensor: file}} of several such files beside it, as Hugging Face's libraries save
 
 A pickle runs what it names. Of all names the few in `_KNOWN` are known here, each with a stand-in of our own that only
 notes shapes and places; any other is refused. (torch.save since PyTorch 1.6: torch/serialization.py; safetensors: its
@@ -49,12 +50,18 @@ _BROKEN = (
 
 
 class TorchTensor(NamedTuple):
-    """A tensor of the file: its first value is at byte `offset`; is_whole: its values lie in C order without gaps."""
+    """A tensor of the file: its first value is at byte `offset`; is_whole: its values lie in C order without gaps;
+    file: the name of the one of several that it is in."""
 
     dtype: str
     shape: tuple[int, ...]
     offset: int
     is_whole: bool = True
+    file: str = ""
+
+
+def is_index(path: Path) -> bool:
+    return path.name.endswith(".index.json")
 
 
 def torch_tensors(path: Path) -> dict[str, TorchTensor]:
@@ -68,6 +75,8 @@ def torch_tensors(path: Path) -> dict[str, TorchTensor]:
     with path.open("rb") as file:
         head = file.read(len(_LEGACY))
         try:
+            if is_index(path):
+                return _of_several(path, file)
             if is_zip(path):
                 return _of_zip(path, file)
             if not head.startswith(_LEGACY) and head[8:9] == b"{":
@@ -83,6 +92,21 @@ def torch_tensors(path: Path) -> dict[str, TorchTensor]:
             f"{path}: in PyTorch's format of before 1.6, which is not read in place. Type in Python: {again}"
         )
     raise UserError(f"{path}: neither a zip as torch.save writes it nor safetensors, or truncated. {_SAVE}")
+
+
+def _of_several(path: Path, file: IO[bytes]) -> dict[str, TorchTensor]:
+    file.seek(0)
+    places = json.loads(file.read(_LONGEST_HEADER), object_pairs_hook=_unique)["weight_map"]
+    tensors: dict[str, TorchTensor] = {}
+    for name in sorted(set(places.values())):
+        part = path.with_name(name)
+        if is_index(part):
+            raise ValueError(f"an index in an index, {name}")
+        found = {key: each._replace(file=name) for key, each in torch_tensors(part).items() if places.get(key) == name}
+        tensors |= found
+    if missing := sorted(places.keys() - tensors.keys()):
+        raise UserError(f"{path}: {missing[0]} is not in {places[missing[0]]}. Copy all of them again.")
+    return tensors
 
 
 # --- torch.save

@@ -130,6 +130,6 @@ def scales_of(largest: np.ndarray) -> np.ndarray:
 
 
 def to_int8(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """values / scales (broadcast) rounded to nearest even, within -127 .. 127: int8."""
+    """values / scales (broadcast) rounded to nearest even, within -127 .. 127: int8 array."""
     scaled = np.asarray(values, np.float32) / np.asarray(scales, np.float32)
-    return np.clip(np.rint(scaled), -LARGEST, LARGEST).astype(np.int8)
+    return np.clip(np.rint(scaled, out=scaled), -LARGEST, LARGEST, out=scaled).astype(np.int8)

@@ -64,6 +64,69 @@ def test_no_weight_is_copied(checkpoint):
     assert sorted(checkpoint.parent.iterdir()) == [checkpoint, graph] and checkpoint.read_bytes() == before
 
 
+def in_two_files(folder: Path) -> Path:
+    """torchrec_dcn.safetensors as Hugging Face's libraries save what is too large for one file -> its index."""
+    content = (WEIGHTS / "torchrec_dcn.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    places = {}
+    for number in range(2):
+        own, at, parts = {}, 0, []
+        for name in sorted(tensors)[number::2]:
+            begin, end = tensors[name]["data_offsets"]
+            own[name] = {**tensors[name], "data_offsets": [at, at + end - begin]}
+            parts.append(data[begin:end])
+            at += end - begin
+            places[name] = f"model-{number}.safetensors"
+        text = json.dumps(own).encode()
+        (folder / f"model-{number}.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"".join(parts))
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": len(data)}, "weight_map": places}))
+    return index
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_weights_in_several_files_are_read_by_their_index(tmp_path, linked):
+    """linked: as in Hugging Face's cache, where names are links to files elsewhere."""
+    (tmp_path / "blobs").mkdir()
+    index = in_two_files(tmp_path)
+    if linked:
+        for number, path in enumerate(sorted(tmp_path.glob("model*"))):
+            path.rename(tmp_path / "blobs" / f"4a5b{number}")
+            path.symlink_to(tmp_path / "blobs" / f"4a5b{number}")
+    graph = graph_of_weights(index)
+    assert graph == tmp_path / "model.safetensors.index.json.onnx"
+    found, wanted = (
+        read_dlrm(graph),
+        read_dlrm(graph_of_weights(Path(shutil.copy(WEIGHTS / "torchrec_dcn.pt", tmp_path)))),
+    )
+    for one, other in zip((*found.layers, *found.tables), (*wanted.layers, *wanted.tables), strict=True):
+        np.testing.assert_array_equal(*(each.rows if hasattr(each, "rows") else each.weight for each in (one, other)))
+
+
+def test_an_index_without_its_files_or_of_other_tensors_is_refused(tmp_path):
+    index = in_two_files(tmp_path)
+    content = json.loads(index.read_text())
+    (first, *_) = sorted(content["weight_map"])
+    for changed, message in (
+        ({"weight_map": {**content["weight_map"], "a": "model-1.safetensors"}}, r"a is not in model-1\.safetensors"),
+        ({"weight_map": {**content["weight_map"], first: "model-1.safetensors"}}, "is not in model-1"),
+        ({"weight_map": {"a": index.name}}, "an index in an index"),
+        ({"weight_map": {"a": "../x/model-1.safetensors"}}, "damaged or truncated.*ValueError"),
+        ({"weight_map": {"a": 3}}, "damaged or truncated.*TypeError"),
+        ({"weight_map": []}, "damaged or truncated.*AttributeError"),
+        ({}, "damaged or truncated.*KeyError"),
+        ([], "damaged or truncated.*TypeError"),
+    ):
+        index.write_text(json.dumps(changed))
+        refused(index, message)
+    index.write_text(json.dumps(content))
+    (tmp_path / "model-1.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model-1\.safetensors: no such file"):
+        graph_of_weights(index)
+
+
 @pytest.mark.parametrize("checkpoint", ["torchrec_dcn.pt"], indirect=True)
 def test_a_graph_with_fixed_bags_sums_them_before_the_cross_layers(checkpoint):
     """Against the formula of DCN v2 in float64, from the bytes at the tensors' places."""
@@ -487,6 +550,23 @@ def test_one_tensor_with_and_without_its_wrapper_is_two_models(tmp_path):
     shapes = {**cross_shapes(), "module.over_arch.model.1.bias": (1,)}
     message = r"holds several models, with over_arch\.model\.1\.bias and module\.over_arch\.model\.1\.bias\. Save one"
     refused(write_safetensors(tmp_path / "w.safetensors", shapes), message)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "name", "bits", "message"),
+    [
+        ("torchrec_dcn.pt", "model.inter_arch.crossnet.bias.1", b"\0\0\xc0\x7f", r"\[192\] holds nan at \[3\]"),
+        ("dlrm_dot_self.safetensors", "top_l.0.weight", b"\0\0\x80\xff", r"\[20, 94\] holds -inf at \[0, 3\]"),
+        ("dlrm_cat_bf16.pt", "model.bot_l.2.bias", b"\xc0\x7f", r"\[16\] holds nan at \[3\]"),
+    ],
+    indirect=["checkpoint"],
+)
+def test_weights_that_are_not_finite_are_named(checkpoint, name, bits, message):
+    content, tensor = bytearray(checkpoint.read_bytes()), torch_tensors(checkpoint)[name]
+    at = tensor.offset + 3 * len(bits)
+    content[at : at + len(bits)] = bits
+    checkpoint.write_bytes(content)
+    refused(checkpoint, rf"{re.escape(name)} {message}; finite weights were wanted\. Save it anew\.")
 
 
 def test_other_types_are_named(tmp_path):
