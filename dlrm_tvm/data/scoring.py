@@ -147,7 +147,6 @@ def score(
     predict: Callable[..., np.ndarray],
     data: ReferenceData,
     advance: Callable[[int], object] = lambda items: None,
-    *,
     keep_part: bool = True,
 ) -> Score:
     """Predict every item of the data, chunk by chunk. predict: a model as load() gives it; advance: is told the number
@@ -156,20 +155,18 @@ def score(
     What is kept takes 4 bytes per item, 1 more for its label and 4 more for its reference; AUC takes 6 more for a time.
     Raises UserError where the data ends early.
     """
-    count = data.num_items
+    count, at = data.num_items, 0
     predictions = np.empty(count, np.float32)
     reference = np.empty(count, np.float32) if data.has_reference else None
     labels = np.empty(count, np.uint8) if data.has_labels else None
-    at = 0
     try:
         with Bar("scoring", count, "items") as bar:
             for chunk in data:
                 part = slice(at, at + len(chunk.dense))
                 predictions[part] = predict(chunk.dense, *chunk.lookups)
-                if reference is not None:
-                    reference[part] = chunk.reference
-                if labels is not None:
-                    labels[part] = chunk.labels
+                for kept, given in ((reference, chunk.reference), (labels, chunk.labels)):
+                    if kept is not None:
+                        kept[part] = given
                 at = part.stop
                 for told in (bar.update, advance):
                     told(len(chunk.dense))
@@ -178,8 +175,7 @@ def score(
     except KeyboardInterrupt:
         if not (keep_part and at):
             raise
-    scored = (None if each is None else each[:at] for each in (predictions, reference, labels))
-    return Score(*scored, left=count - at)
+    return Score(*(each if each is None else each[:at] for each in (predictions, reference, labels)), left=count - at)
 
 
 def judge(score: Score, gate: Gate, *, is_logit: bool = False) -> Verdict:

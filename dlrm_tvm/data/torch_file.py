@@ -70,6 +70,9 @@ def torch_tensors(path: Path) -> dict[str, TorchTensor]:
     Raises UserError for a file that is damaged or truncated, is no checkpoint, is one of before PyTorch 1.6, or pickles
     other things than tensors in dicts, and names what it found.
     """
+    if path.is_dir():
+        again = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} {path.name}.pt"
+        raise UserError(f"{path}: a folder; one file was wanted. Of a distributed checkpoint PyTorch makes it: {again}")
     if not path.is_file():
         raise UserError(f"{path}: no such file; PyTorch weights were wanted. Check --torch-weights.")
     with path.open("rb") as file:

@@ -389,6 +389,8 @@ def test_other_files_are_refused(tmp_path, content, message):
 
 def test_a_missing_file_and_a_zip_of_something_else_are_refused(tmp_path):
     refused(tmp_path / "none.pt", "no such file; PyTorch weights were wanted. Check --torch-weights")
+    (tmp_path / "step_7").mkdir()
+    refused(tmp_path / "step_7", r"a folder; one file was wanted\..* dcp_to_torch \S+step_7 step_7\.pt$")
     np.savez(tmp_path / "w.npz", a=np.ones(3))
     refused(tmp_path / "w.npz", "a zip, but none that torch.save wrote")
 
