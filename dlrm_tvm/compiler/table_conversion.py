@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from ..kernels.words import column_order, row_words
+from ..machine.memory import let_go
 from ..model.dlrm import Dlrm, Table
 from ..model.precision import scales_of, to_bf16, to_int8
-from ..runtime.table_files import file_region, let_go_of_rows
+from ..runtime.table_files import file_region
 
 _CHUNK_BYTES = 1 << 19  # of rows at a time: what they become on the way stays in L2
 _EXPONENTS = 512  # twice as many as float32 has
@@ -104,7 +105,7 @@ def _rows_in_order(table: Table, first: int, at_once: int) -> Iterator[tuple[int
         for at in range(first, table.num_rows, at_once):
             yield at, np.asarray(table.rows[at : at + at_once], np.float32)
             for source in getattr(table.rows, "sources", ()):  # of computed rows
-                let_go_of_rows(source)
+                let_go(source)
         return
     with region.path.open("rb") as file:
         file.seek(region.offset + first * table.dim * table.rows.itemsize)

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import UserError
+from ..machine.memory import let_go
 from ..model import reference, reference_quantized
 from ..model.dlrm import Dlrm
 from ..model.precision import Numerics
 from ..runtime.artifact import Artifact
 from ..runtime.executor import Executor
-from ..runtime.table_files import let_go_of_rows
 
 VERIFIED_BATCHES = 3
 VERIFIED_ROWS = 48  # of each table, per batch
@@ -48,7 +48,7 @@ def verify(artifact: Artifact, model: Dlrm, numerics: Numerics) -> Verification:
     items, largest = max(least, min(executor.batch_size, VERIFIED_ITEMS)), []
     for dense, *lookups in _batches(model, items):
         for table in model.tables:
-            let_go_of_rows(table.rows)
+            let_go(table.rows)
         artifact.tables.let_go()
         with np.errstate(all="ignore"):
             in_float32 = reference.predict(model, dense, *lookups, dtype=np.float32)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UserError
+from ..machine.memory import let_go
 from ..model.bags import Bags
 from .chunks import Chunk, ReferenceData, as_float32, as_labels, pieces
 from .npz import NpyHeader, map_members, map_npy, require
@@ -95,6 +96,8 @@ def open_multi_hot(files: tuple[Path, Path, Path], card: ModelCard) -> Reference
                 as_labels(labels_file, "the label", labels[part].reshape(-1), piece.start),
                 None if of_one else bags,
             )
+            for array in (dense, labels, *rows_of):  # or all that is read counts as memory in the end
+                let_go(array)
 
     return ReferenceData(
         indices_file,

@@ -5,11 +5,13 @@ psutil reads the machine's and the processes' figures; cgroups, which it does no
 
 from __future__ import annotations
 
+import mmap
 import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from .topology import cgroup_folders, system_text
@@ -100,3 +102,22 @@ def _left(limit: Path, usage: Path, stat: Path) -> int | None:
     prefix = "total_" if "total_active_file" in counters else ""
     cached = sum(int(size) for size in re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", counters, re.MULTILINE))
     return max(int(most) - used + cached, 0)
+
+
+def memory_map(array: np.ndarray) -> np.memmap | None:
+    """The memory map that the array is a view of."""
+    root: object = array
+    while isinstance(root, np.ndarray) and not isinstance(root.base, mmap.mmap):
+        root = root.base
+    return root if isinstance(root, np.memmap) else None
+
+
+def let_go(array: np.ndarray) -> None:
+    """Unmap what was read of a memory map; it stays in the page cache.
+
+    Where that holds large folios, as after copying a file, the kernel maps up to 2 MB around each row (Linux 6.18), all
+    of which counts as this process's memory.
+    """
+    root = memory_map(array)
+    if root is not None:
+        root.base.madvise(mmap.MADV_DONTNEED)

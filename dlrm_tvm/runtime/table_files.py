@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..machine.memory import memory_map
+
 SINGLE_ROWS = (mmap.MADV_RANDOM, mmap.MADV_NOHUGEPAGE)
 _SAMPLES = 256  # of each table
 _SAMPLE_BYTES = 64
@@ -28,7 +30,7 @@ class FileRegion:
 
 def file_region(array: np.ndarray) -> FileRegion | None:
     """Where the array's bytes lie, in C order and as they are; None where no memory-mapped file holds them so."""
-    root = _mapped(array)
+    root = memory_map(array)
     if root is None or root.filename is None or not array.flags.c_contiguous:
         return None
     offset = root.offset + array.ctypes.data - root.ctypes.data
@@ -40,30 +42,11 @@ def expect_single_rows(array: np.ndarray) -> None:
 
     Otherwise each reads 128 KB around it: checking 300 items of a 96 GB model took 14 s instead of 0.2 s.
     """
-    root = _mapped(array)
+    root = memory_map(array)
     if root is not None:
         for advice in SINGLE_ROWS:
             with suppress(OSError):  # a kernel without huge pages
                 root.base.madvise(advice)
-
-
-def let_go_of_rows(array: np.ndarray) -> None:
-    """Unmap what was read of a memory map; it stays in the page cache.
-
-    Where that holds large folios, as after copying a file, the kernel maps up to 2 MB around each row (Linux 6.18), all
-    of which counts as this process's memory.
-    """
-    root = _mapped(array)
-    if root is not None:
-        root.base.madvise(mmap.MADV_DONTNEED)
-
-
-def _mapped(array: np.ndarray) -> np.memmap | None:
-    """The memory map that the array is a view of."""
-    root: object = array
-    while isinstance(root, np.ndarray) and not isinstance(root.base, mmap.mmap):
-        root = root.base
-    return root if isinstance(root, np.memmap) else None
 
 
 def sample_sha256(path: Path, tables: Sequence[Sequence[int]], *, small_whole: bool) -> str:

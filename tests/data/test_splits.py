@@ -131,6 +131,26 @@ def test_calibration_of_v2_takes_128_000_items_behind_the_scored_half(tmp_path):
     assert dense[:, 0].tolist() == list(range(150_001, 150_011)) and bags.num_indices == 10 * sum(HOTS)
 
 
+def test_what_was_read_of_the_day_is_no_memory_of_the_process(tmp_path):
+    save_day(tmp_path, items=20_000)
+    data, most = open_reference(tmp_path, CARD, split="all"), 0
+    for chunk in data:
+        most = max(most, mapped_bytes(tmp_path))
+        assert len(chunk.labels)
+    assert most > 0 and mapped_bytes(tmp_path) == 0
+
+
+def mapped_bytes(folder: Path) -> int:
+    """Of this process's memory, what maps files in the folder."""
+    inside, kilobytes = False, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ", 1)[0]:
+            inside = str(folder) in line
+        elif inside and line.startswith("Rss:"):
+            kilobytes += int(line.split()[1])
+    return 1024 * kilobytes
+
+
 def test_bags_of_one_are_plain_indices(tmp_path):
     arrays = save_day(tmp_path, hots=(1, 1, 1, 1))
     (dense, indices), _ = read_inputs(tmp_path, CARD, 5), None
