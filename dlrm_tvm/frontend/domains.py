@@ -23,6 +23,8 @@ _MOST_ROWS = 1 << 33
 _MOST_PARTS = 256  # Python calls go that deep
 _MOST_TRIED = 1 << 28
 _AT_ONCE = 1 << 20
+_LEAST_TAIL = 1 << 16
+_HASHES = {"Mod", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitShift"}
 _LIMITS = ("Max", "Min", "Clip", "Floor", "Cast")
 
 
@@ -101,9 +103,28 @@ def _end(gather: Function) -> int | None:
         inside = _inside(at, len(table))
         return _first(lambda index: not inside(np.array([index]))[0], _furthest(at))
     inside = [end for end in map(_end, _gathers(at)) if end is not None]
-    limit = min(inside, default=len(table))
+    limit = min(inside) if inside else _limit_tried(at, len(table))
     outside = _first_outside(at, len(table), limit)
     return limit if outside is None else outside
+
+
+def _limit_tried(at: Function, rows: int) -> int:
+    """Of a function whose form tells nothing: one more than the last index to try, as far as distant ones tell. It may
+    lead outside the table, or stay as it is from some index on; else as many as the table has rows are tried."""
+    powers = 1 << np.arange(_furthest(at).bit_length() - 1, dtype=np.int64)
+    distant = np.unique(np.concatenate([powers, powers + powers // 3, powers - 1]))
+    outside = np.flatnonzero(~_inside(at, rows)(distant))
+    if outside.size:
+        return int(distant[outside[0]])
+    values = at(distant)[:, 0]
+    changes = np.flatnonzero(values != values[-1])
+    last = int(distant[changes[-1] + 1]) if changes.size else 0
+    if last <= 2 * rows + _LEAST_TAIL:
+        changes = np.flatnonzero(at(np.arange(last + 1))[:, 0] != values[-1])
+        return int(changes[-1]) + 2 if changes.size else 1
+    if at.operators & _HASHES:
+        raise NoTableError("hashes indices in a way that was not found to repeat itself: no table holds all of them")
+    return rows
 
 
 def _inside(at: Function, rows: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -243,6 +264,8 @@ def _multiple(function: Function, steps: _Steps) -> _Steps | None:
     constant = 0 if found is None else int(found.item())
     if constant <= 0:
         return None
+    if function.operator.startswith("Bitwise"):
+        return _bitwise(function.operator, steps, constant)
     if function.operator == "Mul":
         return replace(steps, rise=steps.rise * constant, low=steps.low * constant, high=steps.high * constant)
     if function.operator not in ("Div", "Mod") or steps.low < 0 or isinstance(function.operands[0], np.ndarray):
@@ -251,6 +274,17 @@ def _multiple(function: Function, steps: _Steps) -> _Steps | None:
     if function.operator == "Mod":
         return replace(steps, rise=0, low=0, high=constant - 1)
     return replace(steps, rise=steps.rise // constant, low=steps.low // constant, high=steps.high // constant)
+
+
+def _bitwise(operator: str, steps: _Steps, constant: int) -> _Steps | None:
+    """Of numbers from 0 on, whose lowest bits alone meet the constant's."""
+    if steps.low < 0:
+        return None
+    size = 1 << constant.bit_length()
+    steps = steps.over(steps.period * (size // math.gcd(steps.rise, size)))
+    if operator == "BitwiseAnd":
+        return replace(steps, rise=0, low=0, high=constant)
+    return replace(steps, low=0, high=steps.high | (size - 1))
 
 
 def _without_overflow(steps: _Steps, limits: np.iinfo) -> _Steps | None:

@@ -91,9 +91,11 @@ def _term(expressions: Expressions, number: int) -> tuple[int, float, float]:
 
 def is_layer(expressions: Expressions, number: int) -> bool:
     """Whether it is an output of a layer, with or without bias, normalization and activation."""
-    kinds = ("add", "times", "relu", "sigmoid")
+    kinds = ("add", "times", "relu", "sigmoid", "max")
     while (kind := expressions.kind_of(number)) in kinds:
-        (_, number, *_), _ = expressions.key(number)
+        (_, number, *operands), _ = expressions.key(number)
+        if kind == "max" and operands != [0]:  # of 0 it is a ReLU
+            return False
         kinds = ("add", "times")
     return kind == "linear"
 

@@ -77,6 +77,7 @@ def bind(roles: Roles, probe: Probe, expressions: Expressions) -> dict[str, Symb
     dense = [expressions.vector(("dense", item), roles.num_dense) for item in range(probe.batch)]
     values: dict[str, Symbols | np.ndarray] = {roles.dense.name: Symbols(np.stack(dense), real=True)}
     expressions.index_dtypes = {source.name: source.dtype for source in roles.indices}
+    expressions.bags_are_full = not roles.offsets
     totals = probe.lengths.sum(axis=1)
     columns = [expressions.vector(("index", *column), total) for column, total in zip(roles.columns, totals)]
     if roles.stacked:

@@ -6,7 +6,7 @@ is refused with the name of the node that makes it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -20,20 +20,14 @@ from ..symbols.functions import Functions
 from ..symbols.graph import OnnxGraph
 from ..symbols.interpreter import Interpreter
 from .crossings import Crossings, take_apart
-from .features import Origins, Terms, folded, is_layer, origins, terms_of, widened
+from .features import Origins, Terms, origins, terms_of, widened
+from .layers import Layer, Layers
 from .probes import Probe, bind
 from .roles import Roles
 from .tables import TableUses
 
 # The missing bound of a clamp that has only one: every finite float32 passes it.
 _LOWEST, _HIGHEST = float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)
-
-
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    dense: Dense
-    inputs: np.ndarray  # [batch, K] numbers of the layer's inputs
-    node: onnx.NodeProto  # multiplies by the weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +68,7 @@ class Recognition:
         self.roles = roles
         self.probe = probe
         self.expressions = Expressions(functions)
+        self.layers = Layers(graph, self.expressions)
 
     def found(self) -> Found:
         values = bind(self.roles, self.probe, self.expressions)
@@ -82,7 +77,7 @@ class Recognition:
         except NeedsValues as need:
             raise self.graph.refusal(need.node, f"works with the values of {need.input_name!r}") from None
         rows, clamp = self._clamp(self._prediction_rows(prediction))
-        top = self._layers(rows)
+        top = self.layers.before(rows) or self.layers.before_one_output(rows)
         if not top:
             raise self.graph.refusal(
                 self.expressions.maker_of(int(rows.flat[0])),
@@ -93,6 +88,9 @@ class Recognition:
         joiner = self.graph.producer(reader.node.input[0]) or reader.node
         terms = terms_of(self.expressions, crossings.inputs)
         uses = TableUses(self.graph, self.roles, self.expressions, terms.ids, joiner, self.branches)
+        if uses.dots and crossings.layers:
+            reason = "begins cross layers on dots; a DLRM's take x and the pooled rows themselves"
+            raise self.graph.refusal(reader.node, reason)
         tables = uses.tables()
         bottom = self._bottom(uses.x, joiner)
         vectors = uses.vectors(tables, self.probe)
@@ -113,10 +111,10 @@ class Recognition:
     def _crossings(self, joined: np.ndarray) -> tuple[Origins | None, Crossings]:
         """Where the values come from among the outputs of the last cross layer, if it is one that gives them; and the
         cross layers."""
-        found = self._of_one_vector(joined)
+        found = self.layers.of_one_vector(joined)
         if found is None or self.expressions.kind_of(found[1].flat[0]) != "plus":
             return None, Crossings((), joined)
-        return found[0], take_apart(self.graph, self.expressions, found[1], self._layer)
+        return found[0], take_apart(self.graph, self.expressions, found[1], self.layers.of)
 
     def _joined(
         self, terms: Terms, vectors: np.ndarray, tables: tuple[Table, ...], dots: bool, joiner: onnx.NodeProto
@@ -153,7 +151,7 @@ class Recognition:
         batch = self.probe.batch
         if not isinstance(prediction, Symbols):
             raise self.graph.refusal(self.graph.producer(self.graph.output), "gives a constant as the output")
-        if prediction.ids.shape not in ((batch, 1), (batch,)):
+        if prediction.ids.shape not in ((batch, 1), (batch,), () if batch == 1 else (batch,)):
             shape = prediction.ids.shape
             raise self.graph.refusal(
                 self.graph.producer(self.graph.output),
@@ -181,102 +179,18 @@ class Recognition:
                 return np.array([[first] for first, _ in operands], np.int64), kind, operands[0][1]
         return None
 
-    # --- layers
+    # --- the bottom MLP
 
-    def _layers(self, rows: np.ndarray) -> list[_Layer]:
-        """The layers that end in `rows` [batch, N], first layer first."""
-        layers: list[_Layer] = []
-        while (layer := self._layer(rows)) is not None:
-            rows = layer.inputs
-            found = self._of_one_vector(rows) if self._layer(rows) is None else None
-            if found is not None and self._is_of_mlp(found[1]):  # normalized before it
-                rows = found[1]
-                layer = replace(layer, dense=folded(layer.dense, found[0], rows.shape[1]), inputs=rows)
-            layers.insert(0, layer)
-        return layers
-
-    def _is_of_mlp(self, rows: np.ndarray) -> bool:
-        first = int(rows.flat[0])
-        return self.expressions.kind_of(first) == "dense" or is_layer(self.expressions, first)
-
-    def _of_one_vector(self, rows: np.ndarray) -> tuple[Origins, np.ndarray] | None:
-        """Where `rows` [batch, N] come from among the elements of one vector for each item, and those [batch, W]."""
-        terms = terms_of(self.expressions, rows)
-        firsts, _, _ = self.expressions.whereabouts(np.maximum(terms.ids, 0))
-        own = [set(each[ids >= 0].tolist()) for each, ids in zip(firsts, terms.ids)]
-        if any(len(each) != 1 for each in own):
-            return None
-        vectors = [self.expressions.elements(each.pop()) for each in own]
-        if len({len(vector) for vector in vectors}) > 1:
-            return None
-        found, _ = origins(self.expressions, terms, np.stack(vectors))
-        return None if found is None else (found, np.stack(vectors))
-
-    def _layer(self, rows: np.ndarray) -> _Layer | None:
-        """The layer activation(x Wᵀ + b) that gives `rows`; None if they are anything else."""
-        activation, sums = self._activation(rows)
-        affine, products = self._affine(sums)
-        operands = self.expressions.operands("linear", products)
-        if operands is None:
-            return None
-        weights = {(identity, transposed) for identity, transposed, _ in operands}
-        if len(weights) != 1 or affine is None:
-            return None
-        ((identity, transposed),) = weights
-        weight = self.expressions.array(identity)
-        inputs = np.stack([self.expressions.elements(row) for *_, row in operands])
-        node = self.expressions.maker_of(int(products[0, 0]))
-        weight, (factors, bias) = weight if transposed else weight.T, affine
-        weight = weight if factors is None else weight * factors[:, None]
-        return _Layer(self._dense(node, weight, bias, activation), inputs, node)
-
-    def _activation(self, rows: np.ndarray) -> tuple[str, np.ndarray]:
-        for kind in ("relu", "sigmoid"):
-            operands = self.expressions.operands(kind, rows)
-            if operands is not None:
-                return kind, self._whole([first for (first,) in operands])
-        return "none", rows
-
-    def _affine(self, sums: np.ndarray) -> tuple[tuple[np.ndarray | None, np.ndarray] | None, np.ndarray]:
-        """((factors [N] float64 or None, bias [N] float32), numbers before both); None in place of the first if they
-        differ between items."""
-        factors, bias = None, np.zeros(sums.shape[1], np.float32)
-        while (step := self._constants_of(sums)) is not None:
-            kind, own, sums = step
-            if own is None:
-                return None, sums
-            if kind == "times":
-                factors = own if factors is None else factors * own
-            else:
-                bias = bias + own if factors is None else bias + factors * own
-        return (factors, bias.astype(np.float32)), sums
-
-    def _constants_of(self, rows: np.ndarray) -> tuple[str, np.ndarray | None, np.ndarray] | None:
-        """("add" or "times", the constants [N], numbers before) if one of them gives all `rows`; None for constants
-        that differ between items."""
-        for kind, dtype in (("add", np.float32), ("times", np.float64)):
-            operands = self.expressions.operands(kind, rows)
-            if operands is not None:
-                constants = {constant for _, constant in operands}
-                own = np.frombuffer(constants.pop(), dtype) if len(constants) == 1 else None
-                return kind, own, self._whole([first for first, _ in operands])
-        return None
-
-    def _whole(self, firsts: list[int]) -> np.ndarray:
-        return np.stack([self.expressions.elements(first) for first in firsts])
-
-    def _dense(self, node: onnx.NodeProto, weight: np.ndarray, bias: np.ndarray, activation: str) -> Dense:
-        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-            raise self.graph.refusal(node, "has a weight or bias that is not finite")
-        return Dense(np.array(weight, np.float32, order="C"), bias, activation)
-
-    def _bottom(self, rows: np.ndarray, joiner: onnx.NodeProto) -> list[_Layer]:
+    def _bottom(self, rows: np.ndarray, joiner: onnx.NodeProto) -> list[Layer]:
         """The layers from the dense input to `rows` [batch, D]."""
-        layers = self._layers(rows)
-        if not layers:
-            raise self.graph.refusal(joiner, "does not begin with the bottom MLP's output, as [x, interactions] does")
         items = range(self.probe.batch)
         dense = np.stack([self.expressions.vector(("dense", item), self.roles.num_dense) for item in items])
+        if np.array_equal(rows, dense):  # joined as they are
+            whole = Dense(np.eye(self.roles.num_dense, dtype=np.float32), np.zeros(rows.shape[1], np.float32), "none")
+            return [Layer(whole, dense, joiner)]
+        layers = self.layers.before(rows)
+        if not layers:
+            raise self.graph.refusal(joiner, "does not begin with the bottom MLP's output, as [x, interactions] does")
         if not np.array_equal(layers[0].inputs, dense):
             reason = f"takes something other than {self.roles.dense.name!r}, and no layer is before it"
             raise self.graph.refusal(layers[0].node, reason)

@@ -146,6 +146,7 @@ def _steering_inputs(
     batch = dense.dims[0] or next((size for size in sizes if size and size <= _MOST_BAGS), BATCHES[-1])
     most_tried = Roles(dense, tuple(integers), resized=graph.is_resized).most_tried
     expressions = Expressions(Functions(graph.opset))
+    expressions.bags_are_full = True  # of one index each
     made: dict[str, Value] = {}
     while True:
         try:
@@ -212,7 +213,7 @@ def _check_indices(graph: OnnxGraph, roles: Roles) -> None:
         raise graph.refusal(None, "no index input is in use, and a DLRM looks up embedding tables")
     fixed = all(len(dims) == 1 or (len(dims) == 2 and dims[1] and not roles.offsets) for dims in shapes.values())
     if not (roles.stacked or fixed):
-        wanted = "one [tables, batch], or of each table [n] or [batch, a fixed number]"
+        wanted = "one [tables, batch] or [batch, tables], or of each table [n] or [batch, a fixed number]"
         raise graph.refusal(None, f"the index inputs have dims {shapes}; wanted are {wanted}")
     if roles.stacked and not roles.indices[0].dims[1 if roles.items_first else 0]:
         raise graph.refusal(None, f"input {roles.indices[0].name!r} leaves open how many tables it has indices for")

@@ -28,6 +28,17 @@ from .roles import Roles
 Column = tuple[str, int]
 
 _POOLED = ("sum", "mean")
+# What formulas give that no layer of a DLRM takes, in words.
+_ODD = {
+    "add": "normalized or shifted values",
+    "dots": "dots of other vectors",
+    "max": "clipped values",
+    "min": "clipped values",
+    "plus": "sums of computed values",
+    "product": "products of computed values",
+    "times": "multiplied values",
+}
+_WANTED = "it takes another's outputs (with ReLU, sigmoid or no activation), x, rows of tables or dots"
 
 
 class TableUses:
@@ -94,13 +105,15 @@ class TableUses:
             others = [first for first in vectors if self._is_other(first)]
             if not others:
                 raise self.graph.refusal(self.joiner, "joins no output of a bottom MLP with the tables' rows")
-            odd = next((first for first in others if not is_layer(self.expressions, first)), None)
+            is_x = lambda first: self.expressions.kind_of(first) == "dense" or is_layer(self.expressions, first)  # noqa: E731
+            odd = next((first for first in others if not is_x(first)), None)
             if odd is not None:
-                what = self.expressions.kind_of(odd)
-                node = self.expressions.maker_of(odd)
-                raise self.graph.refusal(node, f"gives the interaction {what} values, neither a layer's nor a table's")
+                kind, node = self.expressions.kind_of(odd), self.expressions.maker_of(odd)
+                raise self.graph.refusal(node, f"gives a layer {_ODD.get(kind, kind)}; {_WANTED}")
             if len(others) > 1:
-                reason = f"joins {len(others)} vectors of layers for an item; a DLRM has one, its bottom MLP's output"
+                dense = any(self.expressions.kind_of(first) == "dense" for first in others)
+                among = ", here the dense features themselves too" if dense else ""
+                reason = f"joins {len(others)} vectors beside the tables', a DLRM one, its bottom MLP's output{among}"
                 raise self.graph.refusal(self.joiner, reason)
             x.append(self.expressions.elements(others[0]))
         if len({len(each) for each in x}) > 1:

@@ -1,4 +1,4 @@
-"""The computations of a DLRM, on symbols: layers, lookups, sums and means of bags, dots, a clamp.
+"""The computations of a DLRM, on symbols: layers, lookups, sums and means of bags, dots.
 
 Each function has its ONNX operator's signature: inputs positional, attributes keywords (both forms where a parameter
 was an attribute in older operator sets). ValueError or TypeError: no DLRM computes that. NeedsValues: an input that
@@ -17,8 +17,6 @@ from .expressions import Expressions, Symbols
 from .lookup_operators import on_lookups
 from .lookups import KINDS, Lookups
 from .operators import MOVES, is_float
-
-_LINEAR = {"linear", "add"}  # kinds of formulas: a layer without activation, with a bias or without
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +50,12 @@ class Computations:
             "Add": self.add,
             "Cast": self._cast,
             "CastLike": self._cast_like,
-            "Clip": self._clip,
             "Div": self._divide,
             "Gather": self.lookup,
             "GatherElements": self._lookup_elements,
+            "GatherND": self._lookup_places,
             "Gemm": self.gemm,
             "MatMul": self.matmul,
-            "Max": lambda *values: self._limit("Max", values),
-            "Min": lambda *values: self._limit("Min", values),
             "Mul": self.multiply,
             "Neg": lambda data: self.times(data, np.float32(-1)),
             "ReduceMax": self._no_maximum,
@@ -121,9 +117,27 @@ class Computations:
         )
 
     def _lookup_elements(self, data: Value, indices: Symbols, *, axis: int = 0, name: str) -> Symbols:
+        if isinstance(data, np.ndarray) and isinstance(indices, Symbols) and data.ndim == indices.ids.ndim == 2:
+            ids = indices.ids  # a row's number for each of its elements
+            if axis == 0 and ids.shape[1] == data.shape[1] and (ids == ids[:, :1]).all():
+                return self.lookup(data, Symbols(ids[:, 0], False), name=name)
         if isinstance(data, Symbols) or not isinstance(indices, Symbols) or data.ndim != 1 or indices.ids.ndim != 1:
             raise ValueError("gathers elements of something other than one constant number per row of a table")
         return self.lookup(data, indices, axis=axis, name=name)
+
+    def _lookup_places(self, data: Value, indices: Value, *, batch_dims: int = 0, name: str) -> Symbols:
+        """table[index], or table[constant, .., index] of several tables in one array."""
+        if isinstance(data, Symbols) or not isinstance(indices, Symbols) or indices.real or batch_dims:
+            raise ValueError("gathers places of something other than constants")
+        *parts, rows = np.moveaxis(indices.ids, -1, 0)
+        keys = [[self.expressions.key(number)[0] for number in part.ravel().tolist()] for part in parts]
+        if any(key[0] != "constant" for part in keys for key in part):
+            raise ValueError(f"looks up in {name!r} by what depends on several indices")
+        chosen = list(zip(*([key[2] for key in part] for part in keys))) if parts else [()] * rows.size
+        made = [
+            self.lookup(data[at], Symbols(row, False), name=name).ids for at, row in zip(chosen, rows.reshape(-1, 1))
+        ]
+        return Symbols(np.stack(made).reshape(*rows.shape, *data.shape[len(parts) + 1 :]), is_float(data.dtype))
 
     def multiply(self, a: Value, b: Value) -> Symbols:
         """Computed values times constants; products of vectors, as of x0 and a cross layer's outputs."""
@@ -149,7 +163,13 @@ class Computations:
         if not self.lookups.are_of(data, KINDS):
             with np.errstate(divide="ignore"):
                 return self.times(data, 1 / counts.astype(np.float64))
-        return Symbols(self.expressions.divide(data.ids, counts), True)
+        try:
+            return Symbols(self.expressions.divide(data.ids, counts), True)
+        except ValueError:
+            found = self.lookups.apply("Div", [data, counts])
+            if found is None:
+                raise
+            return found
 
     def _reduce_sum(
         self, data: Symbols, axes: np.ndarray | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
@@ -165,6 +185,10 @@ class Computations:
         if axes is None or len(axes) != 1 or not isinstance(data, Symbols) or not data.real:
             raise ValueError("sums over something other than one axis of looked-up rows")
         axis = int(axes[0])
+        if axis in (-1, data.ids.ndim - 1) and kind == "mean" and not self.expressions.kinds(data.ids) <= {"product"}:
+            raise ValueError(
+                "takes the mean of each item's values, as LayerNormalization does, which no layer can hold"
+            )
         sums = self.expressions.pool(kind, np.moveaxis(data.ids, axis, -1))
         return Symbols(np.expand_dims(sums, axis) if keepdims else sums, True)
 
@@ -195,7 +219,13 @@ class Computations:
         if isinstance(a, Symbols) and isinstance(b, Symbols):
             if not (a.real and b.real) or min(a.ids.ndim, b.ids.ndim) < 2:
                 raise ValueError("multiplies something other than matrices of computed values")
+            ids = self.lookups.matmul(a.ids, b.ids) if self.lookups.are_all(a, b) else None
+            if ids is not None:
+                return Symbols(ids, True)
             return Symbols(self.expressions.dot(a.ids, np.swapaxes(b.ids, -1, -2)), True)
+        if not isinstance(a, Symbols) and a.ndim == 2 and b.ids.ndim > 2:  # W x of columns [batch, values, 1]
+            product = self._linear(Symbols(np.swapaxes(b.ids, -1, -2), b.real), a, transposed=True)
+            return Symbols(np.swapaxes(product.ids, -1, -2), True)
         if not isinstance(a, Symbols) or a.ids.ndim < 2:
             raise ValueError("is not a layer: its first input is not [batch, values]")
         return self._linear(a, b, transposed=False)
@@ -242,29 +272,6 @@ class Computations:
             raise ValueError("is applied to whole numbers")
         return Symbols(self.expressions.apply(kind, data.ids), True)
 
-    # --- a clamp
-
-    def _clip(self, data: Value, min: Value | float = None, max: Value | float = None) -> Symbols:
-        """ONNX's Clip; the bounds, which have ONNX's names, are attributes up to opset 10."""
-        if not isinstance(data, Symbols) or not data.real:
-            raise ValueError("clips something other than computed values")
-        # The upper bound last, as in PyTorch and ONNX: it wins where the bounds cross.
-        for side, bound in (("Max", min), ("Min", max)):
-            data = data if bound is None else self._limit(side, (data, bound))
-        return data
-
-    def _limit(self, side: str, values: tuple[Value | float, ...]) -> Symbols:
-        """Elementwise maximum ("Max") or minimum ("Min") of computed values and single constants."""
-        computed = [value for value in values if isinstance(value, Symbols)]
-        if len(computed) != 1 or not computed[0].real:
-            raise ValueError("compares computed values with each other")
-        ids = computed[0].ids
-        for bound in (np.asarray(value) for value in values if not isinstance(value, Symbols)):
-            if bound.size != 1 or bound.ndim > ids.ndim or bound.dtype.kind != "f" or np.isnan(bound).any():
-                raise ValueError("limits values by something other than one float number")
-            ids = self.expressions.apply(side.lower(), ids, float(np.float32(bound.item())))
-        return Symbols(ids, True)
-
     # --- types
 
     def _cast(self, data: Symbols, *, to: int) -> Symbols:
@@ -273,7 +280,12 @@ class Computations:
             return data
         same = (onnx.TensorProto.FLOAT,) if data.real else (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
         if to not in same:
-            raise ValueError(f"casts to {onnx.TensorProto.DataType.Name(to)}")
+            name = onnx.TensorProto.DataType.Name(to)
+            if not data.real:
+                raise ValueError(f"casts to {name}")
+            if name.startswith("INT"):
+                raise ValueError("makes whole numbers of floats; indices are inputs of their own, INT32 or INT64")
+            raise ValueError(f"casts to {name}; layers are read in FLOAT alone, so export the model in float32")
         return data
 
     def _cast_like(self, data: Value, like: Value) -> Value:

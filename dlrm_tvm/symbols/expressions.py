@@ -41,6 +41,7 @@ class Expressions:
         self.maker: object = None
         self.functions = functions or Functions()
         self.index_dtypes: dict[str, np.dtype] = {}  # of the inputs that are given as symbols
+        self.bags_are_full = False  # none is ever empty
         self._numbering = Numbering()
         self._known_dots = (np.empty(0, np.int64), np.empty(0, np.int64))  # codes, ascending, and numbers
         self._arrays: dict[int, np.ndarray] = {}  # by id(); holding them keeps their ids unique
@@ -112,6 +113,8 @@ class Expressions:
     def _with_constants(self, kind: str, ids: np.ndarray, constants: np.ndarray) -> np.ndarray:
         if self.whole(ids) is None and (self._numbering.whereabouts(ids)[2] == 1).all():
             return self._with_constants(kind, ids[..., None], constants[..., None])[..., 0]
+        if self._are_columns(ids):
+            return self._with_constants(kind, ids[..., 0], constants[..., 0])[..., None]
         width = ids.shape[-1]
         each = np.ascontiguousarray(constants).reshape(-1, width)
         keys = [(kind, row, own.tobytes()) for row, own in zip(self.rows(ids).ravel().tolist(), each)]
@@ -146,8 +149,9 @@ class Expressions:
         if kind == "sum" and ids.shape[-1] == 1:
             return ids[..., 0]
         flat = ids.reshape(-1, ids.shape[-1])
-        if kind == "sum" and (products := self.operands("product", flat)) is not None:
-            return self._dots(np.array([self._code(*pair) for pair in products])).reshape(ids.shape[:-1])
+        if (products := self.operands("product", flat)) is not None:
+            dots = self._dots(np.array([self._code(*pair) for pair in products])).reshape(ids.shape[:-1])
+            return dots if kind == "sum" else self.times(dots, np.array(1 / ids.shape[-1]))
         if self._numbering.whole_rows(flat.T).all():
             return self.vector((kind, np.sort(flat[0]).tobytes()), len(flat)).reshape(ids.shape[:-1])
         return self._pool_elements(kind, flat).reshape(ids.shape[:-1])
@@ -158,15 +162,35 @@ class Expressions:
         return np.stack(pooled)
 
     def dot(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """left [..., M, K], right [..., N, K] -> [..., M, N]: products of rows with rows, in either order."""
+        """left [..., M, K], right [..., N, K] -> [..., M, N]: products of rows with rows, in either order.
+
+        A factor that all values of a row have is one of the product.
+        """
         if left.shape[-1] != right.shape[-1]:
             raise ValueError(f"multiplies rows of {left.shape[-1]} by rows of {right.shape[-1]} values")
+        (left, of_left), (right, of_right) = self._without_factors(left), self._without_factors(right)
+        factors = of_left[..., :, None] * of_right[..., None, :]
+        if (factors != 1).any():
+            return self.times(self.dot(left, right), factors)
         first, second = self.rows(left)[..., :, None], self.rows(right)[..., None, :]
         first, second = np.broadcast_arrays(first, second)
         if self._numbering.end >= _MOST_NUMBERS:
             raise OverflowError("has too many values to follow")
         codes = np.minimum(first, second) * _MOST_NUMBERS + np.maximum(first, second)
         return self._dots(codes.ravel()).reshape(codes.shape)
+
+    def _without_factors(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(rows [..., K] without the one factor that all values of a row have, those factors [...] float64)"""
+        firsts, positions, _ = self._numbering.whereabouts(ids)
+        inside, factors = ids.copy(), np.ones(ids.shape)
+        for first in np.unique(firsts).tolist():
+            kind, *operands = self._numbering.vector(first).key
+            if kind == "times":
+                own = firsts == first
+                inside[own] = self.elements(operands[0])[positions[own]]
+                factors[own] = np.frombuffer(operands[1], np.float64)[positions[own]]
+        one = (factors == factors[..., :1]).all(axis=-1)
+        return np.where(one[..., None], inside, ids), np.where(one, factors[..., 0], 1)
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """One number per vector along the last axis: its first element's if it is a whole vector of one key, else
@@ -185,8 +209,14 @@ class Expressions:
         left, right = np.broadcast_arrays(left, right)
         if left.shape != right.shape or left.ndim < 2:
             raise ValueError(f"combines values of shapes {left.shape} and {right.shape} element by element")
+        if self._are_columns(left):
+            return self.elementwise(kind, left[..., 0], right[..., 0])[..., None]
         pairs = np.sort(np.stack([self.rows(left).ravel(), self.rows(right).ravel()], axis=1), axis=1)
         return self._vectors([(kind, *pair) for pair in pairs.tolist()], left.shape[-1]).reshape(left.shape)
+
+    def _are_columns(self, ids: np.ndarray) -> bool:
+        """Whether they are [.., N, 1], elements of vectors of N, as in W x + b of columns x."""
+        return ids.ndim > 2 and ids.shape[-1] == 1 and (self._numbering.whereabouts(ids)[2] > 1).all()
 
     # --- taking formulas apart
 

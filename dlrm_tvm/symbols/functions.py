@@ -21,11 +21,13 @@ from .row_operators import evaluate_rows
 
 INDEX_TYPES = (np.int32, np.int64)  # hold the row numbers of any table
 _SMALL_BYTES = 1 << 20
+_WIDEST_ONE_HOT = 1 << 12
 
 
 @dataclass(frozen=True, eq=False)
 class Function:
-    """operator: "index", "gather", "pick" (elements of the operands, by attribute positions), "linear", or ONNX's name.
+    """operator: "index", "gather", "pick" (elements of the operands, by attribute positions), "linear", "one_hot",
+    "matmul" (of matrices that rows are), or ONNX's name.
 
     operands: functions and constants; attributes: (name, value) pairs; width: of its values; name: of the table that
     "gather" reads.
@@ -80,6 +82,8 @@ class Function:
             kind = "hashed index"
         elif "linear" in operators:
             kind = "projected rows"
+        elif "matmul" in operators:
+            kind = "product of rows as matrices, as in a tensor train"
         elif "Equal" in operators:
             kind = "padding_idx"
         elif self.operator == "pick" and len(self.functions) < len(self.operands):
@@ -106,10 +110,22 @@ class Functions:
         return self._once(("gather", self._identity(table), name, id(at)), make)
 
     def linear(self, function: Function, weight: np.ndarray, transposed: bool) -> Function:
-        """weight: [N, K] if transposed, else [K, N]"""
+        """weight: [N, K] if transposed, else [K, N]. One-hot vectors times a weight are its rows."""
+        inside = function
+        while inside.operator == "Cast":
+            inside = inside.functions[0]
+        if inside.operator == "one_hot":
+            return self.gather(weight.T if transposed else weight, inside.operands[0], "the weight of one-hot vectors")
         how, width = (("transposed", transposed),), weight.shape[0 if transposed else 1]
         make = lambda: Function("linear", (function, weight), how, width, weight.dtype)  # noqa: E731
         return self._once(("linear", id(function), self._identity(weight), transposed), make)
+
+    def one_hot(self, function: Function, depth: int, dtype: np.dtype) -> Function:
+        return self._of("one_hot", [function], (("depth", depth),), depth, dtype)
+
+    def matmul(self, left: Function, right: Function, sizes: tuple[int, int, int]) -> Function:
+        """[n, M K] and [n, K N] as matrices -> [n, M N]; sizes: (M, K, N)"""
+        return self._of("matmul", [left, right], (("sizes", sizes),), sizes[0] * sizes[2], left.dtype)
 
     def pick(self, functions: Sequence[Function | np.ndarray], positions: Sequence[int]) -> Function:
         """Elements of all values one after the other; constants are [width]."""
@@ -121,6 +137,11 @@ class Functions:
 
     def apply(self, operator: str, operands: Sequence[Function | np.ndarray], attributes: dict) -> Function:
         """An operator element by element or row by row; constants are of shape [1] or [width]."""
+        if operator == "Equal":  # to 0, 1, 2, ..
+            for function, places in permutations(operands):
+                is_whole = isinstance(places, np.ndarray) and places.size > 1 and function.width == 1
+                if is_whole and np.array_equal(places.ravel(), np.arange(places.size)):
+                    return self.one_hot(function, places.size, np.dtype(bool))
         if operator == "Mul":
             for function, factor in permutations(operands):
                 is_one = isinstance(factor, np.ndarray) and factor.size == 1 and factor == 1
@@ -171,6 +192,14 @@ def _value(function: Function, values: list[np.ndarray], indices: np.ndarray) ->
     if function.operator == "linear":  # in float64: NumPy's float32 differs with the number of rows
         weight = values[1].T if dict(function.attributes)["transposed"] else values[1]
         return (values[0].astype(np.float64) @ weight.astype(np.float64)).astype(function.dtype)
+    if function.operator == "one_hot":
+        if function.width > _WIDEST_ONE_HOT:
+            raise ValueError(f"makes one-hot vectors of {function.width:,} values, and multiplies them by no weight")
+        return (values[0] == np.arange(function.width)).astype(function.dtype)
+    if function.operator == "matmul":
+        m, k, n = dict(function.attributes)["sizes"]
+        left, right = (value.astype(np.float64).reshape(-1, *shape) for value, shape in zip(values, ((m, k), (k, n))))
+        return (left @ right).astype(function.dtype).reshape(-1, m * n)
     if function.operator == "pick":
         columns = [np.broadcast_to(value, (len(indices), value.shape[-1])) for value in values]
         return np.concatenate(columns, axis=1)[:, list(dict(function.attributes)["positions"])]

@@ -2,6 +2,7 @@
 
 Einsum               a product of matrices, its axes transposed before and after
 BatchNormalization   x * (scale / sqrt(var + epsilon)) + (bias - mean * scale / sqrt(var + epsilon))
+Softmax              of two values: the sigmoids of their differences
 FusedGemm            Gemm, then Relu or Sigmoid        (com.microsoft: what ONNX Runtime's optimizer writes)
 FusedMatMul          MatMul of transposed matrices
 """
@@ -15,6 +16,7 @@ from .expressions import Symbols
 from .lookup_operators import on_lookups
 
 FUSED_DOMAIN = "com.microsoft"
+_DIFFERENCES = np.array([[1, -1], [-1, 1]], np.float32)
 _ACTIVATIONS = {b"Relu": "relu", b"Sigmoid": "sigmoid"}
 
 
@@ -102,6 +104,16 @@ def batch_normalization(
     return computations.add(computations.times(data, factors) if scaled is None else scaled, shifts)
 
 
+def softmax(computations: Computations, data: Value, **attributes: object) -> Symbols:
+    found = on_lookups(computations.lookups, "Softmax", [data], attributes)
+    if found is not None:
+        return found
+    if data.ids.ndim != 2 or data.ids.shape[1] != 2 or attributes.get("axis", 1) not in (1, -1) or not data.real:
+        raise ValueError("is no softmax of two values of each item")
+    logits = Symbols(computations.expressions.linear(data.ids, _DIFFERENCES, False), True)
+    return computations.function("sigmoid", logits)
+
+
 def fused_gemm(
     computations: Computations,
     *inputs: Value,
@@ -146,6 +158,7 @@ def domains_of(operator: str) -> tuple[str, ...]:
 FUSED = {
     ("", "Einsum"): einsum,
     ("", "BatchNormalization"): batch_normalization,
+    ("", "Softmax"): softmax,
     (FUSED_DOMAIN, "FusedGemm"): fused_gemm,
     (FUSED_DOMAIN, "FusedMatMul"): fused_matmul,
 }

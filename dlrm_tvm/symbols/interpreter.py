@@ -29,9 +29,9 @@ from .lookups import BagsDifferError
 from .masks import MASKS
 from .names import names_read
 from .operators import MOST_COPIED_ELEMENTS, MOVES, ON_CONSTANTS, constant, evaluate, shape, size
+from .row_operators import OF_CONSTANTS, evaluate_constants
 
 Scope = ChainMap[str, Value]
-
 
 _OUTERMOST = 2  # maps in the graph's own scope: nodes' outputs and inputs; a Loop's body adds one
 _MOST_TRIPS = 1000  # plus two per row of the largest input: more than any loop over items or tables takes
@@ -40,12 +40,10 @@ _MOST_IN_ALL = 50_000  # of all loops together, those in loops too
 _MISFITS = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
 # Operators whose results jump at some value of an input.
 _STEPPED = ("Div", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod")
-_OF_LAYERS = (
-    *("Add", "BatchNormalization", "Clip", "Einsum", "FusedGemm", "FusedMatMul", "Gemm", "MatMul", "Max", "Min", "Sub"),
-)
-_ON_WHOLE_NUMBERS = ("Cast", "CastLike", "Gather", "GatherElements")
+_OF_LAYERS = {*(name for _, name in FUSED), "Add", "Clip", "Gemm", "MatMul", "Max", "Min", "Sub"}
 # Operators whose function takes the name of the first input; see Computations.lookup.
-_NAMED = ("Gather", "GatherElements")
+_NAMED = ("Gather", "GatherElements", "GatherND")
+_ON_WHOLE_NUMBERS = ("Cast", "CastLike", *_NAMED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,10 +136,10 @@ class Interpreter:
             self._check_tried(step, inputs)
         if node.op_type in _OF_LAYERS:
             self._check_fixed(step, inputs)
-        result = self._compute(node, inputs, step.attributes)
+        result = self._compute(node, inputs, step.attributes, all(step.fixed))
         return result if isinstance(result, tuple) else (result,)
 
-    def _compute(self, node: onnx.NodeProto, inputs: list[Value], attributes: dict) -> Value | tuple:
+    def _compute(self, node: onnx.NodeProto, inputs: list[Value], attributes: dict, fixed: bool) -> Value | tuple:
         operator = node.op_type
         if operator == "ATen":
             return aten.run_aten(self._computations, inputs, list(node.input), **attributes)
@@ -159,6 +157,8 @@ class Interpreter:
             return LateCast(inputs[0], **attributes)
         if not symbolic and operator in ON_CONSTANTS:
             return evaluate(operator, inputs, attributes)
+        if not symbolic and operator in OF_CONSTANTS and fixed:
+            return evaluate_constants(operator, self.graph.opset, inputs, attributes)
         if operator in ("Shape", "Size"):
             return {"Shape": shape, "Size": size}[operator](inputs[0].ids, **attributes)
         if operator == "Concat":

@@ -11,7 +11,7 @@ import onnx
 
 from .expressions import Symbols
 from .lookups import Lookups, OneIndex, Value
-from .operators import MOVES, ON_CONSTANTS
+from .operators import MOVES, ON_CONSTANTS, is_float
 from .row_operators import ELEMENTWISE, ROW_BY_ROW, of_last_axis
 
 _NOT_OF_ELEMENTS = {
@@ -33,6 +33,8 @@ def on_lookups(lookups: Lookups, operator: str, inputs: list[Value], attributes:
     BagsDifferError."""
     if not lookups.are_all(*inputs):
         return None
+    if operator == "OneHot":
+        return _one_hot(lookups, *inputs, **attributes)
     if operator in ROW_BY_ROW:
         return _row_by_row(lookups, operator, inputs, attributes)
     if operator not in _ELEMENTWISE:
@@ -72,6 +74,16 @@ def _row_by_row(lookups: Lookups, operator: str, inputs: list[Value], attributes
         made.append(lookups.numbers(result))
     shape = (*data.ids.shape[:-1], len(made[0]))
     return Symbols(np.stack(made).reshape(shape if keeps else shape[:-1]), True)
+
+
+def _one_hot(lookups: Lookups, indices: Value, depth: Value, values: Value, *, axis: int = -1) -> Symbols | None:
+    """Multiplied by a weight it is a lookup (functions.py)."""
+    if isinstance(depth, Symbols) or isinstance(values, Symbols) or axis not in (-1, indices.ids.ndim):
+        return None
+    if values.tolist() != [0, 1] or depth.size != 1:
+        raise ValueError(f"writes {values.tolist()}, not 0 and 1")
+    ids = lookups.one_hot(indices.ids, int(depth.item()), values.dtype)
+    return None if ids is None else Symbols(ids, is_float(values.dtype))
 
 
 def _is_mean(lookups: Lookups, data: Value, counts: Value) -> bool:

@@ -9,7 +9,7 @@ An operation on anything else is none of this module's: it answers None.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -93,14 +93,37 @@ class Lookups:
 
     def gather(self, table: np.ndarray, indices: np.ndarray, name: str) -> np.ndarray | None:
         """Rows of a table [R, D] -> [.., D], or elements of one [R] -> [..]"""
+        made = self._of_each(indices, lambda index: self.functions.gather(table, index, name))
+        return None if made is None else made.reshape(*indices.shape, *table.shape[1:])
+
+    def one_hot(self, indices: np.ndarray, depth: int, dtype: np.dtype) -> np.ndarray | None:
+        """-> [.., depth]"""
+        made = self._of_each(indices, lambda index: self.functions.one_hot(index, depth, dtype))
+        return None if made is None else made.reshape(*indices.shape, depth)
+
+    def _of_each(self, indices: np.ndarray, make: Callable[[Function], Function]) -> np.ndarray | None:
         made = []
         for number in indices.ravel().tolist():
             is_index = self.expressions.kind_of(number) == "index"
             found = self._index(number) if is_index else self.of_row(np.array([number]))
             if not isinstance(found, OneIndex) or found.pool is not None:
                 return None
-            made.append(self.numbers(found._replace(function=self.functions.gather(table, found.function, name))))
-        return np.array(made, np.int64).reshape(*indices.shape, *table.shape[1:])
+            made.append(self.numbers(found._replace(function=make(found.function))))
+        return np.array(made, np.int64)
+
+    def matmul(self, left: np.ndarray, right: np.ndarray) -> np.ndarray | None:
+        """Matrices [.., M, K] times [.., K, N], each pair of one index, as in a tensor train -> [.., M, N]"""
+        sizes, made = (*left.shape[-2:], right.shape[-1]), []
+        if left.shape[:-2] != right.shape[:-2] or left.shape[-1] != right.shape[-2]:
+            return None
+        for pair in zip(left.reshape(-1, sizes[0] * sizes[1]), right.reshape(-1, sizes[1] * sizes[2])):
+            found = [self.of_row(each) for each in pair]
+            if not all(isinstance(each, OneIndex) and each.pool is None for each in found) or _shared(found) is None:
+                return None
+            made.append(
+                self.numbers(found[0]._replace(function=self.functions.matmul(*(e.function for e in found), sizes)))
+            )
+        return np.array(made, np.int64).reshape(*left.shape[:-1], sizes[2])
 
     def _index(self, number: int) -> OneIndex:
         (_, name, *_), _ = self.expressions.key(number)
@@ -212,7 +235,8 @@ class Lookups:
         if shared is None:
             return None
         result = shared._replace(function=self.functions.apply(operator, functions, attributes))
-        if result.pool is not None and not _commutes(operator, operands, result.function.dtype):
+        shifts = result.pool == "mean" and self.expressions.bags_are_full and operator in ("Add", "Sub")
+        if result.pool is not None and not shifts and not _commutes(operator, operands, result.function.dtype):
             if len(result.indices) == 1:  # the mean of one row
                 return result._replace(pool=None)
             raise BagsDifferError(f"makes of pooled rows ({result.function.form})")

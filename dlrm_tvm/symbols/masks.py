@@ -1,8 +1,10 @@
-"""Operators that choose among computed values by constants, or put constants beside them: masks, triangles, padding."""
+"""Operators that choose between computed values and constants, or put constants beside them: masks, triangles, padding,
+clamps."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 
@@ -63,4 +65,38 @@ def scatter(
     return computations.join([data, updates], scattered)
 
 
-MASKS = {"Pad": pad, "ScatterND": scatter, "Trilu": triangle, "Where": where}
+def clip(computations: Computations, data: Value, min: Value | float = None, max: Value | float = None) -> Symbols:
+    """ONNX's Clip; the bounds, which have ONNX's names, are attributes up to opset 10."""
+    if not isinstance(data, Symbols) or not data.real:
+        computations.demand_values(data)
+        raise ValueError("clips something other than computed values")
+    # The upper bound last, as in PyTorch and ONNX: it wins where the bounds cross.
+    for side, bound in (("max", min), ("min", max)):
+        data = data if bound is None else limit(side, computations, data, bound)
+    return data
+
+
+def limit(side: str, computations: Computations, *values: Value | float) -> Symbols:
+    """Elementwise maximum ("max") or minimum ("min") of computed values and single constants."""
+    computed = [value for value in values if isinstance(value, Symbols)]
+    for value in computed:
+        computations.demand_values(value)
+    if len(computed) != 1 or not computed[0].real:
+        raise ValueError("compares computed values with each other")
+    ids = computed[0].ids
+    for bound in (np.asarray(value) for value in values if not isinstance(value, Symbols)):
+        if bound.size != 1 or bound.ndim > ids.ndim or bound.dtype.kind != "f" or np.isnan(bound).any():
+            raise ValueError("limits values by something other than one float number")
+        ids = computations.expressions.apply(side, ids, float(np.float32(bound.item())))
+    return Symbols(ids, True)
+
+
+MASKS = {
+    "Clip": clip,
+    "Max": partial(limit, "max"),
+    "Min": partial(limit, "min"),
+    "Pad": pad,
+    "ScatterND": scatter,
+    "Trilu": triangle,
+    "Where": where,
+}

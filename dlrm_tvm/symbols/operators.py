@@ -99,12 +99,13 @@ def slice_(
     steps = [1] * len(starts) if steps is None else steps
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         size = data.shape[axis]
-        if step <= 0:
-            raise ValueError(f"slices with step {step}, only positive ones are read")
-        if not -size <= start <= size or (not -size <= end <= size and end < _OPEN_END):
+        if step == 0:
+            raise ValueError("slices with step 0")
+        to_the_end = end >= _OPEN_END if step > 0 else end <= -_OPEN_END
+        if not -size <= start <= (size if step > 0 else size - 1) or not (to_the_end or -size <= end <= size):
             raise ValueError(f"slices {start}:{end} out of {size} elements")
         everything = [slice(None)] * data.ndim
-        everything[axis] = slice(int(start), int(end), int(step))
+        everything[axis] = slice(int(start), None if to_the_end else int(end), int(step))
         data = data[tuple(everything)]
     return data
 
@@ -124,11 +125,8 @@ def split(
 
 
 def squeeze(data: np.ndarray, axes: np.ndarray | None = None) -> np.ndarray:
-    # Without axes the rank of the result depends on which sizes are 1, the batch among them.
-    if axes is None and data.shape != (1,):
-        raise ValueError("squeezes without saying which axes")
-    axes = range(data.ndim) if axes is None else axes
-    return np.squeeze(data, tuple(int(axis) for axis in axes))
+    """Without axes the rank of the result depends on which sizes are 1; runs of one item and of several show that."""
+    return np.squeeze(data, None if axes is None else tuple(int(axis) for axis in axes))
 
 
 def transpose(data: np.ndarray, *, perm: list[int] | None = None) -> np.ndarray:

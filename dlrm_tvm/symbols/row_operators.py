@@ -2,8 +2,10 @@
 
     elementwise    LeakyRelu, Gelu, Log, Sin ..             of each value
     row by row     LayerNormalization, Softmax, ReduceL2 .. of the last axis
+    of constants   those and MatMul, CumSum ..              of what an exporter has not folded
 
-Computed by onnx's own reference evaluator: only ever on rows of a table, [n, width], never on the graph's tensors.
+Computed by onnx's own reference evaluator: on rows of a table, [n, width], and on constants that are the same at every
+batch size.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
+from .operators import MOST_COPIED_ELEMENTS
+
 ELEMENTWISE = {
     *("BitShift", "Ceil", "Celu", "Cos", "Cosh", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "IsNaN"),
     *("LeakyRelu", "Log", "Mish", "PRelu", "Pow", "Round", "Selu", "Sign", "Sin", "Sinh", "Softplus", "Softsign"),
@@ -23,6 +27,8 @@ ROW_BY_ROW = {
     *("LayerNormalization", "LogSoftmax", "LpNormalization", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp"),
     *("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Softmax"),
 }
+
+OF_CONSTANTS = ELEMENTWISE | ROW_BY_ROW | {"BatchNormalization", "CumSum", "Einsum", "Gemm", "MatMul", "Sum"}
 
 
 def of_last_axis(
@@ -45,12 +51,33 @@ def of_last_axis(
     return [], {"axes": (1,), "keepdims": 1}, keeps
 
 
+def evaluate_constants(operator: str, opset: int, inputs: list[np.ndarray | None], attributes: dict) -> np.ndarray:
+    """One of `OF_CONSTANTS`. Raises ValueError where it would load a large table into memory."""
+    if max((value.size for value in inputs if value is not None), default=0) > MOST_COPIED_ELEMENTS:
+        raise ValueError("computes with a table as a whole; rows of it may be looked up")
+    names = ["" if value is None else f"x{at}" for at, value in enumerate(inputs)]
+    node = onnx.helper.make_node(operator, names, ["y"], **attributes)
+    kinds = [(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype)) for name, value in zip(names, inputs) if name]
+    given = [onnx.helper.make_tensor_value_info(name, kind, None) for name, kind in kinds]
+    graph = onnx.helper.make_graph([node], "constants", given, [onnx.ValueInfoProto(name="y")])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    feeds = {name: value for name, value in zip(names, inputs) if name}
+    try:
+        return np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        raise ValueError(_reason(operator, opset, error)) from None
+
+
+def _reason(operator: str, opset: int, error: Exception) -> str:
+    return f"is no {operator} of operator set {opset}: {' '.join(str(error).split())[:100]}"
+
+
 def evaluate_rows(operator: str, opset: int, values: list[np.ndarray], attributes: dict) -> np.ndarray:
     """values: [n, width], or constants [width] or [1]. Raises ValueError where the operator does not take them."""
     try:
         return _evaluated(operator, opset, values, attributes)
     except (NotImplementedError, RuntimeError, TypeError) as error:  # the reference evaluator's
-        raise ValueError(f"is no {operator} of operator set {opset}: {' '.join(str(error).split())[:100]}") from None
+        raise ValueError(_reason(operator, opset, error)) from None
 
 
 def _evaluated(operator: str, opset: int, values: list[np.ndarray], attributes: dict) -> np.ndarray:

@@ -168,7 +168,7 @@ def test_row_weights_looked_up_with_another_tables_indices_are_refused(tmp_path:
     def cross(graph: onnx.GraphProto) -> None:
         node_of(graph, "GatherElements", 1).input[1] = node_of(graph, "GatherElements", 0).input[1]
 
-    assert "gives the interaction product values" in refusal_after(tmp_path, cross, "op16_weighted_lists")
+    assert "gives a layer products of computed values" in refusal_after(tmp_path, cross, "op16_weighted_lists")
 
 
 def test_rows_weighted_twice_are_a_table_that_is_computed(tmp_path: Path) -> None:

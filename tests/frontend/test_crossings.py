@@ -98,7 +98,7 @@ REFUSALS = {
     "x_l in the place of x0": (_multiplies_x_l, "Add_", "multiplies by other values than the cross layers after it"),
     "x0 in the place of x_l": (_adds_x0, "Gemm_", "of the x that is added"),
     "a layer of x0 in the place of x_l": (_takes_x0_again, "Gemm_", "of the x that is added"),
-    "nothing added": (_no_sum, "Mul_", "product values, neither a layer's nor a table's"),
+    "nothing added": (_no_sum, "Mul_", "gives a layer products of computed values"),
     "a bias on the product": (_bias_on_the_product, "Add_", ""),
     "a factor on x_l": (_halved_sum, "Gemm_", "of the x that is added"),
     "a table joined twice": (_table_joined_twice, "", "no table is looked up with indices, row 1"),

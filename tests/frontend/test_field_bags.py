@@ -41,6 +41,10 @@ def _behind_each_bag(graph: onnx.GraphProto, *operators: str) -> None:
             graph.node.insert(at + step, node)
 
 
+def _unchanged(graph: onnx.GraphProto) -> None:
+    """Bags of any lengths, also empty ones, as PyTorch's exporters write them."""
+
+
 def _projected(graph: onnx.GraphProto) -> None:
     _behind_each_bag(graph, "MatMul")
 
@@ -72,6 +76,11 @@ def _one_joint_table(graph: onnx.GraphProto) -> None:
 
 # Per case: the export, its change, and the operator that allows bags of one index alone.
 CASES = {
+    "offsets stacked": ("op11_stacked", _unchanged, None),
+    "offsets per table": ("op13_lists", _unchanged, None),
+    "offsets with the last end": ("op13_cross_last_lists", _unchanged, None),
+    "offsets stacked, torch.export": ("dynamo18_stacked", _unchanged, None),
+    "offsets per table, padding_idx": ("dynamo18_padding_lists", _unchanged, None),
     "sums projected": ("op11_stacked", _projected, None),
     "means projected": ("op17_mean", _projected, None),
     "sums with a bias": ("op13_lists", _with_a_bias, "Add"),

@@ -12,8 +12,10 @@ import pytest
 from field_graphs import (
     DENSE,
     DIM,
+    ITEMS,
     ROWS,
     Builder,
+    check,
     feed_of,
     lower_triangle,
     picked,
@@ -29,30 +31,12 @@ from onnx import TensorProto
 from dlrm_tvm.errors import UserError
 from dlrm_tvm.frontend.reader import read_dlrm
 from dlrm_tvm.model.computed_rows import ComputedRows
-from dlrm_tvm.model.dlrm import Dlrm
 from dlrm_tvm.model.interactions import Concat, Cross, Dot
 from dlrm_tvm.model.reference import predict
 from dlrm_tvm.paths import ROOT
 
 CASES = ROOT / "tests" / "field_cases"
-ITEMS = 9
 LOWER = [(i, j) for i in range(4) for j in range(i)]
-
-
-def check(
-    path: Path, *, layout: str = "separate", rows: tuple = ROWS, dtype: type = np.int64, items: int = ITEMS
-) -> Dlrm:
-    """Our reading of the file, once it gives what ONNX Runtime computes from it, with indices below `rows`."""
-    pytest.importorskip("onnxruntime")
-    model = read_dlrm(path)
-    rng = np.random.default_rng(7)
-    dense = rng.uniform(-2, 2, (items, DENSE)).astype(np.float32)
-    indices = np.stack([rng.integers(0, most, items) for most in rows], axis=1)
-    session = onnxruntime_session(path)
-    wanted = onnxruntime_outputs(session, feed_of(dense, indices.astype(dtype), layout))
-    assert wanted.std() > 0.02 or items == 1, "predictions are spread, so that a wrong one shows"
-    np.testing.assert_allclose(predict(model, dense, indices), wanted, rtol=1e-5, atol=2e-6)
-    return model
 
 
 # --- what is joined
@@ -261,7 +245,7 @@ def test_batch_normalization_of_what_has_dots_is_refused_by_node(tmp_path: Path)
     def bottom(b: Builder) -> str:
         return _normal(b, b.layer("dense_x", DENSE, DIM, "Relu"), DIM)
 
-    with pytest.raises(UserError, match=r"node BatchNormalization_\d+ .* gives the interaction add values"):
+    with pytest.raises(UserError, match=r"node BatchNormalization_\d+ .* gives a layer normalized or shifted values"):
         read_dlrm(write_graph(tmp_path / "g.onnx", bottom=bottom))
 
 
@@ -456,7 +440,7 @@ def test_a_product_of_rows_of_two_indices_is_refused_by_node(tmp_path: Path) -> 
         first, *others = plain(b, indices)
         return [b.add("Mul", first, others[0]), *others]
 
-    with pytest.raises(UserError, match=r"node Mul_\d+ .* gives the interaction product values"):
+    with pytest.raises(UserError, match=r"node Mul_\d+ .* gives a layer products of computed values"):
         read_dlrm(write_graph(tmp_path / "g.onnx", embed=embed))
 
 

@@ -147,7 +147,7 @@ def _product_of_two_rows(graph: onnx.GraphProto) -> None:
 REFUSALS = {
     "Tanh": (_tanh, "Relu_3 (Tanh)", "no operation"),
     "dots joined on the wrong axis": (_join_dots_on_axis_0, "Concat_16", "joins shapes (5, 16), (5, 6) on axis 0"),
-    "vectors joined on the wrong axis": (_join_vectors_on_axis_0, "Concat_16", "2 vectors of layers for an item"),
+    "vectors joined on the wrong axis": (_join_vectors_on_axis_0, "Concat_16", "joins 2 vectors beside the tables'"),
     "rows of a table joined with dots": (_rows_joined_with_dots, "Concat_16", "joins dots and rows themselves"),
     "an index column used twice": (_index_column_used_twice, "Gather_8", "indices, row 0"),
     "a table looked up by columns": (_table_looked_up_by_columns, "Gather_8", "axis 1"),
@@ -167,7 +167,7 @@ REFUSALS = {
     "LeakyRelu": (_leaky_relu, "(LeakyRelu)", "is no operation of a DLRM"),
     "a doubled prediction": (_doubled_prediction, "Mul_x", "gives the prediction, but is no layer of an MLP"),
     "a halved prediction": (_halved_prediction, "Div_x", "gives the prediction, but is no layer of an MLP"),
-    "a product of two rows": (_product_of_two_rows, "Mul_x", "product values, neither a layer's nor a table's"),
+    "a product of two rows": (_product_of_two_rows, "Mul_x", "gives a layer products of computed values"),
     "a cycle": (_reads_its_own_output, "Concat_16", "nothing before it makes"),
 }
 

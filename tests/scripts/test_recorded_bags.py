@@ -7,12 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cards import Card, save
+from graph_surgery import EXPORTS
+from graphs import onnxruntime_outputs, onnxruntime_session
 from models import build_plain, numpy_predictions, random_bags, random_batch, random_dlrm
+from recorded_bags import feed
+from recorded_bags import random_bags as cut_bags
 from scripts import score
 
 from dlrm_tvm.data import chunks
 from dlrm_tvm.data.reference_data import open_reference, read_inputs
 from dlrm_tvm.errors import UserError
+from dlrm_tvm.frontend.reader import read_dlrm
 from dlrm_tvm.model.dlrm import Dlrm, GraphInputs
 
 TABLE_ROWS = (11, 1, 300)
@@ -140,3 +145,22 @@ def test_accuracy_scores_bags_through_its_command_line(tmp_path):
     arrays["pred"][ITEMS - 1] += 0.01
     status, result, _ = score(library, save(tmp_path, arrays))
     assert (status, result["passed"], result["mismatches"]) == (3, False, 1)
+
+
+@pytest.mark.parametrize("export", ["op11_stacked", "op13_lists", "dynamo18_stacked"])
+def test_library_of_an_export_gives_onnxruntimes_outputs_for_ragged_bags(tmp_path, export):
+    """Offsets stacked and per table, empty bags included, under the graph's own names."""
+    pytest.importorskip("onnxruntime")
+    path = EXPORTS / f"{export}.onnx"
+    model, rng = read_dlrm(path), np.random.default_rng(3)
+    rows = [table.num_rows for table in model.tables]
+    dense = rng.uniform(-2, 2, (ITEMS, model.num_dense)).astype(np.float32)
+    indices, offsets = cut_bags(rng, items=ITEMS, table_rows=rows, total=3 * ITEMS, empty=True)
+    lengths = np.diff(offsets, axis=1, append=3 * ITEMS)
+    assert {0, 1, 2} < set(lengths.ravel().tolist()) and len(np.unique(lengths, axis=0)) == len(rows)
+    given = feed(model.graph_inputs, dense, indices, offsets)
+    pred = onnxruntime_outputs(onnxruntime_session(path), given)
+    assert pred.std() > 0.03, "predictions are spread, so that a wrong one shows"
+    library = build_plain(model, 16, tmp_path)
+    status, result, _ = score(library, save(tmp_path, given | {"pred": pred}))
+    assert (status, result["passed"], result["items"], result["mismatches"]) == (0, True, ITEMS, 0)
