@@ -92,10 +92,15 @@ def run_once(args: argparse.Namespace) -> tuple[dict[str, object], int]:
         target, arrivals, search = target_of(args), arrivals_of(args), None
         if target is not None:
             search = find_rate(session.instances, target, **timing)
-            if search.interrupted:
-                return interrupted_search(session, search), interrupted_status()
             arrivals = search.arrivals
-        report = measure(session, **timing, arrivals=arrivals, until_stable=args.until_stable)
+        try:
+            if search and search.interrupted:
+                raise KeyboardInterrupt
+            report = measure(session, **timing, arrivals=arrivals, until_stable=args.until_stable)
+        except KeyboardInterrupt:
+            if search is None:
+                raise
+            return interrupted_search(session, search), interrupted_status()
         if args.profile:
             report = profiled(session, report)
     if args.latencies:
