@@ -16,6 +16,7 @@ from dlrm_tvm.errors import FOUND_WANTING, UserError, interrupted_status, printa
 with reported():
     import argparse
     import os
+    from contextlib import AbstractContextManager, nullcontext
     from pathlib import Path
 
     from dlrm_tvm import load
@@ -35,6 +36,14 @@ with reported():
     from dlrm_tvm.data.splits import SPLITS
     from dlrm_tvm.machine.files import check_writable, write_result
     from dlrm_tvm.paths import DEFAULT_LIBRARY
+    from dlrm_tvm.predictions.run import (
+        PredictionSettings,
+        ScoreShards,
+        plan_lines,
+        plan_predictions,
+        predict_all,
+        score_here,
+    )
     from dlrm_tvm.runtime.manifest import Manifest
 
 
@@ -94,7 +103,7 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
             raise UserError("--first-item and --max-items are for one file. Give one of --ref-data, or leave them out.")
         return args
     given = {"--ray": args.ray, "--resume": args.resume, "--shard-items": args.shard_items}
-    if flags := [flag for flag, value in given.items() if value]:
+    if flags := [flag for flag, value in given.items() if value is not None and value is not False]:
         raise UserError(f"{flags[0]} is for predictions that are kept. Give --predictions DIR too, or leave it out.")
     if len(args.ref_data or ()) > 1:
         raise UserError("--ref-data has several files: give one, or --predictions DIR to score them all.")
@@ -136,8 +145,6 @@ def score_file(args: argparse.Namespace) -> tuple[Verdict, dict[str, object]]:
 
 def predict(args: argparse.Namespace) -> tuple[Verdict, dict[str, object]]:
     """The same of all items of all files, in shards, each part kept."""
-    from dlrm_tvm.predictions.run import PredictionSettings, plan_lines, plan_predictions, predict_all
-
     given = {"resume": args.resume, "split": args.split, "first_item": args.first_item}
     given |= {"max_items": args.max_items, "max_ind_range": args.max_ind_range}
     given |= {"shard_items": args.shard_items} if args.shard_items else {}
@@ -148,15 +155,20 @@ def predict(args: argparse.Namespace) -> tuple[Verdict, dict[str, object]]:
         f"model  {printable(str(args.model))}: {manifest.model.name}, {manifest.precision}, batch {manifest.batch_size}"
     )
     show("\n".join(plan_lines(settings, inputs, job)))
-    options = {"is_logit": gives_logits(manifest)}
-    if args.ray:
-        from dlrm_tvm.cluster.pool import on_ray
-
-        options["score"] = on_ray(args.ray)
-    predictions = predict_all(settings, job, gate, **options)
+    with scoring(args.ray) as score:
+        predictions = predict_all(settings, job, gate, is_logit=gives_logits(manifest), score=score)
     verdict = predictions.verdict
     show(verdict_text(verdict, gate))
     return verdict, verdict_json(verdict, gate) | predictions.to_json(settings.output)
+
+
+def scoring(ray: str | None) -> AbstractContextManager[ScoreShards]:
+    """Here, or on the Ray cluster at this address."""
+    if ray is None:
+        return nullcontext(score_here)
+    from dlrm_tvm.cluster.pool import on_ray
+
+    return on_ray(ray)
 
 
 def gives_logits(manifest: Manifest) -> bool:

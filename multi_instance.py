@@ -27,6 +27,7 @@ with reported():
         add_run_options,
         arrivals_of,
         check_run_options,
+        count,
         duration_s,
         run_settings,
         target_of,
@@ -54,12 +55,16 @@ def parse_args() -> argparse.Namespace:
     add_table_options(add_output_options(parser, of_a_sweep))
     group = parser.add_argument_group("many machines")
     group.add_argument("--ray", metavar="HOST:PORT", help="measure on all nodes of the Ray cluster at this address")
-    group.add_argument("--ray-nodes", type=int, metavar="N", help="on N of them (default: all)")
+    group.add_argument("--ray-nodes", type=count, metavar="N", help="on N of them (default: all)")
     parser.add_argument("--start-gate", type=int, metavar="PID", help=argparse.SUPPRESS)  # cluster/start_gate.py
     args = parser.parse_args()
     for check in (check_run_options, check_loadgen_options, check_sweep_options):
         check(args)
-    if args.ray_nodes and not args.ray:
+    if args.ray is not None:
+        from dlrm_tvm.cluster.measure import check_cluster_flags
+
+        check_cluster_flags(args)
+    elif args.ray_nodes is not None:
         raise UserError("--ray-nodes is for a Ray cluster. Give --ray HOST:PORT too, or leave it out.")
     return args
 
@@ -71,7 +76,7 @@ def main() -> int:
         if args.results:
             show_results(args.results, args.max_latency_ms, args.format, args.plot)
             return 0
-        if args.ray:
+        if args.ray is not None:
             fields, status = run_cluster(args)
         elif args.sweep is not None:
             return run_sweep(sweep_settings(args), show, show_fields=show_fields)

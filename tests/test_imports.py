@@ -53,7 +53,7 @@ PACKAGES = {
     "tuning": {"tvm", "tvm_ffi"},
     "loadgen": {"mlperf_loadgen"},
     "sweep": {"matplotlib"},
-    "cluster": {"ray"},
+    "cluster": {"ray", "psutil"},
 }
 EVERYWHERE = {"numpy"}
 ONLY_IN = {

@@ -91,6 +91,12 @@ def _add_arrival_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--arrivals", choices=KINDS, default="closed", help="when batches are requested; default closed")
     group.add_argument("--rate", type=float, metavar="R", help="batches per second in all; of a trace: as recorded")
     group.add_argument("--burst", type=count, default=1, metavar="N", help="so many at a time, at the same rate")
+    group.add_argument(
+        "--arrival-seed",
+        type=int,
+        metavar="N",
+        help="which random moments --arrivals poisson has; default 0; with --ray those of node 0",
+    )
     group.add_argument("--trace", type=Path, metavar="FILE", help="of --arrivals trace: a time in seconds per line")
     group.add_argument(
         "--max-latency-ms",
@@ -189,6 +195,8 @@ def _check_arrival_options(args: argparse.Namespace) -> None:
         raise UserError(f"--rate {args.rate:g}: more than 0 and at most {MOST_QPS:,} were wanted.")
     if args.burst > 1 and args.arrivals not in ("fixed", "poisson"):
         raise UserError(f"--burst {args.burst} goes with --arrivals fixed or poisson, not with {args.arrivals}.")
+    if args.arrival_seed is not None and (args.arrivals != "poisson" or args.arrival_seed < 0):
+        raise UserError(f"--arrival-seed {args.arrival_seed}: 0 or more was wanted, with --arrivals poisson.")
     if (args.arrivals == "trace") != (args.trace is not None):
         raise UserError("--arrivals trace and --trace FILE go together: give both or none.")
     _check_target(args, is_open=is_open)
@@ -215,7 +223,7 @@ def _check_target(args: argparse.Namespace, *, is_open: bool) -> None:
 
 
 def arrivals_of(args: argparse.Namespace) -> Arrivals:
-    return Arrivals(args.arrivals, args.rate, args.burst, args.trace and str(args.trace))
+    return Arrivals(args.arrivals, args.rate, args.burst, args.trace and str(args.trace), args.arrival_seed or 0)
 
 
 def target_of(args: argparse.Namespace) -> Target | None:

@@ -173,6 +173,7 @@ def results_json(report: RunReport) -> dict[str, object]:
         "rate": report.arrivals.rate,
         "burst": report.arrivals.burst,
         "trace": report.arrivals.trace,
+        "arrival_seed": report.arrivals.seed if report.arrivals.kind == "poisson" else None,
         "offered_batches_per_s": measurement.offered_per_s,
         "late_batches": measurement.late,
         "given_up_batches": measurement.given_up,

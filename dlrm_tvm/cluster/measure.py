@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from ..bench.options import duration_s, run_settings
+from ..bench.options import arrivals_of, duration_s, run_settings
 from ..console import VERSION, Bar, line
 from ..errors import UserError, printable
 from ..instances.interrupts import noted_interrupts
@@ -27,35 +27,31 @@ NODE_FLAGS = (
     "max_ind_range", "indices_per_bag", "preload", "huge_pages", "numa", "arrivals", "rate", "burst", "profile",
     "engine", "onnx_model", "engine_precision",
 )  # fmt: skip
-ONE_MACHINE_FLAGS = (
-    "sweep", "scenario", "baseline", "latencies", "trace", "max_latency_ms", "percentile", "until_stable", "plot",
-    "format", "fail_on_regression",
-)  # fmt: skip
+_DRIVER_FLAGS = ("ray", "ray_nodes", "arrival_seed", "output", "quiet")
 _PARTIAL_S = 20.0  # they come within 5 s where nodes are not overloaded
 
 
 def check_cluster_flags(args: argparse.Namespace) -> None:
     """Raises UserError for flags that are of one machine."""
-    for name in ONE_MACHINE_FLAGS:
-        if getattr(args, name) not in (None, False):
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} is for one machine. Leave it or --ray out.")
-    if args.ray_nodes is not None and args.ray_nodes < 1:
-        raise UserError(f"--ray-nodes {args.ray_nodes}: give at least 1.")
+    for name, value in vars(args).items():
+        if name not in (*NODE_FLAGS, *_DRIVER_FLAGS) and value is not None and value is not False:
+            raise UserError(f"--{name.replace('_', '-')} is for one machine. Leave it or --ray out.")
 
 
 def measure_cluster(args: argparse.Namespace, show: Callable[[str], None]) -> ClusterReport:
     """Raises UserError where nothing was measured: an address, a cluster or nodes that do not do."""
-    check_cluster_flags(args)
     with connected(args.ray) as ray:
         with Bar("waiting for nodes"):
             fleet = Fleet(ray, args.ray_nodes)
         try:
             with Bar("checking the nodes"):
                 facts = _checked(fleet, args)
-            show(_placed_text(fleet, facts))
+            for number, member in enumerate(fleet.members):
+                show(line(f"node {number}", f"{facts[member]['host']} at {member.address}, {member.cpus} CPUs"))
             with Bar("starting on the nodes"):
-                _all_or_none(fleet.ask("start", _words(args, len(fleet.members))), fleet, "could not start")
+                seed = arrivals_of(args).seed if args.arrivals == "poisson" else None
+                started = fleet.ask("start", _words(args, len(fleet.members)), seed)
+                _all_or_none(started, fleet, "could not start")
             return _run(fleet, facts, duration_s(args), show)
         finally:
             fleet.ask("end")
@@ -92,8 +88,7 @@ def _run(
         def look(answers: Answers) -> None:
             nonlocal stopped_at
             is_whole = all(is_good and not told["interrupted"] for is_good, told in answers.values())
-            is_over = interrupts.seen or fleet.lost or not is_whole
-            if is_over and stopped_at is None:
+            if stopped_at is None and (interrupts.seen or fleet.lost or not is_whole):
                 stopped_at = time.monotonic()
                 fleet.tell("interrupt")
             if stopped_at is not None and time.monotonic() - stopped_at > _PARTIAL_S:
@@ -106,10 +101,10 @@ def _run(
             answers = fleet.ask("outcome", look=look)
     nodes = []
     for member in fleet.members:
-        is_good, outcome = (False, fleet.lost[member]) if member in fleet.lost else answers[member]
-        told, reason = (outcome, "") if is_good else (None, outcome)
-        about = {"warnings": tuple(facts[member]["warnings"]), "ahead_s": member.offset_s, "within_s": member.rtt_s / 2}
-        nodes.append(NodeReport(member.address, facts[member]["host"], told, reason, **about))
+        is_good, told = (False, fleet.lost[member]) if member in fleet.lost else answers[member]
+        found, clock = (told, "") if is_good else (None, told), (member.offset_s, member.rtt_s / 2)
+        host, warnings = facts[member]["host"], facts[member]["warnings"]
+        nodes.append(NodeReport(member.address, host, *found, tuple(warnings), *clock))
     return ClusterReport(tuple(nodes), duration)
 
 
@@ -117,18 +112,10 @@ def _words(args: argparse.Namespace, nodes: int) -> list[str]:
     """What each node's script is given: a rate is that of all of them together."""
     words = ["--quiet"]
     for name in NODE_FLAGS:
-        value = getattr(args, name)
-        if value is None or value is False:
-            continue
-        words.append("--" + name.replace("_", "-"))
-        if value is not True:
+        flag, value = "--" + name.replace("_", "-"), getattr(args, name)
+        if value is True:
+            words.append(flag)
+        elif value is not None and value is not False:
             value = value / nodes if name == "rate" else value
-            words.append(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+            words.append(f"{flag}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
     return words
-
-
-def _placed_text(fleet: Fleet, facts: dict[Member, dict[str, Any]]) -> str:
-    return "\n".join(
-        line(f"node {number}", f"{facts[member]['host']} at {member.address}, {member.cpus} CPUs")
-        for number, member in enumerate(fleet.members)
-    )

@@ -10,8 +10,9 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator
-from pathlib import Path
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -19,34 +20,37 @@ import numpy as np
 
 from ..errors import UserError, one_line
 from ..instances.process import thread_environment
+from ..machine.cores import claimed_core
+from ..machine.memory import available_bytes
 from ..predictions.job import Job
 from ..predictions.run import ScoreShards
 from ..predictions.scorer import Scorer, ShardDone
 from ..runtime.artifact import open_artifact
-from .connection import away, check_tables_fit, connected
+from ..runtime.residency import check_tables_fit, table_memory
+from .connection import connected
 
 _RETRIES = 3  # of an actor that died, and of the shard that it had
 _FREE_S = 20.0
 
 
-def on_ray(address: str) -> ScoreShards:
+@contextmanager
+def on_ray(address: str) -> Iterator[ScoreShards]:
     """What scores the shards of a job on the cluster at HOST:PORT. Raises UserError as soon as one shard cannot be."""
+    with connected(address) as ray:
+        yield partial(_score, ray, _free_cpus(ray))
 
-    def score(job: Job, numbers: list[int], advance: Callable[[int], object]) -> Generator[ShardDone, None, None]:
-        if not numbers:
-            return
-        with connected(address) as ray:
-            workers = min(_free_cpus(ray), len(numbers))
-            try:
-                for row in _scored(ray, job, numbers, workers):
-                    if row["error"]:
-                        raise UserError(row["error"])
-                    advance(row["items"])
-                    yield ShardDone(row["shard"], row["items"], row["begun"], row["ended"])
-            except (ray.exceptions.RayError, RuntimeError) as error:
-                raise UserError(f"Ray gave up ({one_line(error)}). The parts that are done stay: --resume.") from None
 
-    return score
+def _score(
+    ray: ModuleType, workers: int, job: Job, numbers: list[int], advance: Callable[[int], object]
+) -> Generator[ShardDone, None, None]:
+    try:
+        for row in _scored(ray, job, numbers, min(workers, len(numbers))) if numbers else ():
+            if row["error"]:
+                raise UserError(row["error"])
+            advance(row["items"])
+            yield ShardDone(row["shard"], row["items"], row["begun"], row["ended"])
+    except (ray.exceptions.RayError, RuntimeError) as error:
+        raise UserError(f"Ray gave up ({one_line(error)}). The parts that are done stay: --resume.") from None
 
 
 def _scored(ray: ModuleType, job: Job, numbers: list[int], workers: int) -> Any:
@@ -55,11 +59,10 @@ def _scored(ray: ModuleType, job: Job, numbers: list[int], workers: int) -> Any:
     context.enable_progress_bars, context.max_errored_blocks = False, 0
     shards = ray.data.from_items([{"shard": number} for number in numbers], override_num_blocks=len(numbers))
     pool = {"compute": ray.data.ActorPoolStrategy(size=workers), "batch_size": 1, "num_cpus": 1}
-    worker = away("cluster.pool", "ShardWorker")
     with warnings.catch_warnings():  # Ray 2.60 has no other way to bound retries, and says that 2.64 will have none
         warnings.simplefilter("ignore", DeprecationWarning)
         lives = {"max_restarts": _RETRIES, "max_task_retries": _RETRIES}
-        return shards.map_batches(worker, fn_constructor_args=(str(job.folder),), **pool, **lives).iter_rows()
+        return shards.map_batches(ShardWorker, fn_constructor_args=(str(job.folder),), **pool, **lives).iter_rows()
 
 
 def _free_cpus(ray: ModuleType) -> int:
@@ -78,7 +81,7 @@ class ShardWorker:
     def __init__(self, folder: str) -> None:
         os.environ.update(thread_environment(threads=1))  # before TVM is imported
         self._folder, self._mine = folder, threading.local()
-        self._core = _own_core()
+        self._core = claimed_core()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         rows = [self._row(int(number)) for number in batch["shard"]]
@@ -87,22 +90,11 @@ class ShardWorker:
     def _row(self, number: int) -> dict[str, Any]:
         try:
             if not hasattr(self._mine, "scorer"):  # a thread's own, as the executor pins the thread that calls it
-                check_tables_fit(open_artifact(Job.read(Path(self._folder)).fields["library"]).manifest)
-                self._mine.scorer = Scorer(self._folder, cores=self._core and [self._core[0]])
+                scorer = Scorer(self._folder, cores=self._core and [self._core[0]])
+                library = open_artifact(scorer.job.fields["library"])
+                check_tables_fit(table_memory(library, available_bytes()))
+                self._mine.scorer = scorer
             return {**vars(self._mine.scorer.score(number)), "error": ""}
         except (UserError, OSError) as error:
             reason = f"{one_line(error)} (on {socket.gethostname()})"
             return {**vars(ShardDone(number, 0, 0.0, 0.0)), "error": reason}
-
-
-def _own_core() -> tuple[int, socket.socket] | None:
-    """A core of this machine that no other worker has, and what holds it: an abstract socket, gone with the process.
-    None where all are taken."""
-    for core in sorted(os.sched_getaffinity(0)):
-        name = socket.socket(socket.AF_UNIX)
-        try:
-            name.bind(f"\0dlrm_tvm core {core}")
-            return core, name
-        except OSError:
-            name.close()
-    return None

@@ -29,11 +29,6 @@ class NodeReport:
     ahead_s: float
     within_s: float
 
-    @property
-    def opened_at(self) -> float:
-        """By the driver's clock, seconds since 1970."""
-        return self.fields["window_opened_at"] - self.ahead_s
-
     def to_json(self) -> dict[str, Any]:
         known = {"address": self.address, "host": self.host, "node_warnings": list(self.warnings)}
         return {**known, "lost": self.reason or None, **(self.fields or {})}
@@ -45,21 +40,26 @@ class ClusterReport:
     duration_s: float
 
     @property
-    def interrupted(self) -> bool:
-        return any(node.fields is not None and node.fields["interrupted"] for node in self.nodes)
+    def told(self) -> list[NodeReport]:
+        """Those that have figures."""
+        return [node for node in self.nodes if node.fields is not None]
 
     @property
-    def is_whole(self) -> bool:
-        return all(node.fields is not None for node in self.nodes)
+    def interrupted(self) -> bool:
+        return any(node.fields["interrupted"] for node in self.told)
+
+    @property
+    def missing(self) -> int:
+        return len(self.nodes) - len(self.told)
 
     @property
     def items_per_s(self) -> float | None:
         """None where a node is missing: a sum of the others would be of another cluster."""
-        return sum(node.fields["items_per_s"] for node in self.nodes) if self.is_whole else None
+        return None if self.missing else sum(node.fields["items_per_s"] for node in self.nodes)
 
     @property
     def spread_ms(self) -> float | None:
-        opened = [node.opened_at for node in self.nodes if node.fields is not None]
+        opened = [node.fields["window_opened_at"] - node.ahead_s for node in self.told]
         return (max(opened) - min(opened)) * 1e3 if len(opened) > 1 else None
 
     @property
@@ -79,18 +79,17 @@ class ClusterReport:
 
     @property
     def status(self) -> int:
-        return FOUND_WANTING if not self.is_whole else interrupted_status() if self.interrupted else 0
+        return FOUND_WANTING if self.missing else interrupted_status() if self.interrupted else 0
 
     def text(self) -> str:
         lines = [each for number, node in enumerate(self.nodes) for each in _node_lines(number, node)]
         if self.spread_ms is not None:
             lines.append(line("windows", f"opened within {self.spread_ms:.1f} ms, give or take {self.within_ms:.1f}"))
-        if self.is_whole:
-            rates = f"{self.items_per_s:,.0f} items/s, the sum of {len(self.nodes)} nodes"
-            lines.append(line("throughput", rates + (" (interrupted)" if self.interrupted else "")))
+        if self.missing:
+            lines.append(line("throughput", f"no sum: {self.missing} of {len(self.nodes)} nodes have no figures"))
         else:
-            missing = sum(node.fields is None for node in self.nodes)
-            lines.append(line("throughput", f"no sum: {missing} of {len(self.nodes)} nodes have no figures"))
+            rates = f"{self.items_per_s:,.0f} items/s, the sum of {len(self.nodes)} nodes"
+            lines.append(line("throughput", rates + " (interrupted)" * self.interrupted))
         return "\n".join([*lines, *(f"Warning: {each}" for each in self.warnings)])
 
     def to_json(self) -> dict[str, Any]:
@@ -106,10 +105,10 @@ class ClusterReport:
 
 
 def _node_lines(number: int, node: NodeReport) -> list[str]:
-    label = f"node {number}"
-    if node.fields is None:
+    label, fields = f"node {number}", node.fields
+    if fields is None:
         return [line(label, f"{node.host} at {node.address}: no figures ({node.reason})")]
-    fields = node.fields
     rate = f"{fields['items_per_s']:,.0f} items/s  {percentiles_text(fields['latency_ms'], 'p50', 'p99')} ms"
+    seed = "" if fields["arrival_seed"] is None else f"  arrival seed {fields['arrival_seed']}"
     own = [f"Warning: {label}: {each}" for each in fields["warnings"]]
-    return [line(label, f"{node.host}  {rate}  {fields['peak_fraction']:.3f} of peak"), *own]
+    return [line(label, f"{node.host}  {rate}  {fields['peak_fraction']:.3f} of peak{seed}"), *own]

@@ -12,7 +12,9 @@ import select
 import signal
 import sys
 import threading
-from pathlib import Path
+from contextlib import suppress
+
+import psutil
 
 from ..instances.protocol import die_with_parent
 
@@ -28,8 +30,7 @@ class StartGate:
         if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as what a shell starts with & has it
             signal.signal(signal.SIGINT, signal.default_int_handler)
         die_with_parent(os.getppid())
-        self._raylet = raylet_pid, started_at(raylet_pid)
-        threading.Thread(target=self._watch, daemon=True).start()
+        threading.Thread(target=_end_with, args=(raylet_pid,), daemon=True).start()
 
     def wait(self) -> None:
         """Return at the line; leave at the pipe's end."""
@@ -37,19 +38,14 @@ class StartGate:
         if not os.read(0, 1):
             sys.exit("The start was called off.")
 
-    def _watch(self) -> None:
-        """As a thread: end at once, for nobody reads figures any more. Instances die with this process."""
-        pipe = select.poll()
-        pipe.register(0, 0)  # nothing but its end
-        while not pipe.poll(_LOOK_S * 1000) and started_at(self._raylet[0]) == self._raylet[1]:
+
+def _end_with(raylet_pid: int) -> None:
+    """As a thread: end at once, for nobody reads figures any more. Instances die with this process."""
+    pipe = select.poll()
+    pipe.register(0, 0)  # nothing but its end
+    with suppress(psutil.NoSuchProcess):
+        raylet = psutil.Process(raylet_pid)
+        while not pipe.poll(_LOOK_S * 1000) and raylet.is_running() and raylet.status() != psutil.STATUS_ZOMBIE:
             pass
-        os._exit(1)
-
-
-def started_at(pid: int) -> str | None:
-    """When the process of this pid began, in the kernel's ticks; None for one that is gone, or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
+    os.write(2, b"The raylet that this ran under is gone.\n")
+    os._exit(1)

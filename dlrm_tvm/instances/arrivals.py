@@ -49,7 +49,8 @@ class Arrivals:
     def __str__(self) -> str:
         rate = "" if self.rate is None else f", {self.rate:,.6g} batches/s wanted"
         bursts = f" in bursts of {self.burst}" * (self.burst > 1)
-        return f"{self.kind}{f' of {self.trace}' * (self.trace is not None)}{bursts}{rate}"
+        seed = f", seed {self.seed}" * (self.seed > 0)
+        return f"{self.kind}{f' of {self.trace}' * (self.trace is not None)}{bursts}{rate}{seed}"
 
 
 CLOSED = Arrivals()

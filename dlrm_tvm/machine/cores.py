@@ -7,6 +7,8 @@ Where the counts allow it, an instance stays within one last-level cache, else w
 from __future__ import annotations
 
 import math
+import os
+import socket
 from collections.abc import Iterable, Sequence
 
 from ..errors import UserError
@@ -48,6 +50,19 @@ def spare_cpus(topology: Topology) -> frozenset[int]:
     if len(cores) <= _CORES_WITHOUT_A_SPARE or (topology.quota or math.inf) <= _CORES_WITHOUT_A_SPARE:
         return frozenset()
     return frozenset(thread.cpu for thread in topology.usable_threads if thread.core == cores[0])
+
+
+def claimed_core() -> tuple[int, socket.socket] | None:
+    """A usable CPU that no other process which asked here has, and what holds it: an abstract socket, gone with the
+    process. None where all are taken."""
+    for core in sorted(os.sched_getaffinity(0)):
+        name = socket.socket(socket.AF_UNIX)
+        try:
+            name.bind(f"\0dlrm_tvm core {core}")
+            return core, name
+        except OSError:
+            name.close()
+    return None
 
 
 def _candidates(topology: Topology, hyper_threading: bool) -> list[HardwareThread]:

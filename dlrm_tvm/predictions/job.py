@@ -15,7 +15,7 @@ import json
 import os
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -167,12 +167,17 @@ def held_folder(job: Job, *, resume: bool) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"{os.getpid()} of {socket.gethostname()}")
         lock.flush()
-        for left in folder.glob(f".*{TEMPORARY}"):
-            with suppress(FileNotFoundError):
-                left.unlink()
+        _remove_unfinished(folder)
         if not is_begun(job, resume=resume):
             job.write()
         yield
+        _remove_unfinished(folder)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """What a killed worker was writing."""
+    for left in folder.glob(f".*{TEMPORARY}"):
+        left.unlink(missing_ok=True)
 
 
 def is_begun(job: Job, *, resume: bool) -> bool:

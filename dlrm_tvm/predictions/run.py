@@ -64,6 +64,12 @@ class PredictionSettings:
     def folder(self) -> Path:
         return self.output.with_name(f"{self.output.name}.parts") if self.is_file else self.output
 
+    @property
+    def spent(self) -> Path:
+        """The folder's name once its one file is whole: it is renamed at one moment, and removed bit by bit."""
+        folder = self.folder.resolve()
+        return folder.with_name(f".{folder.name}{TEMPORARY}")
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -90,6 +96,7 @@ class Predictions:
 def plan_predictions(settings: PredictionSettings) -> tuple[Manifest, list[ReferenceData], Job]:
     """All that can be refused before anything is written. Raises UserError."""
     if settings.is_file and settings.output.exists() and not (settings.resume and settings.folder.is_dir()):
+        shutil.rmtree(settings.spent, ignore_errors=True)  # of a driver that was killed meanwhile
         raise UserError(f"{settings.output} is there already. Give another name, or remove it.")
     artifact = open_artifact(settings.model)
     part = {"split": settings.split, "first_item": settings.first_item, "max_items": settings.max_items}
@@ -128,7 +135,7 @@ def score_here(job: Job, numbers: list[int], advance: Callable[[int], object]) -
 
 
 def predict_all(
-    settings: PredictionSettings, job: Job, gate: Gate, *, is_logit: bool, score: ScoreShards = score_here
+    settings: PredictionSettings, job: Job, gate: Gate, *, is_logit: bool, score: ScoreShards
 ) -> Predictions:
     """Score what is not there yet, check that all is there, and judge it. Raises UserError; parts stay."""
     with held_folder(job, resume=settings.resume):
@@ -142,8 +149,10 @@ def predict_all(
             )
         if settings.is_file:
             _write_one_file(settings.output, job)
+            shutil.rmtree(settings.spent, ignore_errors=True)
+            os.replace(job.folder, settings.spent)
     if settings.is_file:
-        shutil.rmtree(job.folder)
+        shutil.rmtree(settings.spent, ignore_errors=True)
     return Predictions(job, verdict, tuple(done))
 
 
@@ -177,7 +186,7 @@ class _Parts:
 
 def _write_one_file(output: Path, job: Job) -> None:
     """An npz of pred, and of target and reference where all inputs have them; not held in memory."""
-    temporary = output.with_name(f".{output.name}.{os.getpid()}{TEMPORARY}")
+    temporary = output.with_name(f".{output.name}{TEMPORARY}")  # the next driver writes over a killed one's
     columns = {"pred": "predictions", "target": "labels", "reference": "reference"}
     there = {key for key, name in columns.items() if all(getattr(part, name) is not None for part in _Parts(job))}
     try:

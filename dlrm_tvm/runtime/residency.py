@@ -59,6 +59,15 @@ def table_memory(artifact: Artifact, available_bytes: int) -> TableMemory:
     return TableMemory(table_bytes, min(resident, table_bytes), available_bytes)
 
 
+def check_tables_fit(memory: TableMemory) -> None:
+    """Raises UserError on a machine whose memory does not hold them: nothing shards them over machines."""
+    if not memory.fits:
+        raise UserError(
+            f"tables of {memory.table_bytes / 1e9:,.1f} GB do not fit the {memory.available_bytes / 1e9:,.1f} GB of "
+            "memory available here: compile with --precision bf16 or int8"
+        )
+
+
 def _may_be_asked(path: Path) -> bool:
     return os.access(path, os.W_OK) or path.stat().st_uid == os.geteuid()
 

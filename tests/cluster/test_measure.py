@@ -18,6 +18,8 @@ from models import build_plain, random_dlrm
 from ray_nodes import RayCluster, ray_cluster
 from scripts import assert_one_line, changed, read_result, run
 
+from dlrm_tvm.paths import ROOT
+
 WINDOW = ("--num-instances", 1, "--warmup", 0.2)
 
 
@@ -37,36 +39,13 @@ def start(cluster: RayCluster, library: Path, *options: object, setup: str = "")
     return subprocess.Popen(changed(setup, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def scripts_at_gates() -> list[psutil.Process]:
-    """The nodes' scripts that run now, and their instances."""
-    found = [each for each in psutil.process_iter(["cmdline"]) if "--start-gate" in (each.info["cmdline"] or ())]
-    return [*found, *(child for each in found for child in each.children(recursive=True))]
-
-
-def wait_for_instances(count: int) -> list[psutil.Process]:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        running = scripts_at_gates()
-        if sum("instances.worker" in " ".join(each.cmdline()) for each in running if each.is_running()) == count:
-            return running
-        time.sleep(0.05)
-    pytest.fail("the nodes' instances did not start")
-
-
-def wait_for_window(process: subprocess.Popen) -> list[psutil.Process]:
-    """Until all nodes have begun, and some seconds more, for peaks and warm-up."""
-    assert any("all nodes are ready" in line for line in iter(process.stdout.readline, ""))
-    time.sleep(8)
-    return scripts_at_gates()
-
-
 def assert_ended(processes: list[psutil.Process]) -> None:
     _, alive = psutil.wait_procs(processes, timeout=10)
     assert [each for each in alive if each.is_running() and each.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_the_nodes_are_measured_at_once_and_their_items_added_up(cluster, library):
-    process = start(cluster, library, "--duration", 2)
+    process = start(cluster, library, "--duration", 2, "--arrivals", "poisson", "--rate", 200, "--arrival-seed", 5)
     out, err = process.communicate(timeout=100)
     assert process.returncode == 0, err
     result = read_result(out)
@@ -78,10 +57,11 @@ def test_the_nodes_are_measured_at_once_and_their_items_added_up(cluster, librar
     assert 0 <= result["window_spread_ms"] < 2000 and result["window_spread_within_ms"] > 0
     assert "latency_ms" not in result and all(node["latency_ms"]["p99"] > 0 for node in nodes)
     assert all(node["environment"]["command"].count("--start-gate") == 1 and node["lost"] is None for node in nodes)
+    assert [(node["arrival_seed"], node["rate"]) for node in nodes] == [(5, 100), (6, 100)]
     for number, node in enumerate(nodes):
         assert f"node {number}" in out and f"{node['items_per_s']:,.0f} items/s" in out
     assert f"{result['items_per_s']:,.0f} items/s, the sum of 2 nodes" in out
-    assert_ended(scripts_at_gates())
+    assert_ended(cluster.running())
 
 
 def test_one_node_of_two_is_measured_where_one_is_asked_for(cluster, library):
@@ -99,7 +79,7 @@ def test_one_node_of_two_is_measured_where_one_is_asked_for(cluster, library):
 
 def test_ctrl_c_gives_partial_figures_of_all_nodes_soon(cluster, library):
     process = start(cluster, library, "--duration", 500)
-    running = wait_for_window(process)
+    running = cluster.wait_for_window(process)
     process.send_signal(signal.SIGINT)
     begun = time.monotonic()
     out, err = process.communicate(timeout=60)
@@ -123,7 +103,7 @@ def test_all_refusals_come_at_once_a_line_for_each_node(cluster, library, tmp_pa
 def test_a_cluster_whose_cpus_are_taken_is_refused(cluster, library):
     setup = "from dlrm_tvm.cluster import fleet; fleet._PLACE_S = 1.0"
     first = start(cluster, library, "--duration", 500, "--ray-nodes", 1)
-    running = wait_for_instances(1)
+    running = cluster.wait_for_instances(1)
     process = start(cluster, library, setup=setup)
     out, err = process.communicate(timeout=100)
     first.terminate()
@@ -137,17 +117,35 @@ def test_a_cluster_whose_cpus_are_taken_is_refused(cluster, library):
 def test_a_killed_raylet_ends_the_run_with_what_came_and_without_a_sum(library):
     with ray_cluster() as cluster:
         process = start(cluster, library, "--duration", 500)
-        running = wait_for_window(process)
+        running = cluster.wait_for_window(process)
         lost = cluster.nodes[1].raylet
         os.kill(lost, signal.SIGKILL)
         out, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (3, ""), out
         result = read_result(out)
-        assert "raylet" not in out.lower()
+        assert "(raylet)" not in out  # as Ray prefixes what it prints
         assert result["items_per_s"] is None and "no sum: 1 of 2 nodes have no figures" in out
         told, missing = sorted(result["nodes"], key=lambda node: node["lost"] is not None)
         assert told["items_per_s"] > 0 and missing["lost"] and "items_per_s" not in missing
         assert_ended(running)
+
+
+def test_a_node_without_this_package_is_refused(library, tmp_path):
+    """The second node sees an empty folder in its place, and the driver's folder has another package of that name."""
+    hidden = f'mount --bind {tmp_path} {ROOT / "dlrm_tvm"} && exec "$@"'
+    if subprocess.run(["unshare", "-m", "sh", "-c", hidden, "sh", "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespace can be made here")
+    (tmp_path / "dlrm_tvm").mkdir()
+    (tmp_path / "dlrm_tvm" / "__init__.py").write_text("raise RuntimeError('somebody else's')")
+    with ray_cluster() as cluster:
+        cluster.nodes.pop().end()
+        cluster.add(prefix=("unshare", "-m", "sh", "-c", hidden, "sh"))
+        process = start(cluster, library, setup=f"import os; os.chdir({str(tmp_path)!r})")
+        out, err = process.communicate(timeout=100)
+    assert (process.returncode, out) == (1, "")
+    lines = err.splitlines()
+    assert len(lines) == 2 and f"dlrm_tvm does not run from {ROOT} there" in lines[0]
+    assert lines[1] == "1 of 2 nodes cannot take part; nothing was measured."
 
 
 def test_nodes_with_different_builds_at_the_same_path_are_refused(library, tmp_path):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-from types import SimpleNamespace
 
 import pytest
 from scripts import assert_one_line, run
 
 from dlrm_tvm.cluster import connection
-from dlrm_tvm.cluster.measure import NODE_FLAGS, ONE_MACHINE_FLAGS, _words
+from dlrm_tvm.cluster.measure import NODE_FLAGS, _words, check_cluster_flags
 from dlrm_tvm.cluster.report import ClusterReport, NodeReport
 from dlrm_tvm.paths import ROOT
 from multi_instance import parse_args
@@ -22,6 +21,7 @@ FIELDS = {
     "peak_fraction": 0.5,
     "warnings": [],
     "interrupted": False,
+    "arrival_seed": None,
 }
 
 
@@ -90,18 +90,18 @@ def test_a_node_gets_the_flags_of_the_run_and_its_share_of_the_rate(monkeypatch)
     words = _words(given, 3)
     again = arguments(monkeypatch, *words)
     assert (again.duration, again.preload, again.arrivals, again.rate) == (3, True, "poisson", 30)
-    assert again.indices_per_bag == given.indices_per_bag and "3,1" in words
+    assert again.indices_per_bag == given.indices_per_bag and "--indices-per-bag=3,1" in words
     assert (again.ray, again.warmup, again.cores) == (None, None, None)
 
 
-def test_every_flag_of_a_run_goes_to_the_nodes_or_is_refused(monkeypatch):
-    """Of those that a run has; LoadGen's and a sweep's own are refused without --scenario and --sweep."""
-    from dlrm_tvm.bench.options import add_run_options
-
-    parser = argparse.ArgumentParser()
-    add_run_options(parser)
-    of_a_run = {action.dest for action in parser._actions} - {"help"}
-    assert of_a_run == set(NODE_FLAGS) | (set(ONE_MACHINE_FLAGS) & of_a_run)
+def test_every_flag_is_served_or_refused(monkeypatch):
+    """A flag that is added later is refused until it is listed."""
+    given = arguments(monkeypatch, "--ray", "x:1", "--ray-nodes", "2", "--quiet")
+    of_a_run = set(vars(given)) - {"ray", "ray_nodes", "quiet", "output", "arrival_seed"}
+    assert set(NODE_FLAGS) < of_a_run
+    for name in of_a_run - set(NODE_FLAGS):
+        with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is for one machine"):
+            check_cluster_flags(argparse.Namespace(**{**vars(given), name: 0}))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_every_flag_of_a_run_goes_to_the_nodes_or_is_refused(monkeypatch):
     [
         (("--ray", "h:1", "--sweep", "batch=1"), "--sweep is for one machine. Leave it or --ray out."),
         (("--ray", "h:1", "--until-stable"), "--until-stable is for one machine."),
-        (("--ray", "h:1", "--ray-nodes", "0"), "--ray-nodes 0: give at least 1."),
+        (("--ray", "h:1", "--results", "x.json"), "--results is for one machine."),
         (("--ray-nodes", "2"), "--ray-nodes is for a Ray cluster. Give --ray HOST:PORT too"),
     ],
 )
@@ -117,21 +117,18 @@ def test_flags_of_one_machine_are_refused(words, said):
     assert_one_line(run(*words), said)
 
 
+def test_no_nodes_are_wrong_usage():
+    done = run("--ray", "h:1", "--ray-nodes", "0")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert "--ray-nodes" in done.stderr
+
+
 def test_without_ray_the_pip_command_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     assert_one_line(run("--ray", "127.0.0.1:1"), "--ray needs Ray", "pip install -r requirements-ray.txt")
 
 
-@pytest.mark.parametrize("address", ["nowhere", "host:", ":5", "auto", "ray://h:1x"])
+@pytest.mark.parametrize("address", ["", "nowhere", "host:", ":5", "auto", "ray://h:1x"])
 def test_an_address_is_a_host_and_a_port(monkeypatch, address):
     with pytest.raises(ValueError, match="HOST:PORT was wanted"):
         connection._probe(address)
-
-
-def test_tables_that_a_node_cannot_hold_are_refused_with_both_sizes(monkeypatch):
-    manifest = SimpleNamespace(table_range=SimpleNamespace(piece_bytes=96_000_000_000))
-    monkeypatch.setattr(connection, "available_bytes", lambda: 96_000_000_000)
-    connection.check_tables_fit(manifest)
-    monkeypatch.setattr(connection, "available_bytes", lambda: 64_000_000_000)
-    with pytest.raises(ValueError, match=r"tables of 96\.0 GB do not fit the 64\.0 GB .* --precision bf16 or int8"):
-        connection.check_tables_fit(manifest)

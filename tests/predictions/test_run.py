@@ -131,6 +131,47 @@ def test_a_driver_ended_while_it_writes_a_part_is_gone_on_with(model, library, t
     assert content(out) == content(tmp_path / "whole")
 
 
+KILLED_AT = """
+import os, shutil, signal
+from dlrm_tvm.predictions import run
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+def killed_amid(folder, **_):
+    if folder.exists():
+        os.remove(folder / "job.json")
+        killed()
+{setup}
+import accuracy
+accuracy.command()
+"""
+
+
+@pytest.mark.parametrize(
+    ("setup", "is_whole"),
+    [
+        ("run.sync_folder = killed", False),  # the one file has its name
+        ("shutil.rmtree = killed_amid", True),
+    ],
+)
+def test_a_driver_killed_after_its_one_file_is_whole_is_gone_on_with(library, model, tmp_path, setup, is_whole):
+    path, _ = save("criteo binary", tmp_path, items_of(model, 1000))
+    predict(library, path, tmp_path / "whole.npz")
+    out = tmp_path / "out.npz"
+    given = prediction_words(library, [path], out)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", KILLED_AT.format(setup=setup), *given]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert len(list(tmp_path.glob(".out.npz.parts.tmp"))) == is_whole
+    done = predict(library, path, out, "--resume")
+    if is_whole:
+        assert_one_line(done, "out.npz is there already")
+    else:
+        assert done.returncode == 0, done.stderr
+    assert sorted(each.name for each in tmp_path.glob("*out*")) == ["out.npz"]
+    assert out.read_bytes() == (tmp_path / "whole.npz").read_bytes()
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_driver_ended_while_it_writes_its_job_leaves_a_folder_to_begin_in(tmp_path, resume):
     (tmp_path / ".job.json.host.1.tmp").write_text('{"format": 1, ')
@@ -234,6 +275,8 @@ def test_a_bad_index_is_named_and_the_parts_before_it_stay(model, library, tmp_p
     ("words", "said"),
     [
         (("--resume",), "--resume is for predictions that are kept. Give --predictions DIR"),
+        (("--shard-items", 0), "--shard-items is for predictions that are kept"),
+        (("--ray", ""), "--ray is for predictions that are kept"),
         (("--shard-items", 5), "--shard-items is for predictions that are kept"),
         (("--predictions", "x", "--shard-items", 0), "--shard-items 0: give at least 1"),
     ],

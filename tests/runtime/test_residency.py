@@ -16,7 +16,7 @@ from sparse_tables import on_disk
 from dlrm_tvm.errors import UserError
 from dlrm_tvm.machine.shared_memory import SharedMemory
 from dlrm_tvm.runtime.artifact import Artifact, open_artifact
-from dlrm_tvm.runtime.residency import TableMemory, fill, preload, run_parts, table_memory
+from dlrm_tvm.runtime.residency import TableMemory, check_tables_fit, fill, preload, run_parts, table_memory
 
 GB = 1_000_000_000
 MODEL = random_dlrm(table_rows=(400_000, 31))  # 25.6 MB: two reads
@@ -143,3 +143,9 @@ def test_residency_never_counts_more_than_the_tables(artifact):
     preload(artifact.library, artifact.manifest, PLENTY, lambda _: None)
     assert table_memory(artifact, GB).resident_bytes <= artifact.manifest.model.table_bytes
     assert not replace(PLENTY, available_bytes=0).fits
+
+
+def test_tables_that_a_node_of_a_cluster_cannot_hold_are_refused_with_both_sizes():
+    check_tables_fit(TableMemory(96 * GB, 0, 96 * GB))
+    with pytest.raises(ValueError, match=r"tables of 96\.0 GB do not fit the 64\.0 GB .* --precision bf16 or int8"):
+        check_tables_fit(TableMemory(96 * GB, 0, 64 * GB))

@@ -107,6 +107,36 @@ class RayCluster:
         self.nodes.append(RayNode(self.folder, *options, core=CORES[1], prefix=(*place, *prefix)))
         return self.nodes[-1]
 
+    def running(self, what: str = "") -> list[psutil.Process]:
+        """Of all that its raylets started, and what that started: the nodes' scripts and their instances."""
+        found = []
+        for each in [child for node in self.nodes for child in psutil.Process(node.raylet).children(recursive=True)]:
+            with suppress(psutil.Error):
+                words = " ".join(each.cmdline())
+                if what in words and ("--start-gate" in words or "instances.worker" in words):
+                    found.append(each)
+        return found
+
+    def wait_for_instances(self, count: int) -> list[psutil.Process]:
+        deadline = time.monotonic() + _START_S
+        while len(found := self.running("instances.worker")) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return found
+
+    def wait_for_window(self, process: subprocess.Popen) -> list[psutil.Process]:
+        """What runs on the nodes as soon as this run of one instance a node, warmed up for 0.2 s, is in its window.
+
+        After its start an instance computes for 1 s at most to find its peak, then it warms up.
+        """
+        assert any("all nodes are ready" in line for line in iter(process.stdout.readline, ""))
+        begun = {each: each.cpu_times().user for each in self.wait_for_instances(len(self.nodes))}
+        deadline = time.monotonic() + _START_S
+        while min(each.cpu_times().user - before for each, before in begun.items()) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return self.running()
+
     def end(self) -> None:
         for node in reversed(self.nodes):
             node.end()
