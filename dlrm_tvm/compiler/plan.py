@@ -150,6 +150,8 @@ def layer_shapes(model: Dlrm, numerics: Numerics | None = None, family: Family =
     units = [after.unit for after in forms[1:]]
     x = len(model.bottom) - 1
     units[x] = max(units[x], table_form(numerics.precision).unit)
+    joined = forms[x + 1].unit  # of x0 and x_l, which W's outputs meet, also before a float32 layer
+    units = [unit if own is None else max(unit, joined) for unit, own in zip(units, rows)]
     return [
         LayerShape(layer.activation, len(own) // form.values * form.parts, count, form.precision, unit, form.parts)
         for layer, own, count, form, unit in zip(model.layers, columns, outputs, forms, units)

@@ -86,10 +86,11 @@ def probe_blocks(
     """The blocks and the prefetching with which the largest of the layers runs fastest, then tiles of another height
     in such blocks.
 
-    start: what the rules say. network_bytes: of all weights. All on the calling thread.
+    start: what the rules say. precision: of the network; that layer may be one that stays float32. network_bytes: of
+    all weights. All on the calling thread.
     """
     layer = max(layers, key=lambda each: each.inputs * each.outputs)
-    family = cpu.family(precision)
+    family, registers = cpu.family(layer.precision), cpu.family(precision).registers
     runs: dict[tuple[int, bool], Callable[[int], None]] = {}
     weights = rotating_weights(layer, network_bytes)
 
@@ -97,7 +98,7 @@ def probe_blocks(
         mr, ahead = candidate.network.mr, candidate.ahead
         if (mr, ahead) not in runs:
             most = max(default_block(mr, batch, items) for items in (*BLOCK_ITEMS, candidate.network.items))
-            rule = replace(default_dense(mr, layer.outputs, family.registers, layer.unit), ahead=ahead)
+            rule = replace(default_dense(mr, layer.outputs, registers, layer.unit), ahead=ahead)
             runs[mr, ahead] = LayerProbe(layer, mr, cpu, family, weights, most).compiled(rule)
         return runs[mr, ahead]
 
@@ -108,7 +109,7 @@ def probe_blocks(
     blocks = [replace(start, block_tiles=each) for each in tiles]
     aheads = (True, False) if start.mr > 1 else (False,)  # the kernel for one item prefetches nothing
     found = best([Probed(block, ahead) for ahead in aheads for block in blocks])
-    others = [mr for mr in tile_heights(batch, family.registers, precision)[:_HEIGHTS] if mr != start.mr]
+    others = [mr for mr in tile_heights(batch, registers, precision)[:_HEIGHTS] if mr != start.mr]
     if not others:
         return found
     items = found.network.items

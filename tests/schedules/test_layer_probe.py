@@ -110,3 +110,12 @@ def test_real_layers_are_probed(require_fma, monkeypatch, precision, batch) -> N
     found = layer_probe.probe_blocks(layers, start, batch, cpu, precision, 1 << 16)
     assert 0 < found.gflops < 10_000
     assert found.network.mr * (found.network.block_tiles - 1) < batch
+
+
+@pytest.mark.parametrize("precision", quantized_cases(("bf16",), ("int8",)))
+def test_a_first_layer_that_stays_float32_and_is_the_largest_is_probed(monkeypatch, precision) -> None:
+    monkeypatch.setattr(layer_probe, "_SECONDS", 0.01)
+    model, cpu = random_dlrm(num_dense=300, bottom=(64,)), cpu_target(None)
+    layers = layer_shapes(model, numerics_of(model, precision, np.ones(3, np.float32)))
+    start = default_network(7, cpu.family(precision).registers, precision)
+    assert 0 < layer_probe.probe_blocks(layers, start, 7, cpu, precision, 1 << 16).gflops < 10_000
