@@ -18,11 +18,12 @@ BF16_FLAG, VNNI_FLAG = "avx512_bf16", "avx512_vnni"  # multiply-adds of bfloat16
 PRECISION_FLAGS = {"fp32": (), "bf16": ("avx512bw", BF16_FLAG), "int8": ("avx512bw", VNNI_FLAG)}
 
 # LLVM's feature name -> flag in /proc/cpuinfo, for every feature that makes LLVM emit other instructions. The others
-# only tune (slow-*, fast-*, prefer-*), or are never emitted unless a program asks for them (pku, shstk, mwaitx).
+# only tune (slow-*, fast-*, prefer-*), or are never emitted unless a program asks for them (pku, shstk, rdseed, which
+# was hidden on a Zen 5).
 FLAG_OF_FEATURE = {
     "sse": "sse", "sse2": "sse2", "sse3": "pni", "ssse3": "ssse3", "sse4.1": "sse4_1", "sse4.2": "sse4_2",
     "sse4a": "sse4a", "popcnt": "popcnt", "cx16": "cx16", "sahf": "lahf_lm", "movbe": "movbe", "lzcnt": "abm",
-    "bmi": "bmi1", "bmi2": "bmi2", "adx": "adx", "rdrnd": "rdrand", "rdseed": "rdseed", "aes": "aes",
+    "bmi": "bmi1", "bmi2": "bmi2", "adx": "adx", "aes": "aes",
     "pclmul": "pclmulqdq", "sha": "sha_ni", "gfni": "gfni", "vaes": "vaes", "vpclmulqdq": "vpclmulqdq",
     "f16c": "f16c", "fma": "fma", "fma4": "fma4", "xop": "xop", "tbm": "tbm", "avx": "avx", "avx2": "avx2",
     "avxvnni": "avx_vnni", "avxifma": "avx_ifma", "avxvnniint8": "avx_vnni_int8", "avxneconvert": "avx_ne_convert",
@@ -31,7 +32,7 @@ FLAG_OF_FEATURE = {
     "avx512vnni": "avx512_vnni", "avx512bitalg": "avx512_bitalg", "avx512vpopcntdq": "avx512_vpopcntdq",
     "avx512bf16": "avx512_bf16", "avx512fp16": "avx512_fp16", "avx512vp2intersect": "avx512_vp2intersect",
     "amx-tile": "amx_tile", "amx-int8": "amx_int8", "amx-bf16": "amx_bf16", "amx-fp16": "amx_fp16",
-    "movdiri": "movdiri", "movdir64b": "movdir64b", "prfchw": "3dnowprefetch", "fsgsbase": "fsgsbase",
+    "prfchw": "3dnowprefetch",
     "egpr": "apx", "ndd": "apx", "nf": "apx", "ccmp": "apx", "push2pop2": "apx", "ppx": "apx", "zu": "apx",
 }  # fmt: skip
 
