@@ -210,8 +210,9 @@ class Computations:
     ) -> Symbols:
         if alpha != 1 or (beta != 1 and c is not None):
             raise ValueError(f"has alpha = {alpha} and beta = {beta}; a layer of a DLRM has 1 and 1")
-        if transA or not isinstance(a, Symbols) or a.ids.ndim != 2:
+        if not isinstance(a, Symbols) or a.ids.ndim != 2:
             raise ValueError("is not a layer: its first input is not [batch, values]")
+        a = Symbols(a.ids.T, a.real) if transA else a
         product = self._linear(a, b, transposed=bool(transB))
         return product if c is None else self.add(product, c, shape=product.ids.shape)
 

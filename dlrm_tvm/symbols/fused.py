@@ -5,6 +5,7 @@ BatchNormalization   x * (scale / sqrt(var + epsilon)) + (bias - mean * scale / 
 Softmax              of two values: the sigmoids of their differences
 FusedGemm            Gemm, then Relu or Sigmoid        (com.microsoft: what ONNX Runtime's optimizer writes)
 FusedMatMul          MatMul of transposed matrices
+Gelu, QuickGelu      x * (1 + erf(x / sqrt(2))) / 2 and x * sigmoid(alpha x), behind a lookup
 """
 
 from __future__ import annotations
@@ -150,9 +151,34 @@ def fused_matmul(
     return result if alpha == 1 else computations.times(result, np.float32(alpha))
 
 
+def gelu(computations: Computations, data: Value) -> Symbols:
+    one = _behind_lookup(
+        computations, "Add", _behind_lookup(computations, "Erf", _scaled(computations, data, 0.5**0.5)), 1
+    )
+    return _scaled(computations, _behind_lookup(computations, "Mul", data, one), 0.5)
+
+
+def quick_gelu(computations: Computations, data: Value, *, alpha: float = 1.702) -> Symbols:
+    gate = _behind_lookup(computations, "Sigmoid", _scaled(computations, data, alpha))
+    return _behind_lookup(computations, "Mul", data, gate)
+
+
+def _scaled(computations: Computations, data: Value, factor: float) -> Symbols:
+    return _behind_lookup(computations, "Mul", data, factor)
+
+
+def _behind_lookup(computations: Computations, operator: str, *inputs: Value | float) -> Symbols:
+    values = [np.float32(value) if isinstance(value, (int, float)) else value for value in inputs]
+    found = on_lookups(computations.lookups, operator, values, {})
+    if found is None:
+        raise ValueError("is an activation other than ReLU and sigmoid")
+    return found
+
+
 def domains_of(operator: str) -> tuple[str, ...]:
     """Those in which an operator is the one that is read."""
-    return (FUSED_DOMAIN,) if (FUSED_DOMAIN, operator) in FUSED else ("", "ai.onnx")
+    plain = ("", "ai.onnx")
+    return (FUSED_DOMAIN, *plain) if (FUSED_DOMAIN, operator) in FUSED else plain
 
 
 FUSED = {
@@ -161,4 +187,6 @@ FUSED = {
     ("", "Softmax"): softmax,
     (FUSED_DOMAIN, "FusedGemm"): fused_gemm,
     (FUSED_DOMAIN, "FusedMatMul"): fused_matmul,
+    (FUSED_DOMAIN, "Gelu"): gelu,
+    (FUSED_DOMAIN, "QuickGelu"): quick_gelu,
 }

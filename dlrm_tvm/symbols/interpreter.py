@@ -28,7 +28,7 @@ from .lookup_operators import on_lookups
 from .lookups import BagsDifferError
 from .masks import MASKS
 from .names import names_read
-from .operators import MOST_COPIED_ELEMENTS, MOVES, ON_CONSTANTS, constant, evaluate, shape, size
+from .operators import MOST_COPIED_ELEMENTS, MOVES, OF_SMALL_FLOATS, ON_CONSTANTS, constant, evaluate, shape, size
 from .row_operators import OF_CONSTANTS, evaluate_constants
 
 Scope = ChainMap[str, Value]
@@ -48,10 +48,8 @@ _ON_WHOLE_NUMBERS = ("Cast", "CastLike", *_NAMED)
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """A node prepared to run many times.
-
-    bodies: the graphs of a Loop or an If, by attribute. fixed: per input, whether it is the same for all graph inputs.
-    """
+    """A node prepared to run many times. bodies: the graphs of a Loop or an If, by attribute. fixed: per input, whether
+    it is the same for all graph inputs."""
 
     node: onnx.NodeProto
     attributes: dict[str, object]
@@ -277,7 +275,8 @@ class Interpreter:
     def _step(self, node: onnx.NodeProto, varying: set[str]) -> _Step:
         """varying: the names whose values depend on the graph's inputs; the node's outputs are added."""
         graphs = [attribute for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
-        values = [attribute for attribute in node.attribute if attribute.type != onnx.AttributeProto.GRAPH]
+        others = [attribute for attribute in node.attribute if attribute.type != onnx.AttributeProto.GRAPH]
+        values = [attribute for attribute in others if attribute.name not in OF_SMALL_FLOATS]
         attributes = {attribute.name: self._attribute(attribute) for attribute in values}
         if node.op_type == "Split":
             attributes["outputs"] = len(node.output)

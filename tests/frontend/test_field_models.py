@@ -155,6 +155,18 @@ def _of_a_table_that_is_computed(b: Builder, indices: list[str]) -> list[str]:
     return [b.add("Gather", table, indices[0]), *plain(b, indices[1:])]
 
 
+def _of_float16_since_19(b: Builder, indices: list[str]) -> list[str]:
+    """With the attribute that ONNX Runtime's optimizer writes out; it matters for float8 alone."""
+    rows = b.add("Gather", b.table(ROWS[0], dtype=np.float16), indices[0])
+    return [b.add("Cast", rows, to=TensorProto.FLOAT, saturate=1), *plain(b, indices[1:])]
+
+
+def _fused_activations(b: Builder, indices: list[str]) -> list[str]:
+    first, second, *others = plain(b, indices)
+    first = b.add("Gelu", first, domain="com.microsoft")
+    return [first, b.add("QuickGelu", second, alpha=1.0, domain="com.microsoft"), *others]
+
+
 # Per embedding: (it, the largest index of the first column + 1, the rows of its table).
 EMBEDDINGS = {
     "a floored quotient times a remainder": (_floor_divided, 12, 12),
@@ -165,6 +177,8 @@ EMBEDDINGS = {
     "elements": (_gathered_elements, 11, 11),
     "table[index]": (_indexed, 11, 11),
     "tables in one array": (_of_several_tables_in_one_array, 11, 11),
+    "float16": (_of_float16_since_19, 11, 11),
+    "fused activations": (_fused_activations, 11, 11),
     "a computed table": (_of_a_table_that_is_computed, 11, 11),
 }
 
@@ -172,7 +186,7 @@ EMBEDDINGS = {
 @pytest.mark.parametrize("name", EMBEDDINGS)
 def test_a_function_of_one_index_is_a_table(name: str, tmp_path: Path) -> None:
     embed, most, rows = EMBEDDINGS[name]
-    opset = 18 if name == "the lowest bits" else 17
+    opset = {"the lowest bits": 18, "float16": 19}.get(name, 17)
     model = check(write_graph(tmp_path / "g.onnx", embed=embed, opset=opset), rows=(most, *ROWS[1:]))
     assert model.tables[0].num_rows == rows
 
@@ -227,6 +241,16 @@ def test_a_limit_at_zero_is_a_relu(how: str, tmp_path: Path) -> None:
 
     model = check(write_graph(tmp_path / "g.onnx", bottom=bottom))
     assert [layer.activation for layer in model.bottom] == ["relu", "relu"]
+
+
+def test_a_layer_takes_values_that_are_transposed_before_it(tmp_path: Path) -> None:
+    """As ONNX Runtime's optimizer writes a layer behind a Transpose."""
+
+    def turned(b: Builder, x: str, width: int) -> str:
+        weight = b.random(width, width)
+        return b.add("FusedGemm", b.add("Transpose", x, perm=[1, 0]), weight, transA=1, activation="Relu")
+
+    assert len(check(write_graph(tmp_path / "g.onnx", after_join=turned)).top) == 3
 
 
 def _softmax_of_two(b: Builder, x: str) -> str:
