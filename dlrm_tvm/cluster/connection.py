@@ -62,7 +62,8 @@ def _init(ray: ModuleType, address: str) -> None:
     try:
         ray.init(address, log_to_driver=False, configure_logging=False, namespace="dlrm_tvm")
     except (RuntimeError, ConnectionError, ValueError, ray.exceptions.RayError) as error:
-        raise UserError(f"--ray {address}: Ray refuses it ({one_line(error)}). See docs/cluster.md.") from None
+        why = f"--ray {address}: Ray refuses it ({one_line(error)})"
+        raise UserError(f"{why}. Version, RAY_AUTH_MODE and token are to be the cluster's: docs/cluster.md.") from None
     finally:
         os.chdir(folder)
         signal.signal(signal.SIGTERM, at_sigterm)  # Ray's would print a stack and leave
