@@ -20,7 +20,7 @@ with reported():
     from pathlib import Path
 
     from dlrm_tvm import load
-    from dlrm_tvm.console import Bar, Parser, add_output_options, show, show_result, terminal
+    from dlrm_tvm.console import Bar, Parser, add_output_options, show, terminal
     from dlrm_tvm.data.demo import reference_for
     from dlrm_tvm.data.reference_data import open_reference
     from dlrm_tvm.data.scoring import (
@@ -34,7 +34,7 @@ with reported():
         verdict_text,
     )
     from dlrm_tvm.data.splits import SPLITS
-    from dlrm_tvm.machine.files import check_writable, write_result
+    from dlrm_tvm.machine.files import check_writable, leave_result
     from dlrm_tvm.paths import DEFAULT_LIBRARY
     from dlrm_tvm.predictions.run import (
         PredictionSettings,
@@ -44,7 +44,6 @@ with reported():
         predict_all,
         score_here,
     )
-    from dlrm_tvm.runtime.manifest import Manifest
 
 
 def parse_args() -> argparse.Namespace:
@@ -114,8 +113,7 @@ def main() -> int:
     args = parse_args()
     with terminal(quiet=args.quiet):
         verdict, fields = (predict if args.predictions else score_file)(args)
-    show_result(fields)
-    write_result(args.output, fields)
+    leave_result(fields, args.output)
     return interrupted_status() if verdict.left else 0 if verdict.passed else FOUND_WANTING
 
 
@@ -138,7 +136,7 @@ def score_file(args: argparse.Namespace) -> tuple[Verdict, dict[str, object]]:
         show(f"split  {cut}")
     scored = score(model, data)
     with Bar("judging"):
-        verdict = judge(scored, gate, is_logit=gives_logits(manifest))
+        verdict = judge(scored, gate, is_logit=manifest.model.gives_logits)
     show(verdict_text(verdict, gate))
     return verdict, verdict_json(verdict, gate)
 
@@ -156,7 +154,7 @@ def predict(args: argparse.Namespace) -> tuple[Verdict, dict[str, object]]:
     )
     show("\n".join(plan_lines(settings, inputs, job)))
     with scoring(args.ray) as score:
-        predictions = predict_all(settings, job, gate, is_logit=gives_logits(manifest), score=score)
+        predictions = predict_all(settings, job, gate, is_logit=manifest.model.gives_logits, score=score)
     verdict = predictions.verdict
     show(verdict_text(verdict, gate))
     return verdict, verdict_json(verdict, gate) | predictions.to_json(settings.output)
@@ -169,11 +167,6 @@ def scoring(ray: str | None) -> AbstractContextManager[ScoreShards]:
     from dlrm_tvm.cluster.pool import on_ray
 
     return on_ray(ray)
-
-
-def gives_logits(manifest: Manifest) -> bool:
-    last = getattr(manifest.model, "last_activation", None)  # None: of a library compiled earlier
-    return last == "none" and manifest.model.clamp is None
 
 
 def command() -> None:

@@ -15,8 +15,8 @@ with reported():
     import time
 
     from dlrm_tvm.compiler.options import CompileSettings, add_compile_options, compile_settings
-    from dlrm_tvm.console import Parser, add_output_options, show_result, terminal
-    from dlrm_tvm.machine.files import check_writable, write_result
+    from dlrm_tvm.console import Parser, add_output_options, terminal
+    from dlrm_tvm.machine.files import check_writable, leave_result
     from dlrm_tvm.paths import PREBUILT
 
 
@@ -34,8 +34,7 @@ def main() -> int:
         check_writable("--output", args.output)
     with terminal(quiet=args.quiet):
         fields = compile_library(settings)
-    show_result(fields)
-    write_result(args.output, fields)
+    leave_result(fields, args.output)
     return 0
 
 

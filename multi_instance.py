@@ -20,9 +20,10 @@ with reported():
     import argparse
     from collections.abc import Callable
     from functools import partial
+    from pathlib import Path
 
     from dlrm_tvm.bench.baseline import compare_with_baselines, comparison_json, comparison_text, read_baselines
-    from dlrm_tvm.bench.measure import measure, profiled, write_latencies
+    from dlrm_tvm.bench.measure import latencies_file, measure, profiled
     from dlrm_tvm.bench.options import (
         add_run_options,
         arrivals_of,
@@ -40,11 +41,13 @@ with reported():
     from dlrm_tvm.loadgen.options import add_loadgen_options, check_loadgen_options, loadgen_options
     from dlrm_tvm.loadgen.report import loadgen_json, loadgen_text, score_accuracy_log
     from dlrm_tvm.loadgen.run import run_loadgen
-    from dlrm_tvm.machine.files import write_result, write_whole_file
+    from dlrm_tvm.machine.files import leave_result
     from dlrm_tvm.sweep.earlier import show_as, show_results
     from dlrm_tvm.sweep.options import add_sweep_options, add_table_options, check_sweep_options, sweep_settings
     from dlrm_tvm.sweep.plot import run_pictures
     from dlrm_tvm.sweep.run import run_sweep
+
+Ended = tuple[dict[str, object], int, dict[Path, bytes]]  # the result, the exit status, other files that are left
 
 
 def parse_args() -> argparse.Namespace:
@@ -76,19 +79,16 @@ def main() -> int:
         if args.results:
             show_results(args.results, args.max_latency_ms, args.format, args.plot)
             return 0
-        if args.ray is not None:
-            fields, status = run_cluster(args)
-        elif args.sweep is not None:
+        if args.ray is None and args.sweep is not None:
             return run_sweep(sweep_settings(args), show, show_fields=show_fields)
-        else:
-            fields, status = run_scenario(args) if args.scenario else run_once(args)
-    show_fields(fields)
-    write_result(args.output, fields)
+        run = run_cluster if args.ray is not None else run_scenario if args.scenario else run_once
+        fields, status, files = run(args)
+    leave_result(fields, args.output, files, show_fields)
     return status
 
 
-def run_once(args: argparse.Namespace) -> tuple[dict[str, object], int]:
-    """The result and the exit status."""
+def run_once(args: argparse.Namespace) -> Ended:
+    """One window, of the instances of this machine."""
     baselines = read_baselines(args.baseline or ())
     timing = {"duration_s": duration_s(args), "warmup_s": warmup_s(args), "show": show}
     wait_for_start = start_gate(args.start_gate)
@@ -105,14 +105,12 @@ def run_once(args: argparse.Namespace) -> tuple[dict[str, object], int]:
         except KeyboardInterrupt:
             if search is None:
                 raise
-            return interrupted_search(session, search), interrupted_status()
+            return interrupted_search(session, search), interrupted_status(), {}
         if args.profile:
             report = profiled(session, report)
-    if args.latencies:
-        write_latencies(args.latencies, report.measurement)
-    for path, picture in run_pictures(args.plot, report).items() if args.plot else ():
-        write_whole_file(path, picture)
     show(results_text(report))
+    files = {args.latencies: latencies_file(args.latencies, report.measurement)} if args.latencies else {}
+    files |= run_pictures(args.plot, report) if args.plot else {}
     fields = results_json(report)
     if search:
         show(search.text())
@@ -122,8 +120,8 @@ def run_once(args: argparse.Namespace) -> tuple[dict[str, object], int]:
         show(comparison_text(comparison))
         fields["baseline"] = comparison_json(comparison)
         if (most := args.fail_on_regression) is not None and comparison.is_slower(most) and not report.interrupted:
-            return fields, FOUND_WANTING
-    return fields, interrupted_status() if report.interrupted else 0
+            return fields, FOUND_WANTING, files
+    return fields, interrupted_status() if report.interrupted else 0, files
 
 
 def interrupted_search(session: Session, search: RateSearch) -> dict[str, object]:
@@ -143,22 +141,22 @@ def start_gate(raylet_pid: int | None) -> Callable[[], None]:
     return StartGate(raylet_pid).wait
 
 
-def run_cluster(args: argparse.Namespace) -> tuple[dict[str, object], int]:
+def run_cluster(args: argparse.Namespace) -> Ended:
     """On the nodes of a Ray cluster; status 3 where one was lost."""
     from dlrm_tvm.cluster.measure import measure_cluster
 
     report = measure_cluster(args, show)
     show(report.text())
-    return report.to_json(), report.status
+    return report.to_json(), report.status, {}
 
 
-def run_scenario(args: argparse.Namespace) -> tuple[dict[str, object], int]:
+def run_scenario(args: argparse.Namespace) -> Ended:
     """Under MLPerf's LoadGen; status 0 where LoadGen finds the run valid."""
     run = run_loadgen(run_settings(args), loadgen_options(args), warmup_s=warmup_s(args), show=show)
     accuracy = score_accuracy_log(run) if args.accuracy and run.tests[-1].cut_after_s is None else None
     show(loadgen_text(run, accuracy))
     status = 0 if args.accuracy or run.tests[-1].is_valid else FOUND_WANTING
-    return loadgen_json(run, accuracy), interrupted_status() if run.interrupted else status
+    return loadgen_json(run, accuracy), interrupted_status() if run.interrupted else status, {}
 
 
 def command() -> None:

@@ -206,8 +206,19 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=doc and doc.split("\n", 1)[0])
         self.add_argument("--version", action="version", version=f"dlrm_tvm {VERSION}")
 
+    def parse_args(self, *given, **more) -> argparse.Namespace:
+        """Refuses whole numbers of more than 64 bits, which nothing here counts and no message should repeat."""
+        args = super().parse_args(*given, **more)
+        for action in self._actions:
+            value = getattr(args, action.dest, None)
+            numbers = [each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, int)]
+            if any(not -(1 << 63) <= each < 1 << 63 for each in numbers):
+                self.error(f"argument {'/'.join(action.option_strings)}: a number of more than 64 bits")
+        return args
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{printable(message)}. All flags: {self.prog} --help\n")
+        short = re.sub(r"\S{100,}", lambda word: f"{word[0][:60]}...", message)
+        self.exit(2, f"{printable(short)}. All flags: {self.prog} --help\n")
 
     def _print_message(self, message: str, file: TextIO | None = None) -> None:
         """argparse's own hides what a full disk does not take: --help would have been a success."""

@@ -82,6 +82,7 @@ def reported() -> Iterator[None]:
     taken = {number: each for number, each in _ENDING_SIGNALS.items() if signal.getsignal(number) == each}
     try:
         _open_streams()
+        os.getcwd()  # fails where it was deleted
         for number in taken:
             signal.signal(number, _interrupt)
         yield

@@ -17,7 +17,11 @@ _SHIPPED = _PACKAGE / "_shipped"
 _IS_INSTALLED = _SHIPPED.is_dir()
 
 ROOT = _PACKAGE.parent
-WORK = Path.cwd() if _IS_INSTALLED else ROOT
+try:
+    _HERE = Path.cwd()
+except FileNotFoundError:  # deleted: scripts refuse that, and who loads a library by its whole path needs none
+    _HERE = ROOT
+WORK = _HERE if _IS_INSTALLED else ROOT
 _OURS = _SHIPPED if _IS_INSTALLED else ROOT
 
 DATA = WORK / "__data"
@@ -26,7 +30,7 @@ SHIPPED_DATA = _OURS / "__data"
 PATCHES = _OURS / "__patches"
 COMPILE_SCRIPT = _OURS / "compile.py"
 MEASURE_SCRIPT = _OURS / "multi_instance.py"
-DEFAULT_LIBRARY = Path(os.path.relpath(PREBUILT / "dlrm_avx512_b100.so"))
+DEFAULT_LIBRARY = Path(os.path.relpath(PREBUILT / "dlrm_avx512_b100.so", _HERE))
 _LOG = "dlrm_tune_100.tune_log"
 DEFAULT_LOG = (DATA if (DATA / _LOG).is_file() else SHIPPED_DATA) / _LOG
 

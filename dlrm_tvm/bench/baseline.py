@@ -11,7 +11,6 @@ not tell by how much. A key that a result lacks is not compared: versions differ
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ import numpy as np
 
 from ..console import line
 from ..errors import UserError, printable
+from ..runtime.typed_json import parse
 from .statistics import prediction_half_width
 
 _MOST_BYTES = 64 << 20  # a result has some KB; the run's whole output hardly more
@@ -146,8 +146,8 @@ def json_object(path: Path) -> object:
         return None
     for candidate in (text, text.rpartition("\n")[2]):
         try:
-            return json.loads(candidate)
-        except (ValueError, RecursionError):  # a number of thousands of digits, a list in a list in a list ..
+            return parse(candidate)
+        except ValueError:
             continue
     return None
 

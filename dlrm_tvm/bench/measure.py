@@ -13,7 +13,6 @@ from ..instances.arrivals import CLOSED, Arrivals
 from ..instances.group import Instances, MeasuredRun
 from ..instances.window import Measurement
 from ..machine.cpu import host_flags
-from ..machine.files import write_whole_file
 from ..machine.memory import memory_use
 from .card import peak_line
 from .profile import summarize
@@ -83,7 +82,7 @@ def measure(
     return replace(report, warnings=[*report.warnings, *beyond])
 
 
-def write_latencies(path: Path, measurement: Measurement) -> None:
+def latencies_file(path: Path, measurement: Measurement) -> bytes:
     """Of each batch in the window the number of its instance and its latency in ms, instance by instance in order; an
     npz of both or a CSV, by the suffix. With arrivals a latency counts from the arrival.
     """
@@ -95,7 +94,7 @@ def write_latencies(path: Path, measurement: Measurement) -> None:
     else:
         columns, header = np.column_stack([instance, latency_ms]), "instance,latency_ms"
         np.savetxt(content, columns, fmt=("%d", "%.6f"), delimiter=",", header=header, comments="")
-    write_whole_file(path, content.getvalue())
+    return content.getvalue()
 
 
 def _limits_after(session: Session, run: MeasuredRun) -> tuple[Sequence[float], Sequence[float], bool]:

@@ -24,6 +24,7 @@ _DURATION_S, _WARMUP_S = 10.0, 2.0
 _MAX_SECONDS = 86_400
 MOST_QPS = 1_000_000
 _MOST_REQUESTS = 50_000_000
+_MOST_BURST = 1_000_000
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -197,6 +198,8 @@ def _check_arrival_options(args: argparse.Namespace) -> None:
         raise UserError(f"--burst {args.burst} goes with --arrivals fixed or poisson, not with {args.arrivals}.")
     if args.arrival_seed is not None and (args.arrivals != "poisson" or args.arrival_seed < 0):
         raise UserError(f"--arrival-seed {args.arrival_seed}: 0 or more was wanted, with --arrivals poisson.")
+    if args.burst > _MOST_BURST:
+        raise UserError(f"--burst {args.burst}: at most {_MOST_BURST:,} were wanted.")
     if (args.arrivals == "trace") != (args.trace is not None):
         raise UserError("--arrivals trace and --trace FILE go together: give both or none.")
     _check_target(args, is_open=is_open)

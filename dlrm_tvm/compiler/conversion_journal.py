@@ -22,18 +22,25 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..console import VERSION, show
+from ..errors import UserError
 from ..machine.files import write_whole_file
 from ..model.dlrm import Dlrm, Table
 from ..runtime.manifest import FORMAT_VERSION
 from ..runtime.parameters import Kept
 from ..runtime.table_files import file_region, sample_sha256
+from ..runtime.typed_json import parse, read_as
 
 LEAST_BYTES = 1 << 30  # of the model's tables: smaller ones are converted within seconds
+
+
+class NoRoomError(UserError):
+    """The disk has no room for a library."""
 
 
 class ConversionJournal:
@@ -84,31 +91,43 @@ class ConversionJournal:
         self.file.unlink(missing_ok=True)
 
     def _load(self) -> None:
-        try:
-            stored = json.loads((self.folder / "progress.json").read_text())
-            if stored["key"] == self._key:
-                self.build, self.largest = str(stored["build"]), [float(each) for each in stored["largest"]]
-                self.kept = None if stored["kept"] is None else Kept(int(stored["kept"][0]), str(stored["kept"][1]))
-        except (OSError, ValueError, KeyError, TypeError):
-            self.largest, self.kept = [], None
+        with suppress(OSError, ValueError):  # none yet, or a damaged one
+            stored = read_as(_Progress, parse((self.folder / "progress.json").read_text()), "progress")
+            if stored.key == self._key and stored.sha256 == stored.checksum:
+                self.build, self.largest, self.kept = stored.build, list(stored.largest), stored.kept
         if not self.found:
             self.file.unlink(missing_ok=True)
 
     def _save(self) -> None:
-        kept = None if self.kept is None else [self.kept.nbytes, self.kept.sha256]
-        content = {"key": self._key, "build": self.build, "largest": self.largest, "kept": kept}
-        write_whole_file(self.folder / "progress.json", json.dumps(content).encode())
+        progress = _Progress(self._key, self.build, tuple(self.largest), self.kept, "")
+        progress = replace(progress, sha256=progress.checksum)
+        write_whole_file(self.folder / "progress.json", json.dumps(asdict(progress)).encode())
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """The content of progress.json."""
+
+    key: str
+    build: str
+    largest: tuple[float, ...]
+    kept: Kept | None
+    sha256: str
+
+    @property
+    def checksum(self) -> str:
+        """Of the other fields."""
+        return hashlib.sha256(repr((self.key, self.build, self.largest, self.kept)).encode()).hexdigest()
 
 
 @contextmanager
 def conversion_journal(directory: Path, name: str, model: Dlrm, precision: str) -> Iterator[ConversionJournal | None]:
     """The journal of a library's tables; None where they are small, and where another process has it. Left where the
-    process is interrupted or killed, removed otherwise."""
+    process is interrupted or killed, or the disk or the memory is full; removed otherwise."""
     folder = directory / f".converting-{name}-{precision}"
     if model.table_bytes < LEAST_BYTES:
         yield None
         return
-    folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder) as owned:
         if not owned:
             yield None
@@ -116,7 +135,7 @@ def conversion_journal(directory: Path, name: str, model: Dlrm, precision: str) 
         journal = ConversionJournal(folder, _key(model, precision))
         try:
             yield journal
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit, NoRoomError, OSError, MemoryError):
             if journal.found:
                 kept = f"{journal.disk_bytes / 1e9:,.1f} GB of converted tables stay in {os.path.relpath(folder)}"
                 show(f"{kept}: the same command goes on from there.", to=sys.stderr)
@@ -129,17 +148,28 @@ def conversion_journal(directory: Path, name: str, model: Dlrm, precision: str) 
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[bool]:
-    """Whether the folder is this process's alone; not where a file system has no locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Whether the folder, made if need be, is this process's alone; not where a file system has no locks."""
+    descriptor = _opened(folder)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         owned = os.path.samestat(os.fstat(descriptor), folder.stat())  # not of one that was removed meanwhile
+    except BlockingIOError:
+        owned = False
     except OSError:
         owned = False
+        with suppress(OSError):
+            folder.rmdir()
     try:
         yield owned
     finally:
         os.close(descriptor)
+
+
+def _opened(folder: Path) -> int:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another process is done and removes it
+            return os.open(folder, os.O_RDONLY)
 
 
 def _key(model: Dlrm, precision: str) -> str:

@@ -27,6 +27,7 @@ from ..machine.files import locked
 from ..model.card import describe, describe_numerics
 from ..runtime.manifest import FORMAT_VERSION, Manifest, Parameter, Peak
 from ..runtime.parameters import TABLES, lay_out, rest_sha256, write_parameters
+from .conversion_journal import NoRoomError
 from .job import Job
 from .lower import BAG_INPUTS, INPUTS, OUTPUTS, other_peaks, peak_loop
 from .options import repeatable_options
@@ -35,10 +36,6 @@ from .roofline import roofline
 COMPILERS = ("g++", "gcc", "clang++", "clang", "c++", "cc")
 _STALE_SECONDS = 60  # a running build writes, or creates a file, more often
 LINK_BYTES = 16 << 20  # for object files and the library; those of the MLPerf model take 0.3 MB
-
-
-class NoRoomError(UserError):
-    """The disk has no room for a library."""
 
 
 def check_compiler() -> None:
@@ -103,10 +100,11 @@ def stage(job: Job) -> Job:
         _link(job.executable, path)
         path.with_suffix(".json").write_text(_manifest(job, path, parameters, build).to_json())
     except OSError as error:
-        remedy = " Free some space." if error.errno in (ENOSPC, EDQUOT, EFBIG) else ""
-        raise UserError(
-            f"{job.settings.directory}: {error.strerror} while writing; nothing was left behind.{remedy}"
-        ) from error
+        left = "nothing was left behind" if job.journal is None else "no library was left behind"
+        said = f"{job.settings.directory}: {error.strerror} while writing; {left}."
+        if error.errno in (ENOSPC, EDQUOT, EFBIG):
+            raise NoRoomError(f"{said} Free some space.") from error
+        raise UserError(said) from error
     return replace(job, staged=path)
 
 
@@ -115,7 +113,8 @@ def put_in_place(job: Job) -> Job:
     library = job.settings.directory / job.staged.name
     if job.journal is not None:
         job.journal.release()
-    with locked(job.settings.directory):  # two compilations of one name must not mix their files
+    # Neither two compilations of one name nor Ctrl-C may leave files of two builds.
+    with locked(job.settings.directory), interrupts_blocked():
         for suffix in (".params", ".json", ".so"):  # the library needs the others and comes last
             os.replace(job.staged.with_suffix(suffix), library.with_suffix(suffix))
     return replace(job, library=library)
@@ -144,7 +143,8 @@ def _link(executable: relax.VMExecutable, path: Path) -> None:
         lines = [line for line in lines if line and not line.startswith("Command line:")]
         of_llvm = [line for line in lines if line.startswith("LLVM ERROR")]
         reason = (of_llvm or lines or [f"its process ended with status {status}"])[-1]
-        raise UserError(f"{path.name} could not be linked: {reason}. Check the C compiler and the disk.")
+        kind = NoRoomError if os.strerror(ENOSPC) in said else UserError
+        raise kind(f"{path.name} could not be linked: {reason}. Check the C compiler and the disk.")
 
 
 def _in_child(work: Callable[[], None]) -> tuple[int, str]:

@@ -30,10 +30,10 @@ from ..schedules.target import cpu_target
 from ..schedules.tile_rules import tile_schedules
 from ..schedules.tuning_log import read_log
 from . import dump, summary
-from .conversion_journal import conversion_journal
+from .conversion_journal import NoRoomError, conversion_journal
 from .instructions import AVX512, check_target, choose_family, families_to_time
 from .job import Job
-from .library_writer import NoRoomError, check_compiler, check_room, put_in_place, stage, staging_directory
+from .library_writer import check_compiler, check_room, put_in_place, stage, staging_directory
 from .lower import build, lower
 from .options import CompileSettings
 from .plan import layer_shapes, plan_network

@@ -72,7 +72,8 @@ def require(path: Path, key: str, headers: dict[str, NpyHeader], shape: tuple[in
     """Check shape and dtype of one array; an [N] array may be stored as [N, 1]."""
     header = headers[key]
     if header.shape != shape and not (len(shape) == 1 and header.shape == (*shape, 1)):
-        raise UserError(f"{path}: {key} has shape {list(header.shape)}; this model and file need {list(shape)}.")
+        found = f"shape {list(header.shape)}" if len(header.shape) < 9 else f"{len(header.shape)} dimensions"
+        raise UserError(f"{path}: {key} has {found}; this model and file need {list(shape)}.")
     # float32 cannot hold the row numbers of the big tables.
     too_short = kinds == "iuf" and header.dtype.kind == "f" and header.dtype.itemsize < 8
     if header.dtype.kind not in kinds or too_short:

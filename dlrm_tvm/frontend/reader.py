@@ -37,13 +37,16 @@ def read_dlrm(path: str | Path) -> Dlrm:
     cannot be read and for a graph that is not a DLRM.
     """
     graph = OnnxGraph(path)
-    with np.errstate(all="ignore"):  # of a graph's own arithmetic, which is refused where it matters
-        if small := shrunk(graph):
-            try:
-                return _read(small)
-            except UserError:
-                pass  # it may be a DLRM at the file's own batch size only
-        return _read([graph])
+    try:
+        with np.errstate(all="ignore"):  # of a graph's own arithmetic, which is refused where it matters
+            if small := shrunk(graph):
+                try:
+                    return _read(small)
+                except UserError:
+                    pass  # it may be a DLRM at the file's own batch size only
+            return _read([graph])
+    except RecursionError:
+        raise graph.refusal(None, "computes in more steps, one after another, than a DLRM has") from None
 
 
 def _read(graphs: list[OnnxGraph]) -> Dlrm:

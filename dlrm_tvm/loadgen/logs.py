@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 _MARK = ":::MLLOG "
 
@@ -42,9 +44,15 @@ class Verdict:
 def read_verdict(folder: Path) -> Verdict:
     """Of a performance run. Raises UserError where LoadGen wrote none."""
     path = folder / "mlperf_log_detail.txt"
-    facts, errors = _facts(path)
-    if "result_validity" not in facts:
-        raise UserError(f"{path}: LoadGen gave no verdict; its messages are in that file.")
+    with _whole(path):
+        facts, errors = _facts(path)
+        if "result_validity" not in facts:
+            raise UserError(f"{path}: LoadGen gave no verdict; its messages are in that file.")
+        return _verdict(facts, errors)
+
+
+def _verdict(facts: dict, errors: tuple[str, ...]) -> Verdict:
+    """Raises whatever comes of facts that are missing."""
     checks = {
         "result_min_duration_met": "it did not last long enough (a higher --target-qps makes it longer)",
         "result_min_queries_met": "it had too few queries",
@@ -95,12 +103,24 @@ def read_accuracy(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     A sample that was sent twice counts once, as in MLPerf's accuracy-dlrm.py.
     """
     path = folder / "mlperf_log_accuracy.json"
-    responses = {entry["qsl_idx"]: entry["data"] for entry in json.loads(path.read_text())}
+    with _whole(path):
+        responses = {entry["qsl_idx"]: entry["data"] for entry in json.loads(path.read_text())}
+        data = bytes.fromhex("".join(responses[sample] for sample in sorted(responses)))
+        pairs = np.frombuffer(data, np.float32).reshape(-1, 2)
     if not responses:
         raise UserError(f"{path}: LoadGen logged no responses; its messages are in mlperf_log_detail.txt beside it.")
-    data = bytes.fromhex("".join(responses[sample] for sample in sorted(responses)))
-    pairs = np.frombuffer(data, np.float32).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """LoadGen goes on where the disk is full, and its logs end anywhere."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise UserError(f"{path} is no whole log of LoadGen ({one_line(error)}). Is the disk full?") from None
 
 
 def _facts(path: Path) -> tuple[dict[str, object], tuple[str, ...]]:

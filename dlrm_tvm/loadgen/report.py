@@ -12,33 +12,51 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isnan
 
+import numpy as np
+
 from ..console import TAIL, line, percentiles_text
-from ..data.metrics import auc, log_loss
+from ..data.metrics import auc, log_loss, logit_loss
+from ..errors import FoundWantingError
 from .logs import read_accuracy
 from .run import LoadgenRun
 
 
 @dataclass(frozen=True)
 class AccuracyResult:
-    """Scores of the pairs in LoadGen's accuracy log, as MLPerf's accuracy-dlrm.py has them."""
+    """Scores of the pairs in LoadGen's accuracy log, as MLPerf's accuracy-dlrm.py has them.
+
+    is_logit: the predictions are logits, and the log loss that of their sigmoid."""
 
     items: int
     auc: float | None  # None where there are no clicks, or nothing but clicks
     log_loss: float
+    is_logit: bool = False
 
 
 def score_accuracy_log(run: LoadgenRun) -> AccuracyResult:
-    predictions, labels = read_accuracy(run.options.log_dir)
+    """Raises FoundWantingError where predictions are not finite."""
+    return score_pairs(*read_accuracy(run.options.log_dir), gives_logits=run.session.plan.manifest.model.gives_logits)
+
+
+def score_pairs(predictions: np.ndarray, labels: np.ndarray, *, gives_logits: bool) -> AccuracyResult:
+    """predictions: [n] float32, logits where the model gives them or a value lies outside 0..1; labels: [n] 0 or 1."""
+    if bad := int(np.count_nonzero(~np.isfinite(predictions))):
+        raise FoundWantingError(
+            f"{bad:,} of {len(predictions):,} predictions in LoadGen's accuracy log are not finite. Which: accuracy.py."
+        )
+    is_logit = gives_logits or bool(((predictions < 0) | (predictions > 1)).any())
+    loss = (logit_loss if is_logit else log_loss)(labels, predictions)
     area = auc(labels, predictions)
-    return AccuracyResult(len(predictions), None if isnan(area) else area, log_loss(labels, predictions))
+    return AccuracyResult(len(predictions), None if isnan(area) else area, loss, is_logit)
 
 
 def loadgen_text(run: LoadgenRun, accuracy: AccuracyResult | None) -> str:
     last = run.tests[-1]
     if accuracy is not None:
+        of_logits = " of the logits' sigmoid" * accuracy.is_logit
         lines = [
             line("LoadGen", f"{last.samples:,} samples, {last.items:,} items, accuracy mode"),
-            line("AUC", f"{_auc(accuracy)} from its accuracy log, log loss {accuracy.log_loss:.6f}"),
+            line("AUC", f"{_auc(accuracy)} from its accuracy log, log loss {accuracy.log_loss:.6f}{of_logits}"),
         ]
     elif last.cut_after_s:
         lines = _cut_lines(run)

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import fcntl
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
 import numpy as np
 
-from ..console import result_line
+from ..console import result_line, show_result
 from ..errors import UserError
 from .address_range import HUGE_PAGE
 
 
 def check_writable(option: str, path: Path, *, missing_folder_is_made: bool = False) -> None:
     """Raises UserError where no file of this name can be written."""
-    if path.exists() and not path.is_file():
-        raise UserError(f"{option} {path}: something else than a file has that name. Give another name.")
     folder = os.path.dirname(os.path.realpath(path))
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{option} {path}: something else than a file has that name. Give another name.")
         if missing_folder_is_made:
             path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             path.stat()  # refuses a link that leads to itself
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        temporary = temporary_path(Path(os.path.realpath(path)))
+        temporary.touch()
+        temporary.unlink()
     except OSError as error:
         raise UserError(
             f"{option} {path}: {error.strerror} ({folder}). Give a name in a folder that can be written to."
@@ -53,10 +54,15 @@ def locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def temporary_path(path: Path) -> Path:
+    """Beside it, of this process; short where the name is as long as names may be."""
+    return path.with_name(f".{path.name[:40]}.{os.getpid()}.tmp")
+
+
 def write_whole_file(path: Path, content: bytes) -> None:
     """At every moment the file is the old one or the new one, never half of it."""
     path = Path(os.path.realpath(path))  # a link stays a link
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         temporary.write_bytes(content)
         os.replace(temporary, path)
@@ -64,10 +70,32 @@ def write_whole_file(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_result(path: Path | None, fields: Mapping[str, object]) -> None:
-    """A script's result where --output names a file."""
-    if path:
-        write_whole_file(path, result_line(fields).encode() + b"\n")
+def leave_result(
+    fields: Mapping[str, object],
+    output: Path | None,
+    others: Mapping[Path, bytes] | None = None,
+    show_fields: Callable[[Mapping[str, object]], None] = show_result,
+) -> None:
+    """A script's result in the file `output`, other files, and what is shown of it: each whatever becomes of the rest.
+
+    Raises UserError that names the files which could not be written.
+    """
+    contents = {output: result_line(fields).encode() + b"\n"} if output else {}
+    failed = []
+    for path, content in {**contents, **(others or {})}.items():
+        try:
+            write_whole_file(path, content)
+        except OSError as error:
+            failed.append(unwritten(path, error))
+    show_fields(fields)
+    if failed:
+        if sys.stdout.isatty():  # where people have been shown all but this
+            print(result_line(fields), flush=True)
+        raise UserError(f"{'; '.join(failed)}. What is printed before has all figures.")
+
+
+def unwritten(path: Path, error: OSError) -> str:
+    return f"{path} could not be written ({error.strerror or error})"
 
 
 def write_whole(file: FileIO, block: memoryview) -> None:

@@ -43,6 +43,10 @@ class ModelCard:
     def flops_per_item(self) -> int:
         return 2 * self.macs_per_item
 
+    @property
+    def gives_logits(self) -> bool:
+        return self.last_activation == "none" and self.clamp is None
+
 
 def describe(model: Dlrm, numerics: Numerics | None = None, parts: int = 1) -> ModelCard:
     """numerics, parts: how weights and rows are stored, by default as float32 (`weight_bytes`); bytes are counted

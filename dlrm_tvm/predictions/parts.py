@@ -21,13 +21,13 @@ from ..data.npz import BROKEN
 from ..data.scoring import Score
 from ..errors import UserError, one_line
 
-_KEYS = ("pred", "target", "reference")
+_KINDS = {"pred": np.float32, "target": np.uint8, "reference": np.float32}
 TEMPORARY = ".tmp"
 
 
 def write_part(path: Path, score: Score, footer: dict[str, object]) -> None:
     """Raises OSError where the disk does not take it; nothing has the part's name then."""
-    arrays = {key: each for key, each in zip(_KEYS, _arrays(score)) if each is not None}
+    arrays = {key: each for key, each in zip(_KINDS, _arrays(score)) if each is not None}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     with zipfile.ZipFile(buffer, "a") as archive:
@@ -45,7 +45,8 @@ def read_part(path: Path, footer: dict[str, object]) -> Score:
             arrays = {key: members[key] for key in members.files}
         wanted = {**footer, "sha256": _sha256(arrays)}
         wrong = [key for key in wanted if found.get(key) != wanted[key]]
-        if not wrong and arrays.keys() <= set(_KEYS) and {len(each) for each in arrays.values()} == {footer["count"]}:
+        found_kinds = {(key, each.dtype, each.shape) for key, each in arrays.items()}
+        if not wrong and found_kinds <= {(key, np.dtype(kind), (footer["count"],)) for key, kind in _KINDS.items()}:
             return Score(arrays["pred"], arrays.get("reference"), arrays.get("target"))
         reason = f"its footer has another {wrong[0]}" if wrong else "it holds other arrays"
     except FileNotFoundError:

@@ -186,7 +186,7 @@ class _Parts:
 
 def _write_one_file(output: Path, job: Job) -> None:
     """An npz of pred, and of target and reference where all inputs have them; not held in memory."""
-    temporary = output.with_name(f".{output.name}{TEMPORARY}")  # the next driver writes over a killed one's
+    temporary = output.with_name(f".{output.name[:40]}{TEMPORARY}")  # the next driver writes over a killed one's
     columns = {"pred": "predictions", "target": "labels", "reference": "reference"}
     there = {key for key, name in columns.items() if all(getattr(part, name) is not None for part in _Parts(job))}
     try:

@@ -13,7 +13,6 @@ models by renaming (`mv`, as compile.py does), never by `cp` over them or by tru
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,9 @@ from ..machine.memory import available_bytes
 from .manifest import HEADER_BYTES, TABLES, Manifest, Parameter, Piece, check_table_info
 from .parameters import HUGE_PAGE, rest_sha256
 from .table_files import SINGLE_ROWS, sample_sha256
+from .typed_json import parse
+
+_MOST_BYTES = 64 << 20  # of a library, and of a manifest: those of the largest models have MB
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def open_artifact(
     library = Path(library)
     if not library.is_file():
         raise UserError(f"{library}: no such file. Make it with: python compile.py")
+    if library.stat().st_size > _MOST_BYTES:
+        raise UserError(f"{library} is larger than any library of this program. Compile again.")
     manifest = _read_manifest(library)
     check_host_runs(library.name, manifest.cpu_features)
     if hashlib.sha256(library.read_bytes()).hexdigest() != manifest.library_sha256:
@@ -85,6 +89,8 @@ def _read_manifest(library: Path) -> Manifest:
     if not path.is_file():
         raise UserError(f"{path}: no such file; a library needs its manifest beside it. Compile again.")
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError("larger than any")
         return Manifest.from_json(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not a manifest of this version ({error}). Compile again.") from None
@@ -186,6 +192,6 @@ def check_in_place(path: Path, piece: Piece) -> None:
 
 def _build_of(header: bytes) -> str | None:
     try:
-        return json.loads(header.rstrip(b"\0"))["build"]
+        return parse(header.rstrip(b"\0").decode())["build"]
     except (ValueError, KeyError, TypeError):
         return None

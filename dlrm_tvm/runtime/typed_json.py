@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
@@ -10,14 +12,39 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Kind = TypeVar("Kind")
 _JSON_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
+_DEEPEST = 64  # a value that can be parsed may still be too deep to be compared or written
 
 
 def parse(text: str) -> Any:
-    """Raises ValueError for what is no JSON, deep nesting included."""
+    """Raises ValueError for what is no JSON, for deep nesting, NaN and infinity, and a key that an object has twice:
+    programs differ in which of its values they take."""
     try:
-        return json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [inner for outer in level for inner in _inner(outer)]
+    if level:
+        raise ValueError("nested too deeply")
+    return value
+
+
+def _inner(value: Any) -> Iterator[Any]:
+    return iter(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"{_shown(twice)} twice in an object")
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def read_as(kind: type[Kind], value: Any, name: str) -> Kind:
@@ -40,8 +67,10 @@ def read_as(kind: type[Kind], value: Any, name: str) -> Kind:
         return tuple(read_as(each, one, f"{name}[{at}]") for at, (each, one) in enumerate(zip(kinds, value)))
     if origin is dict and isinstance(value, dict):
         return {key: read_as(inner[1], one, f"{name}.{key}") for key, one in value.items()}
-    # Python's bool is an int, JSON's is none; a whole number serves as a number.
+    # Python's bool is an int, JSON's is none; a whole number serves as a number. 1e999 is infinite, 10**400 too large.
     if type(value) is kind or (kind is float and type(value) is int):
+        if kind is float and not abs(value) <= sys.float_info.max:
+            raise ValueError(f"{name} is {_shown(value)}, a finite number was wanted")
         return value
     raise ValueError(f"{name} is {_shown(value)}, {_wanted(kind)} was wanted")
 

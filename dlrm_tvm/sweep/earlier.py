@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ..bench.baseline import file_problem, is_positive, json_object
+from ..bench.baseline import file_problem, json_object
 from ..console import result_line, show, show_result
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..machine.files import write_whole_file
-from ..model.precision import PRECISIONS
-from .plan import Combination, Planned
+from ..runtime.typed_json import parse
 from .plot import throughput_picture
 from .report import run_figures, sweep_csv, sweep_markdown, table_lines
-from .results import Outcome, Summary, summarise
+from .results import Outcome, Summary, read_outcome, summarise
 
 
 def read_results(paths: Sequence[Path], max_latency_ms: float | None) -> tuple[Summary, str]:
@@ -31,39 +31,24 @@ def read_results(paths: Sequence[Path], max_latency_ms: float | None) -> tuple[S
             raise UserError(f"--results {path}: {problem}. Give files of multi_instance.py's --output.")
         try:
             fields = json_object(path)
-            found = outcomes_of(fields, name if len(paths) > 1 else None)
-            _check(found)
-            outcomes += found
-            models[f"{fields['model']}: {fields['environment']['cpu']}"] = None
-        except (KeyError, TypeError, AttributeError):
+            outcomes += outcomes_of(fields, printable(name) if len(paths) > 1 else None)
+            models[printable(f"{fields['model']}: {fields['environment']['cpu']}")] = None
+        except (KeyError, TypeError, AttributeError, ValueError):
             raise UserError(f"--results {path}: no result of multi_instance.py. Give files of its --output.") from None
     return summarise(outcomes, max_latency_ms), "; ".join(models)
 
 
-def _check(outcomes: Sequence[Outcome]) -> None:
-    """Raises TypeError for values that no run has, and where there is no run."""
-    for outcome in outcomes:
-        one, figures = outcome.planned.combination, outcome.figures
-        numbers = [figures[key] for key in ("items_per_s", "peak_fraction", "batches")]
-        numbers += [*(figures["latency_ms"][key] for key in ("p50", "p99")), one.rate or 1]
-        counts = [one.instances, one.threads, one.batch, outcome.planned.round + 1]
-        texts = [one.engine or "", one.arrivals or "", *figures["warnings"]]
-        is_known = one.precision in (None, *PRECISIONS) and all(isinstance(each, int) for each in counts)
-        if not (is_known and all(map(is_positive, numbers + counts)) and all(isinstance(each, str) for each in texts)):
-            raise TypeError
-    if not outcomes:
-        raise TypeError
+def outcomes_of(fields: Mapping[str, Any], source: str | None = None) -> list[Outcome]:
+    """The runs of a result: one, or a sweep's; at least one. source: the file's name.
 
-
-def outcomes_of(fields: Mapping[str, object], source: str | None = None) -> list[Outcome]:
-    """The runs of a result: one, or a sweep's. source: the file's name. Raises KeyError where it is something else."""
+    Raises KeyError, TypeError, AttributeError or ValueError where it is something else.
+    """
     if "combinations" not in fields:
-        return [Outcome(Planned(0, _combination(fields, fields, source)), run_figures(fields))]
-    return [
-        Outcome(Planned(run["round"], _combination(each, fields, source)), run_figures(run))
-        for each in fields["combinations"]
-        for run in each["repeats"]
-    ]
+        return [_outcome(fields, fields, {**fields, "round": 0}, source)]
+    combinations = [(each, run) for each in fields["combinations"] for run in each["repeats"]]
+    if not combinations:
+        raise ValueError("no runs")
+    return [_outcome(each, fields, run, source) for each, run in combinations]
 
 
 def show_results(paths: Sequence[Path], max_latency_ms: float | None, form: str | None, plot: Path | None) -> None:
@@ -78,8 +63,8 @@ def show_results(paths: Sequence[Path], max_latency_ms: float | None, form: str 
 
 def show_as(fields: Mapping[str, object], form: str | None = None) -> None:
     """A result on stdout, for programs. form: of --format."""
-    if form in ("markdown", "csv"):
-        print_table(summarise(outcomes_of(fields), None), form)
+    if form in ("markdown", "csv") and fields.keys() & {"latency_ms", "combinations"}:  # a search may end without
+        print_table(summarise(outcomes_of(parse(result_line(fields))), None), form)
     elif form == "json":
         print(result_line(fields), flush=True)
     else:
@@ -90,13 +75,15 @@ def print_table(summary: Summary, form: str) -> None:
     print(sweep_markdown(summary) if form == "markdown" else sweep_csv(summary).decode().rstrip("\n"), flush=True)
 
 
-def _combination(each: Mapping[str, object], fields: Mapping[str, object], source: str | None) -> Combination:
-    named = {key: each.get(key) or fields.get(key) for key in ("engine", "precision")}
-    numbers = (each[key] for key in ("instances", "threads", "batch_size"))
-    return Combination(*numbers, **named, rate=each.get("rate"), source=source, arrivals=_arrivals(each))
+def _outcome(one: Mapping[str, Any], fields: Mapping[str, Any], run: Mapping[str, Any], source: str | None) -> Outcome:
+    """one: the combination; what it does not name, the result does."""
+    named = {key: one.get(key) or fields.get(key) for key in ("engine", "precision")}
+    numbers = {key: one[key] for key in ("instances", "threads", "batch_size")}
+    entry = {"round": run["round"], **numbers, **named, "rate": one.get("rate"), "figures": run_figures(run)}
+    return read_outcome(entry, source, _arrivals(one))
 
 
-def _arrivals(run: Mapping[str, object]) -> str | None:
+def _arrivals(run: Mapping[str, Any]) -> str | None:
     """ "fixed, 8 at a time", "trace of a.txt"; None for a closed loop."""
     kind, burst, trace = (run.get(key) for key in ("arrivals", "burst", "trace"))
     if kind in (None, "closed"):

@@ -19,6 +19,7 @@ from .state import is_of_a_sweep
 
 _DURATION_S, _WARMUP_S = 2.0, 0.5  # a sweep has many windows
 FORMATS = ("markdown", "csv", "json")
+_MOST_REPEATS = 1000
 _OVERHEAD_S = 4.0  # of a run: starting the instances, and the peak before and after
 
 
@@ -108,6 +109,8 @@ def check_sweep_options(args: argparse.Namespace) -> None:
     given = [name for name in named if getattr(args, name) not in (None, False)]
     if given and args.sweep is None:
         raise UserError(f"--{given[0].replace('_', '-')} is of a sweep: add --sweep auto, or leave it out.")
+    if args.repeats and args.repeats > _MOST_REPEATS:
+        raise UserError(f"--repeats {args.repeats}: at most {_MOST_REPEATS:,} were wanted.")
     if args.scenario and (args.plot or args.format in ("markdown", "csv")):
         raise UserError("--plot and tables are of runs and sweeps without LoadGen. Leave them or --scenario out.")
     if args.results and (args.sweep or args.scenario):

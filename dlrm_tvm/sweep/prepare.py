@@ -52,7 +52,7 @@ from .plan import (
 )
 from .report import combination_json
 from .results import Outcome
-from .state import State, check_same, read_state
+from .state import State, check_known, check_same, read_state
 
 _MACHINE = ("cpu", "cpu_flags", "l3_mb", "usable_cpus")  # must be the same for runs to be comparable
 
@@ -148,6 +148,7 @@ def prepare(settings: SweepSettings, show: Callable[[str], None]) -> Prepared:
     fixed["combinations"] = [list(combination_json(one).values()) for one in sorted(combinations)]
     if state:
         check_same(settings.state_path, state, fixed)
+        check_known(settings.state_path, state, combinations)
     libraries = name_libraries(run.model, base, sorted({Kind.of(one, base) for one in combinations}))
     beside = chain.from_iterable(files_of_library(path) for path in libraries.values())
     check_not_read(settings.files, [*files_of_model(base, run.onnx_model), *beside])

@@ -5,19 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from ..console import WIDTH
 from ..engines.interface import OURS, TITLES
 from .plan import Combination
-from .results import P99_BATCHES, Comparison, Outcome, Row, Summary
-
-# Kept of a run's JSON; the combination and the sweep say the rest.
-_KEPT = (
-    *("cores", "duration_s", "batches", "batches_per_s", "items_per_s", "mlperf_qps_equivalent", "latency_ms"),
-    *("gflops", "peak_gflops", "peak_before_gflops", "peak_after_gflops", "peak_fraction", "streamed_fraction"),
-    *("pss_mb", "warnings"),
-)
+from .results import P99_BATCHES, Comparison, Outcome, Row, RunFigures, Summary
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
 
 def run_figures(result: Mapping[str, object]) -> dict[str, object]:
     """What is kept of one run's JSON."""
-    return {key: result[key] for key in _KEPT}
+    return {field.name: result[field.name] for field in fields(RunFigures)}
 
 
 def sweep_text(summary: Summary, rounds: int) -> str:
@@ -131,7 +124,7 @@ def comparison_lines(summary: Summary) -> list[str]:
     cells = [[*(column.heading for column in columns), "ours", "of peak", *titles, "ratio", "spread", ""]]
     for each in summary.comparisons:
         row = next(iter(each.rows.values()))
-        setting = (format(column.value(row), column.form) for column in columns)
+        setting = (_figure(column, row) for column in columns)
         cells.append([*setting, *_engine_cells(each, others), ""])
     return ["Engines side by side, items/s. ratio: ours / the fastest other one, round by round", *_table(cells)]
 

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
+from ..bench.baseline import is_positive
 from ..engines.interface import OURS
+from ..errors import printable
 from ..model.precision import PRECISIONS
+from ..runtime.typed_json import read_as
 from .plan import Combination, Planned
 
 P99_BATCHES = 100  # of fewer, p99 is the largest or close to it
@@ -30,6 +34,74 @@ class Outcome:
     planned: Planned
     figures: dict[str, object] | None = None
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Of a batch, in ms."""
+
+    p50: float
+    p99: float
+    min: float | None = None
+    p90: float | None = None
+    p999: float | None = None
+    max: float | None = None
+    mean: float | None = None
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """What is kept of one run's JSON, by its keys; the combination and the sweep say the rest. None: not measured."""
+
+    cores: tuple[int, ...] | None
+    duration_s: float | None
+    batches: int
+    batches_per_s: float | None
+    items_per_s: float
+    mlperf_qps_equivalent: float | None
+    latency_ms: Latencies
+    gflops: float | None
+    peak_gflops: float | None
+    peak_before_gflops: float | None
+    peak_after_gflops: float | None
+    peak_fraction: float
+    streamed_fraction: float | None
+    pss_mb: float | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """One run as a state or a result has it: figures, or the error that it failed with."""
+
+    round: int
+    instances: int
+    threads: int
+    batch_size: int
+    engine: str | None = None
+    precision: str | None = None
+    rate: float | None = None
+    figures: RunFigures | None = None
+    error: str | None = None
+
+
+def read_outcome(fields: Mapping[str, Any], source: str | None = None, arrivals: str | None = None) -> Outcome:
+    """fields: of a RunEntry, as JSON has them; source, arrivals: as a Combination's. Raises ValueError for what is no
+    run: values of other types, and those that no run has."""
+    entry = read_as(RunEntry, fields, "run")
+    figures = entry.figures
+    numbers = [entry.round + 1, entry.instances, entry.threads, entry.batch_size, entry.rate or 1]
+    if figures is not None:
+        numbers += [figures.items_per_s, figures.peak_fraction, figures.batches]
+        numbers += [figures.latency_ms.p50, figures.latency_ms.p99]
+    if not all(map(is_positive, numbers)) or entry.precision not in (None, *PRECISIONS):
+        raise ValueError("a number or a precision that no run has")
+    if (figures is None) == (entry.error is None):
+        raise ValueError("a run has either figures or an error")
+    named = {"engine": entry.engine and printable(entry.engine), "precision": entry.precision, "rate": entry.rate}
+    combination = Combination(entry.instances, entry.threads, entry.batch_size, **named, source=source)
+    combination = replace(combination, arrivals=arrivals and printable(arrivals))
+    return Outcome(Planned(entry.round, combination), fields.get("figures"), entry.error)
 
 
 @dataclass(frozen=True)

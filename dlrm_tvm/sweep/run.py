@@ -20,7 +20,7 @@ from ..bench.session import open_session
 from ..console import Bar, result_line, show_result
 from ..errors import FOUND_WANTING, UserError, interrupted_status, one_line
 from ..instances.arrivals import CLOSED, Arrivals
-from ..machine.files import write_whole_file
+from ..machine.files import leave_result, unwritten
 from .libraries import Kind, deleted_text
 from .options import SweepSettings, check_files
 from .plan import Combination, Planned
@@ -55,8 +55,7 @@ def run_sweep(
             show(f"Interrupted: {left} runs are left. The same command with --resume does them.")
         facts = prepared.facts | {"finished": left == 0, "interrupted": interrupted, "runs_left": left}
         fields = sweep_json(summary, outcomes, facts)
-        (show_fields or show_result)(fields)  # whatever becomes of the files
-        _write_files(settings, prepared, summary, fields)
+        leave_result(fields, None, _files(settings, prepared, summary, fields), show_fields or show_result)
     return interrupted_status() if interrupted else FOUND_WANTING if summary.failed else 0
 
 
@@ -87,7 +86,7 @@ def measure_all(
                 try:
                     append(state, *entries, run_entry(outcomes[-1]))
                 except OSError as error:
-                    show(f"{_unwritten(settings.state_path, error)}; no more runs could be kept: the sweep ends here.")
+                    show(f"{unwritten(settings.state_path, error)}; no more runs could be kept: the sweep ends here.")
                     return outcomes, True
                 entries = []
                 bar.update()
@@ -137,23 +136,14 @@ def _measured(settings: SweepSettings, prepared: Prepared, planned: Planned, mea
         return Outcome(planned, error=one_line(error) if library.exists() else deleted_text(library, kind))
 
 
-def _write_files(settings: SweepSettings, prepared: Prepared, summary: Summary, fields: Mapping[str, object]) -> None:
-    """Result, CSV and plot. Raises UserError that names those which could not be written."""
+def _files(
+    settings: SweepSettings, prepared: Prepared, summary: Summary, fields: Mapping[str, object]
+) -> dict[Path, bytes]:
+    """Result, CSV and plot."""
     contents = {settings.result_path: result_line({"kind": KIND, **fields}).encode() + b"\n"}
     if settings.csv:
         contents[settings.csv] = sweep_csv(summary)
     if settings.plot:
         title = f"{prepared.heading}: {fields['environment']['cpu']}"
         contents[settings.plot] = throughput_picture(summary, title, settings.plot.suffix)
-    failed = []
-    for path, content in contents.items():
-        try:
-            write_whole_file(path, content)
-        except OSError as error:
-            failed.append(_unwritten(path, error))
-    if failed:
-        raise UserError(f"{'; '.join(failed)}. The line before has all figures.")
-
-
-def _unwritten(path: Path, error: OSError) -> str:
-    return f"{path} could not be written ({error.strerror or error})"
+    return contents

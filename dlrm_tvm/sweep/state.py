@@ -4,9 +4,9 @@
     {"round": 0, "instances": 2, "threads": 1, "batch_size": 16, "figures": {..}}                  a run that succeeded
     {"round": 0, "instances": 1, "threads": 2, "batch_size": 16, "error": ".."}                    a run that failed
 
---resume adds another start before its first run. Every line ends in a checksum of its fields, "crc32": a line is what
-a sweep wrote, or the file is refused, and no field is checked again. A last line without its newline is a write that
-was cut short: --resume drops it and repeats that run.
+--resume adds another start before its first run. Every line ends in a checksum of its fields, "crc32"; its fields are
+those of a dataclass, `_Start` or results.RunEntry, or the file is refused. A last line without its newline is a write
+that was cut short: --resume drops it and repeats that run.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 from ..machine.files import write_whole
-from .plan import Combination, Planned
+from ..runtime.typed_json import parse, read_as
+from .plan import Combination
 from .report import combination_json
-from .results import Outcome
+from .results import Outcome, read_outcome
 
 KIND = "dlrm_tvm sweep"
 _VERSION = 1  # of the lines
@@ -105,46 +107,56 @@ def _checksum(entry: Mapping[str, object]) -> int:
     return zlib.crc32(json.dumps(entry).encode())
 
 
+@dataclass(frozen=True)
+class _Start:
+    kind: str
+    version: int
+    seed: int
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    runs: int
+
+
 def read_state(path: Path) -> State:
     """Raises UserError where there is none to resume."""
-    state = _parse(path.read_bytes())
-    if state is None:
-        raise UserError(f"{path} is not what a sweep of this version leaves. Leave --resume out, or give --output.")
+    try:
+        return _parse(path.read_bytes())
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not what a sweep of this version leaves ({error}). Leave --resume out, or give --output."
+        ) from None
+
+
+def _parse(content: bytes) -> State:
+    """Raises ValueError where it is not the state of a sweep of this version."""
+    whole = content[: content.rfind(b"\n") + 1]
+    starts, outcomes = [], []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            entry = _entry(line)
+            if "kind" in entry:
+                starts.append(read_as(_Start, entry, "start"))
+            else:
+                outcomes.append(read_outcome(entry))
+            if not starts or (starts[-1].kind, starts[-1].version) != (KIND, _VERSION):
+                raise ValueError("no start of a sweep")
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+    if not starts:
+        raise ValueError("no whole line")
+    environments = [start.environment for start in starts]
+    state = State(starts[0].seed, starts[0].settings, environments, starts[-1].runs, outcomes, len(whole))
+    if len({outcome.planned for outcome in state.measured}) < len(state.measured):
+        raise ValueError("a run that is there twice")
     return state
 
 
-def _parse(content: bytes) -> State | None:
-    """None: not the state of a sweep of this version."""
-    whole = content[: content.rfind(b"\n") + 1]
-    try:
-        entries = [_entry(line) for line in whole.splitlines()]
-        starts = [entry for entry in entries if "kind" in entry]
-        if not entries or "kind" not in entries[0] or any(start["version"] != _VERSION for start in starts):
-            return None
-        return State(
-            seed=starts[0]["seed"],
-            settings=starts[0]["settings"],
-            environments=[start["environment"] for start in starts],
-            runs=starts[-1]["runs"],
-            outcomes=[_outcome(entry) for entry in entries if "kind" not in entry],
-            whole_bytes=len(whole),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-
-
-def _entry(line: bytes) -> dict:
-    """Raises whatever comes of a line that no sweep wrote."""
-    entry = json.loads(line)
-    if entry.pop("crc32") != _checksum(entry):
+def _entry(line: bytes) -> dict[str, Any]:
+    """Raises ValueError for a line that no sweep wrote."""
+    entry = parse(line.decode())
+    if not isinstance(entry, dict) or entry.pop("crc32", None) != _checksum(entry):
         raise ValueError("a damaged line")
     return entry
-
-
-def _outcome(entry: dict) -> Outcome:
-    numbers = (entry[key] for key in ("instances", "threads", "batch_size"))
-    combination = Combination(*numbers, *(entry.get(key) for key in ("engine", "precision", "rate")))
-    return Outcome(Planned(entry["round"], combination), entry.get("figures"), entry.get("error"))
 
 
 def is_of_a_sweep(path: Path) -> bool:
@@ -159,7 +171,10 @@ def keep_earlier(file: FileIO, state_path: Path, result_path: Path) -> str | Non
     What to say about it; None where nothing is lost.
     """
     content = state_path.read_bytes()
-    state = _parse(content)
+    try:
+        state = _parse(content)
+    except ValueError:
+        state = None
     lost = [state_path] if content and (state is None or state.measured) else []
     lost += [result_path] if result_path.exists() else []
     kept = {path: _free_name(path) for path in lost}
@@ -188,8 +203,16 @@ def check_same(path: Path, state: State, settings: Mapping[str, object]) -> None
         if then != now:
             raise UserError(
                 f"{path} was measured with {name} {_shown(then)}, now it is {_shown(now)}. Type what was typed then "
-                f"({state.environments[0]['command']}) and --resume, or leave --resume out to begin anew."
+                f"({state.environments[0].get('command')}) and --resume, or leave --resume out to begin anew."
             )
+
+
+def check_known(path: Path, state: State, combinations: Collection[Combination]) -> None:
+    """Raises UserError for a measured run that is none of these."""
+    for outcome in state.measured:
+        if outcome.planned.combination not in combinations:
+            what = f"a run that this sweep has not ({outcome.planned.combination})"
+            raise UserError(f"{path} holds {what}. Leave --resume out to begin anew.")
 
 
 def _shown(value: object) -> str:

@@ -17,6 +17,7 @@ from .expressions import Expressions, Symbols
 from .lookup_operators import on_lookups
 from .lookups import KINDS, Lookups
 from .operators import MOVES, is_float
+from .sizes import check_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +86,12 @@ class Computations:
         if len(kinds) > 1 or any(_is_real(value) not in kinds for value in values):
             raise TypeError("joins whole numbers and floats")
         ids = [value.ids if isinstance(value, Symbols) else self.expressions.constants(value) for value in values]
+        check_size("Concat", ids)
         return Symbols(join(ids), kinds.pop())
 
     def move(self, operator: str, inputs: list[Value], attributes: dict) -> Value | tuple:
         real = inputs[0].real
+        check_size(operator, [inputs[0].ids, *inputs[1:]], attributes.get("axis", 0))
         moved = MOVES[operator](inputs[0].ids, *inputs[1:], **attributes)
         if isinstance(moved, tuple):
             return tuple(Symbols(part, real) for part in moved)

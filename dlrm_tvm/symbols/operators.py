@@ -18,6 +18,8 @@ from functools import reduce
 import numpy as np
 import onnx
 
+from .sizes import check_size
+
 # An end of a Slice that means "to the end": exporters write INT64_MAX or INT32_MAX.
 _OPEN_END = 2**31 - 1
 MOST_COPIED_ELEMENTS = 2**26
@@ -30,6 +32,7 @@ def evaluate(operator: str, inputs: list[np.ndarray | None], attributes: dict) -
     largest = max((value.size for value in read if value is not None), default=0)
     if operator not in _VIEWS and largest > MOST_COPIED_ELEMENTS:
         raise ValueError(f"computes on {largest} constants; a table is used as it is stored")
+    check_size(operator, inputs, attributes.get("axis", 0))
     return ON_CONSTANTS[operator](*inputs, **attributes)
 
 

@@ -16,7 +16,7 @@ from models import random_dlrm
 from sparse_tables import on_disk
 
 from dlrm_tvm.compiler import conversion_journal as journals
-from dlrm_tvm.compiler.conversion_journal import conversion_journal
+from dlrm_tvm.compiler.conversion_journal import NoRoomError, conversion_journal
 from dlrm_tvm.compiler.table_layout import lay_out_tables
 from dlrm_tvm.errors import UserError
 from dlrm_tvm.model.precision import numerics_of
@@ -141,6 +141,41 @@ def test_one_process_at_a_time_has_the_journal_and_a_failure_removes_it(everythi
         mine.add_largest(0.5)
         raise UserError("the disk is full")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_what_is_converted(everything_is_large, tmp_path, capsys):
+    with pytest.raises(NoRoomError), conversion_journal(tmp_path, "a_b1", MODEL, "int8") as journal:
+        journal.add_largest(0.5)
+        raise NoRoomError("No space left on device")
+    assert "GB of converted tables stay in " in capsys.readouterr().err
+    with conversion_journal(tmp_path, "a_b1", MODEL, "int8") as journal:
+        assert journal.largest == [0.5]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_journal_that_another_process_removes_right_now_is_made_anew(everything_is_large, tmp_path, monkeypatch):
+    """Between its being made, or found, and its being opened."""
+    open_, removed = os.open, []
+
+    def open_and_remove(path, *options, **more):
+        if str(path).endswith("-int8") and len(removed) < 2:
+            removed.append(path.rmdir())
+        return open_(path, *options, **more)
+
+    monkeypatch.setattr(journals.os, "open", open_and_remove)
+    with conversion_journal(tmp_path, "a_b1", MODEL, "int8") as journal:
+        assert journal.folder.is_dir()
+    assert len(removed) == 2 and list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_has_no_journal_and_no_folder_of_one(everything_is_large, tmp_path, monkeypatch):
+    def unsupported(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(journals.fcntl, "flock", unsupported)
+    with conversion_journal(tmp_path, "a_b1", MODEL, "int8") as journal:
+        assert journal is None
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_small_tables_have_no_journal(tmp_path):

@@ -178,7 +178,7 @@ def test_a_small_disk_is_refused_and_left_as_it_was(tmp_path):
 def test_a_disk_that_llvm_fills_up_is_one_line_and_leaves_nothing_behind(tmp_path):
     """LLVM ends the process that it is in. Of 100 KB parameters take 76, and the object file more than are left."""
     error, left = on_a_disk_of("100k", tmp_path, UNCHECKED="1")
-    assert "UserError small_b4.so could not be linked: LLVM ERROR: " in error and "No space left on device" in error
+    assert "NoRoomError small_b4.so could not be linked: LLVM ERROR: " in error and "No space left on device" in error
     assert left == "[]"
 
 
@@ -236,6 +236,23 @@ def test_two_compilations_of_one_name_do_not_mix_their_files(compiled, tmp_path,
     for thread in threads:
         thread.join()
     assert renames in (["first"] * 3 + ["second"] * 3, ["second"] * 3 + ["first"] * 3)
+    open_artifact(tmp_path / "small_b4.so")
+
+
+def test_ctrl_c_while_files_are_put_in_place_leaves_all_of_one_build(compiled, tmp_path, monkeypatch):
+    rename = os.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        rename(source, target)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    build(compiled, tmp_path)
+    (tmp_path / "staging").mkdir()
+    settings = replace(compiled.settings, directory=tmp_path)
+    job = library_writer.stage(replace(compiled, staging=tmp_path / "staging", settings=settings))
+    monkeypatch.setattr(library_writer.os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        library_writer.put_in_place(job)
     open_artifact(tmp_path / "small_b4.so")
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from models import job_of, random_dlrm, schedules_of, without_code, without_linking
 
-from dlrm_tvm.compiler import library_writer, pipeline, precision_choice, summary
+from dlrm_tvm.compiler import pipeline, precision_choice, summary
+from dlrm_tvm.compiler.conversion_journal import NoRoomError
 from dlrm_tvm.compiler.job import Job
 from dlrm_tvm.compiler.options import CompileSettings
 from dlrm_tvm.compiler.pipeline import PHASES, compile_model, numbers_chosen
@@ -189,7 +190,7 @@ def test_a_candidate_of_auto_that_the_disk_has_no_room_for_is_left_out(two_famil
     def check_room(directory: Path, nbytes: int) -> None:
         looked_at.append(nbytes)
         if len(looked_at) in full:
-            raise library_writer.NoRoomError("disk: 1 MiB free, 2 MiB needed. Free some space.")
+            raise NoRoomError("disk: 1 MiB free, 2 MiB needed. Free some space.")
 
     monkeypatch.setattr(pipeline, "check_room", check_room)
     full = {2}

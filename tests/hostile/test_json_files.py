@@ -3,15 +3,14 @@ jobs and parts of predictions. Refused in one printable line, or taken."""
 
 from __future__ import annotations
 
-import copy
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hostile import refused_or
+from hostile import refused_or, spoilt
 
 from dlrm_tvm.bench import baseline
 from dlrm_tvm.console import result_line
@@ -25,10 +24,6 @@ from dlrm_tvm.schedules.tuning_log import read_log
 from dlrm_tvm.sweep.earlier import read_results
 from dlrm_tvm.sweep.report import sweep_csv, sweep_markdown, table_lines
 
-STRANGE = (
-    *(None, True, False, -1, 0, 1, 10**30, -(10**30), 1.5, float("nan"), float("inf"), 1e308, 2**63, "9" * 5000),
-    *("", "x", "\x1b[2J\n", "\x07", "\udc80", "../../x", [], {}, [1], {"a": 1}, [[[]]]),
-)
 CHANGES = 150
 RECORD = {
     "kernel": "dense_fp32_relu",
@@ -42,35 +37,13 @@ RECORD = {
     "date": "2026-11-23",
 }
 RESULT = {
-    "model": "m", "precision": "fp32", "batch_size": 4, "instances": 1, "threads": 1, "cores": [[0]], "batches": 9,
+    "model": "m", "precision": "fp32", "batch_size": 4, "instances": 1, "threads": 1, "cores": [0], "batches": 9,
     "duration_s": 1.0, "items_per_s": 400.0, "batches_per_s": 100.0, "peak_fraction": 0.5, "gflops": 1.0,
     "peak_gflops": 2.0, "peak_before_gflops": 2.0, "peak_after_gflops": 2.0, "table_copies": ["one"],
     "latency_ms": {"min": 1.0, "p50": 1.0, "p90": 1.0, "p99": 1.0, "p999": 1.0, "max": 1.0, "mean": 1.0},
     "warnings": ["disturbed"], "environment": {"cpu": "AMD", "time": "now", "git_commit": "abc", "command": "x"},
 }  # fmt: skip
 JOB = {"format": 1, "library": "/x", "shards": [[0, 0, 40]], "inputs": [{"path": "/a", "files": [{"path": "/a"}]}]}
-
-
-def spoilt(value: object, rng: np.random.Generator) -> object:
-    """One or two places of a JSON value changed, left out or put in."""
-    value = copy.deepcopy(value)
-    for _ in range(int(rng.integers(1, 3))):
-        holder, key = (places := list(_places(value)))[rng.integers(len(places))]
-        strange = STRANGE[rng.integers(len(STRANGE))]
-        if rng.random() < 0.2:
-            del holder[key]
-        elif rng.random() < 0.2 and isinstance(holder, dict):
-            holder["\x1b[31m"] = strange
-        else:
-            holder[key] = strange
-    return value
-
-
-def _places(value: object) -> Iterator[tuple]:
-    for key in value if isinstance(value, dict) else range(len(value)):
-        yield value, key
-        if isinstance(value[key], dict | list):
-            yield from _places(value[key])
 
 
 def check_log(path: Path) -> None:

@@ -35,6 +35,7 @@ class FakeLibrary:
             table_names=tuple(table.name for table in self._model.tables),
             fingerprint=self._model.fingerprint,
             graph_inputs=self._model.graph_inputs,
+            gives_logits=False,
         )
         self.artifact = SimpleNamespace(manifest=SimpleNamespace(model=card, precision=precision, batch_size=100))
 

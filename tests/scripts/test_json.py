@@ -91,7 +91,10 @@ def test_keys_of_accuracy(small: tuple[Path, Path], tmp_path: Path) -> None:
     assert keys(fields) == documented("accuracy.py", 0) | documented("accuracy.py", 1)
 
 
-def test_keys_of_a_run_and_of_what_flags_add(small: tuple[Path, Path], tmp_path: Path) -> None:
+def test_keys_of_a_run_and_of_what_flags_add(
+    small: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dlrm_tvm.bench.rate_search._PRECISION", 0.6)  # one rate is enough
     always, more = documented("multi_instance.py", 0) | MACHINE, documented("multi_instance.py", 1)
     options = ("--model", small[0], *BRIEF)
     fields = result("multi_instance", *options, "--output", tmp_path / "a.json")

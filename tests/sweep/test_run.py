@@ -258,9 +258,9 @@ def full_disk(*_: object) -> None:
 
 def test_state_that_cannot_be_written_ends_the_sweep_with_what_was_measured(settings, monkeypatch) -> None:
     monkeypatch.setattr("dlrm_tvm.sweep.run.append", full_disk)
-    monkeypatch.setattr("dlrm_tvm.sweep.run.write_whole_file", full_disk)
+    monkeypatch.setattr("dlrm_tvm.machine.files.write_whole_file", full_disk)
     shown, measuring = [], Measuring()
-    with pytest.raises(UserError, match=r"state\.json could not be written \(No space left on device\)\. The line"):
+    with pytest.raises(UserError, match=r"state\.json could not be written \(No space left on device\)\. What"):
         run_sweep(settings, shown.append, measuring)
     assert len(measuring.asked) == 1
     fields = parsed(RESULTS[-1])
@@ -279,7 +279,7 @@ def test_state_on_a_disk_that_fills_up_is_whole_but_for_its_last_line(settings) 
     first, shown = Measuring(), []
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        with pytest.raises(UserError, match=r"state\.json could not be written \(File too large\)\. The line before"):
+        with pytest.raises(UserError, match=r"state\.json could not be written \(File too large\)\. What is printed"):
             run_sweep(settings, shown.append, first)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -292,7 +292,7 @@ def test_state_on_a_disk_that_fills_up_is_whole_but_for_its_last_line(settings) 
 
 def test_json_is_printed_where_table_and_plot_cannot_be_written(settings, tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr("dlrm_tvm.sweep.run.write_whole_file", full_disk)
+    monkeypatch.setattr("dlrm_tvm.machine.files.write_whole_file", full_disk)
     shown: list[str] = []
     files = {"csv": tmp_path / "a.csv", "plot": tmp_path / "a.svg"}
     with pytest.raises(UserError, match=r"a\.csv could not be written .*; .*a\.svg could not be written"):
