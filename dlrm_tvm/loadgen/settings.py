@@ -110,9 +110,9 @@ def test_settings(loadgen: Any, request: LoadgenRequest, samples: int) -> Any:
         settings.min_duration_ms = round(request.duration_s * 1000)
     if request.target_qps is not None:
         settings.server_target_qps = settings.offline_expected_qps = request.target_qps
-        settings.single_stream_expected_latency_ns = round(1e9 / request.target_qps)
+        settings.single_stream_expected_latency_ns = _gap_ns(1, request.target_qps)
         per_query = settings.multi_stream_samples_per_query
-        settings.multi_stream_expected_latency_ns = round(per_query * 1e9 / request.target_qps)
+        settings.multi_stream_expected_latency_ns = _gap_ns(per_query, request.target_qps)
     wanted = settings.performance_sample_count_override or samples
     settings.performance_sample_count_override = min(wanted, samples)
     _check(settings, request)
@@ -122,6 +122,11 @@ def test_settings(loadgen: Any, request: LoadgenRequest, samples: int) -> Any:
     _check_length(settings, request)
     settings.min_query_count = max(settings.min_query_count, request.least_queries)
     return settings
+
+
+def _gap_ns(samples: int, qps: float) -> int:
+    """In 64 bits, which is refused later where it is long."""
+    return round(min(samples * 1e9 / qps, 1 << 62))
 
 
 def _rate(settings: Any, request: LoadgenRequest) -> float:

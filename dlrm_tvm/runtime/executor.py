@@ -96,9 +96,8 @@ class Executor:
             with seats.making:  # a forked child has another one
                 self._module = load_module(str(artifact.library))
                 self._parameters = tuple(tvm_ffi.from_dlpack(writable_view(array)) for array in artifact.parameters)
-            seat = self._seats.mine()
-            with seat.lock:
-                self.run(seat.held.staging.batch)  # where the manifest has other shapes than the library, this fails
+            # Where the manifest has other shapes than the library, this fails.
+            self._seats.mine().call(lambda held: self.run(held.staging.batch))
         except (UserError, OSError):
             raise
         except Exception as error:  # TVM's have no common type
@@ -138,17 +137,17 @@ class Executor:
         offsets[t] [n] integers. A bag may be empty, which gives zeros. A model whose graph fixes the number of indices
         per bag also takes a list of arrays [n, number], one per table, without offsets.
 
-        Raises UserError (a ValueError) on wrong shapes or dtypes, a dense value that is not finite, an index
-        outside its table or offsets that are no bags (the message names the item, and the table and value), and in a
-        forked child whose parent's thread used several. A row of a table that holds NaN gives NaN.
+        Raises UserError (a ValueError) on wrong shapes or dtypes, a dense value that is not finite, an index outside a
+        table or offsets that are no bags (the message names the item, and the table and value), in a forked child whose
+        parent's thread used several, and within a call of the same thread, as in a signal handler. A row of a table
+        that holds NaN gives NaN.
 
         May be called from any thread, also at once. What a thread costs is in docs/compile.md.
         """
         seat = self._seats.mine()
-        with seat.lock:
-            if self._are_bags(indices, offsets):
-                return self._predict_bags(seat.held, dense, indices, offsets)
-            return self._predict(seat.held, dense, indices)
+        if self._are_bags(indices, offsets):
+            return seat.call(self._predict_bags, dense, indices, offsets)
+        return seat.call(self._predict, dense, indices)
 
     def _predict(self, seat: _Seat, dense: np.ndarray, indices: np.ndarray) -> np.ndarray:
         dense, indices = self._checked(dense, indices)

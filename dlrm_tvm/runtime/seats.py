@@ -2,11 +2,12 @@
 
     seats = Seats(threads, make)
     seat = seats.mine()             # make() on the thread's first call
-    with seat.lock: seat.held ...   # a call
+    seat.call(function, ..)         # function(what make() gave, ..)
 
-A thread that computes when the interpreter ends would come back into a Python that is gone, and abort the process. So
-each call holds its seat's lock, and whatever else calls TVM holds `making`; at exit they are all taken, once those
-calls have ended, and never given back.
+A signal handler, or what is run when garbage is collected, may call within a call of its own thread, whose memory is in
+use: such a call is refused. A thread that computes when the interpreter ends would come back into a Python that is
+gone, and abort the process. So each call holds its seat's lock, and whatever else calls TVM holds `making`; at exit they are
+all taken, once those calls have ended, and never given back: other threads wait for ever, the main one may call on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from threading import Lock, RLock, local
+from threading import RLock, local
 from typing import Any
 from weakref import WeakSet
 
@@ -28,13 +29,28 @@ _forks = 0  # between the first process of ours and this one
 making = RLock()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Seat:
-    """held: what make() gave; lock: of the calling thread, held during a call."""
+    """held: what make() gave; lock: of the calling thread, held during a call, as `in_use` says."""
 
     held: Any
     forks: int
-    lock: Lock = field(default_factory=Lock)
+    lock: RLock = field(default_factory=RLock)
+    in_use: bool = False
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """function(held, *arguments). Raises UserError within a call."""
+        with self.lock:
+            if self.in_use:
+                raise UserError(
+                    "this call came in the middle of another one of the same thread, as from a signal handler. Call "
+                    "the model in a thread of its own there."
+                )
+            self.in_use = True
+            try:
+                return function(self.held, *arguments)
+            finally:
+                self.in_use = False
 
 
 _seats: WeakSet[Seat] = WeakSet()

@@ -165,3 +165,29 @@ def test_threads_with_pools_of_two_call_at_once(library) -> None:
 def test_a_number_of_threads_that_the_machine_has_not_is_refused(library, threads) -> None:
     with pytest.raises(UserError, match=r"threads: (\d+ cores are usable here|a number of at least 1 was wanted)"):
         dlrm_tvm.load(str(library), threads=threads)
+
+
+def test_a_call_from_a_signal_handler_within_a_call_is_refused_and_the_outer_one_is_right(library) -> None:
+    done = run(
+        library,
+        "import signal\n"
+        "model = load(sys.argv[1]); wanted, said = model(dense, indices), set()\n"
+        "def handle(*_):\n"
+        "    try: assert (model(dense, indices) == wanted).all()\n"
+        "    except ValueError as error: said.add(str(error))\n"
+        "    signal.setitimer(signal.ITIMER_REAL, 0.003)\n"
+        "signal.signal(signal.SIGALRM, handle); signal.setitimer(signal.ITIMER_REAL, 0.003)\n"
+        "many = np.repeat(dense, 3000, 0), np.repeat(indices, 3000, 0)\n"
+        "print(all((model(*many) == np.repeat(wanted, 3000)).all() for _ in range(5)))\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0); print(*said)",
+    )
+    right, said = done.stdout.splitlines()
+    assert (done.returncode, done.stderr, right) == (0, "", "True")
+    assert said.startswith("this call came in the middle of another one of the same thread")
+
+
+def test_a_call_when_the_interpreter_ends_is_a_call(library) -> None:
+    """From a function of atexit that was given before ours, and so runs after it."""
+    script = "import atexit; atexit.register(lambda: print(model(dense, indices).shape)); model = load(sys.argv[1])"
+    done = run(library, script)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "(300,)\n", "")
