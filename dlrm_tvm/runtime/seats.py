@@ -6,8 +6,9 @@
 
 A signal handler, or what is run when garbage is collected, may call within a call of its own thread, whose memory is in
 use: such a call is refused. A thread that computes when the interpreter ends would come back into a Python that is
-gone, and abort the process. So each call holds its seat's lock, and whatever else calls TVM holds `making`; at exit they are
-all taken, once those calls have ended, and never given back: other threads wait for ever, the main one may call on.
+gone, and abort the process. So each call holds its seat's lock, and whatever else calls TVM holds `making`; at exit
+they are all taken, once those calls have ended, and never given back: other threads wait for ever, the main one may
+call on.
 """
 
 from __future__ import annotations
