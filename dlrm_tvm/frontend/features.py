@@ -75,18 +75,22 @@ def terms_of(expressions: Expressions, values: np.ndarray) -> Terms:
 
 
 def _term(expressions: Expressions, number: int) -> tuple[int, float, float]:
-    (kind, *operands), position = expressions.key(number)
-    if kind == "constant":
-        return _CONSTANT, 0.0, float(operands[1])
-    if kind not in ("add", "times") or is_layer(expressions, number):
+    if is_layer(expressions, number):
         return number, 1.0, 0.0
-    inside = int(expressions.elements(operands[0])[position])
-    dtype = np.float32 if kind == "add" else np.float64
-    own = float(np.frombuffer(operands[1], dtype)[position])
-    base, coefficient, constant = _term(expressions, inside)
-    if kind == "add":
-        return base, coefficient, constant + own
-    return (base, coefficient * own, constant * own) if own else (_CONSTANT, 0.0, 0.0)
+    steps = []
+    while (key := expressions.key(number))[0][0] in ("add", "times"):
+        (kind, row, factors), position = key
+        own = np.frombuffer(factors, np.float32 if kind == "add" else np.float64)[position]
+        steps.append((kind, float(own)))
+        number = int(expressions.elements(row)[position])
+    is_constant = key[0][0] == "constant"
+    base, coefficient, constant = (_CONSTANT, 0.0, float(key[0][2])) if is_constant else (number, 1.0, 0.0)
+    for kind, own in reversed(steps):
+        if kind == "add":
+            constant += own
+        else:
+            base, coefficient, constant = (base, coefficient * own, constant * own) if own else (_CONSTANT, 0.0, 0.0)
+    return base, coefficient, constant
 
 
 def is_layer(expressions: Expressions, number: int) -> bool:

@@ -96,7 +96,43 @@ def cast_to(model: ModelProto, number: int) -> None:
     model.graph.node.append(helper.make_node("Cast", ["before"], [output], to=number))
 
 
+def before_layers(model: ModelProto, *steps: tuple) -> None:
+    """Makes nodes before the first layer: (operator, operands, attributes) each. None of the operands stands for what
+    the node before makes, or the layer's input; others are constants. The layer takes what the last one makes."""
+    at = next(place for place, each in enumerate(model.graph.node) if each.op_type == "Gemm")
+    made = dense = model.graph.node[at].input[0]
+    for number, (operator, operands, attributes) in enumerate(steps):
+        names = []
+        for place, operand in enumerate(operands):
+            names.append(made if operand is None else f"constant{number}.{place}")
+            if operand is not None:
+                model.graph.initializer.append(numpy_helper.from_array(np.asarray(operand), names[-1]))
+        made = f"made{number}"
+        model.graph.node.insert(at + number, helper.make_node(operator, names, [made], **attributes))
+    if all(operand is not None for operand in steps[0][1]):  # of constants alone: added to the layer's input
+        steps = (*steps, None)
+        model.graph.node.insert(at + len(steps) - 1, helper.make_node("Add", [dense, made], ["added"]))
+        made = "added"
+    model.graph.node[at + len(steps)].input[0] = made
+
+
+FIRST = ("Slice", (None, np.int64([0]), np.int64([1])), {})
+MANY, WIDE = 1 << 40, np.zeros((1, 1 << 16), np.float32)
+
 REFUSED: dict[str, Change] = {
+    "zeros of terabytes": lambda m: before_layers(m, ("ConstantOfShape", (np.int64([MANY]),), {}), FIRST),
+    "zeros beyond 64 bits": lambda m: before_layers(m, ("ConstantOfShape", (np.int64([MANY] * 3),), {}), FIRST),
+    "a range of terabytes": lambda m: before_layers(m, ("Range", tuple(map(np.float32, (0, MANY, 1))), {}), FIRST),
+    "a range that stands still": lambda m: before_layers(m, ("Range", tuple(map(np.float32, (0, 5, 0))), {}), FIRST),
+    "tiles of terabytes": lambda m: before_layers(m, ("Tile", (WIDE[0], np.int64([MANY])), {}), FIRST),
+    "an outer sum": lambda m: before_layers(m, ("Add", (WIDE, WIDE.T), {}), FIRST),
+    "rows repeated": lambda m: before_layers(m, ("Gather", (WIDE, np.zeros(1 << 16, np.int64)), {}), FIRST),
+    "a number spread out": lambda m: before_layers(
+        m, ("Expand", (np.float32([1]), np.int64([MANY])), {}), ("Neg", (None,), {}), FIRST
+    ),
+    "an input tiled": lambda m: before_layers(m, ("Tile", (None, np.int64([1, MANY])), {})),
+    "an input spread out": lambda m: before_layers(m, ("Expand", (None, np.int64([MANY, 1, 1])), {})),
+    "an input doubled 40 times": lambda m: before_layers(m, *[("Tile", (None, np.int64([1, 2])), {})] * 40),
     "two tensors of one name": lambda m: again(m, "table.1", 1),
     "two weights of one name": lambda m: again(m, node(m, "Gemm").input[1], 1e-3),
     "two inputs of one name": lambda m: m.graph.input.append(
@@ -178,6 +214,7 @@ REFUSED: dict[str, Change] = {
 
 ACCEPTED: dict[str, Change] = {
     "as it is": lambda m: None,
+    "200 additions one after another": lambda m: before_layers(m, *[("Add", (None, np.float32(0.01)), {})] * 200),
     "a tensor that is there twice": lambda m: m.graph.initializer.append(tensor(m, "table.1")),
     "deep branches that nobody needs": lambda m: nest(m, 20),
     "weights as inputs too": lambda m: m.graph.input.append(
