@@ -5,7 +5,7 @@
 #              (PRECISIONS=int8 BATCHES=1,100 ENGINES=ours,openvino BENCH_ARGS="--repeats 5 --cores 1" in any choice)
 # make bench-v2    the same with the second DLRM, at batches 1, 100, 512 and 2048; tables of at most 100,000 rows
 # make bench-bags   embedding bags alone beside PyTorch's and ONNX Runtime's       (BENCH_ARGS="--bag 100")
-# make fuzz    random files into the readers of ONNX, manifests and data, FUZZ_SECONDS=60 each
+# make fuzz    random files into the readers of ONNX, manifests, data, weights and logs, FUZZ_SECONDS=60 each
 # make lint    ruff
 # make clean   remove what the above left, .venv included
 #
@@ -55,7 +55,7 @@ bench-bags: $(VENV)/.installed-dev
 	PYTHONPATH=.:tests/support $(PY) tests/benchmarks/bags.py $(BENCH_ARGS)
 
 fuzz: $(VENV)/.installed-fuzz
-	for each in onnx manifest npz criteo; do \
+	for each in onnx manifest npz criteo torch log; do \
 	  $(PY) tests/hostile/fuzz.py $$each -max_total_time=$(FUZZ_SECONDS) -timeout=60 -rss_limit_mb=4096 || exit 1; done
 
 lint: $(VENV)/.installed-dev

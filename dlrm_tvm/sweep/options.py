@@ -106,7 +106,8 @@ def add_table_options(group: argparse._ArgumentGroup) -> None:
 def check_sweep_options(args: argparse.Namespace) -> None:
     """Raises UserError for flags that need --sweep, flags that --sweep excludes, and an impossible latency."""
     named = ("repeats", "csv", "resume", "sweep_seed")
-    given = [name for name in named if getattr(args, name) not in (None, False)]
+    values = {name: getattr(args, name) for name in named}
+    given = [name for name, value in values.items() if value is not None and value is not False]  # 0 is given
     if given and args.sweep is None:
         raise UserError(f"--{given[0].replace('_', '-')} is of a sweep: add --sweep auto, or leave it out.")
     if args.repeats and args.repeats > _MOST_REPEATS:

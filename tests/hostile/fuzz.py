@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of what reads files: fuzz.py onnx|manifest|npz|criteo [libFuzzer's flags]
+"""Coverage-guided fuzzing of what reads files: fuzz.py onnx|manifest|npz|criteo|torch|log [libFuzzer's flags]
 
 Each input must be refused in one line or read; anything else ends the run with the input in a file crash-*, which then
 becomes a case of the tables beside this file. Needs atheris (`make fuzz` installs it).
@@ -6,6 +6,7 @@ becomes a case of the tables beside this file. Needs atheris (`make fuzz` instal
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -24,9 +25,11 @@ with atheris.instrument_imports(include=["dlrm_tvm"]):
     from models import build_plain, random_dlrm
 
     from dlrm_tvm.data.reference_data import open_reference
+    from dlrm_tvm.data.torch_file import torch_tensors
     from dlrm_tvm.errors import UserError
     from dlrm_tvm.frontend.reader import read_dlrm
     from dlrm_tvm.runtime.manifest import Manifest
+    from dlrm_tvm.schedules.tuning_log import read_log
 
 CARD = Card(num_dense=13, table_rows=(9,) * 26)
 
@@ -69,11 +72,23 @@ def seed_criteo(folder: Path) -> None:
     (folder / "records").write_bytes(np.ones((3, 40), "<i4").tobytes())
 
 
+def seed_torch(folder: Path) -> None:
+    for name in ("dlrm_dot.pt", "dlrm_dot_self.safetensors", "refused_legacy.pt"):
+        shutil.copy(ROOT / "tests" / "weights" / name, folder)
+
+
+def seed_log(folder: Path) -> None:
+    lines = (ROOT / "__data" / "dlrm_tune_100.tune_log").read_bytes().splitlines(keepends=True)
+    (folder / "log").write_bytes(b"".join(lines[:2]))
+
+
 TARGETS: dict[str, tuple[Callable[[Path], object], Callable[[Path], None]]] = {
     "onnx": (read_dlrm, seed_onnx),
     "manifest": (read_manifest, seed_manifest),
     "npz": (read_items, seed_npz),
     "criteo": (read_items, seed_criteo),
+    "torch": (torch_tensors, seed_torch),
+    "log": (lambda path: read_log(path, must_exist=True), seed_log),
 }
 
 

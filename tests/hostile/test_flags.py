@@ -6,12 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hostile import content, run_in_process
+from hostile import LONGEST, content, run_in_process
 from models import build_plain, random_dlrm
 
 from dlrm_tvm.compiler import pipeline
 
 LIBRARY = "--model=LIBRARY"
+LONG = "9" * 30
 NUMBERS = ("x", "", "1.5", "-1", "0", "1e400", "nan", "0x10", "٣x", "9" * 5000)
 SECONDS = ("x", "-1", "nan", "inf")
 TOLERANCES = ("inf", "-inf", "nan", "-1e-9", "1.1", "1e300", "x", "")
@@ -35,6 +36,9 @@ VALUES = {  # script and flags before -> values, each a case
     ("compile", "--precision", "auto", "--min-auc-ratio"): ("2", "nan"),
     ("compile", "--precision", "auto", "--ref-data"): ("nowhere.npz",),
     ("compile", "--tune", "--tune-seconds"): ("-1", "nan", "x"),
+    ("compile", "--torch-weights"): ("nowhere.pt", ".", "/dev/null"),
+    ("compile", "--max-ind-range"): ("5",),
+    ("compile", "--output"): (".", "nowhere/x"),
     ("compile",): ("--unknown", "surplus"),
     ("accuracy", LIBRARY, "--rtol"): TOLERANCES,
     ("accuracy", LIBRARY, "--atol"): TOLERANCES,
@@ -43,13 +47,18 @@ VALUES = {  # script and flags before -> values, each a case
     ("accuracy", LIBRARY, "--first-item"): ("-1", "x", "99999999999999999999"),
     ("accuracy", LIBRARY, "--split"): ("train",),
     ("accuracy", LIBRARY, "--ref-data"): ("nowhere.npz", "/dev/null", "a\x1b[2Jb"),
+    ("accuracy", LIBRARY, "--max-ind-range"): ("0", "-1", "x", LONG),
+    ("accuracy", LIBRARY, "--shard-items"): ("0", "5"),
+    ("accuracy", LIBRARY, "--predictions=p", "--shard-items"): ("0", "-1", "1.5", LONG),
+    ("accuracy", LIBRARY, "--predictions"): ("manifest.json", "/dev/null"),
+    ("accuracy", LIBRARY, "--output"): (".", "nowhere/x", "/dev/full", "a" * 300),
     ("accuracy", "--model"): ("nowhere.so", "a\nb.so", ".", ""),
     ("multi_instance", LIBRARY, "--num-instances"): (*NUMBERS[:6], "100000", "9" * 30),
     ("multi_instance", LIBRARY, "--num-threads"): ("x", "0", "-1", "100000", "1.5"),
     ("multi_instance", LIBRARY, "--duration"): (*SECONDS, "0", "1e9"),
     ("multi_instance", LIBRARY, "--warmup"): SECONDS,
     ("multi_instance", LIBRARY, "--cores"): CORES,
-    ("multi_instance", LIBRARY, "--indices-per-bag"): (*SECONDS, "1e30"),
+    ("multi_instance", LIBRARY, "--indices-per-bag"): (*SECONDS, "1e30", LONG, "1" * 400),
     ("multi_instance", LIBRARY, "--numa"): ("far",),
     ("multi_instance", LIBRARY, "--engine"): ("caffe",),
     ("multi_instance", LIBRARY, "--arrivals"): ("poisson",),
@@ -58,18 +67,30 @@ VALUES = {  # script and flags before -> values, each a case
     ("multi_instance", LIBRARY, "--ref-data"): ("nowhere.npz",),
     ("multi_instance", LIBRARY, "--baseline"): ("nowhere.json", "/dev/null"),
     ("multi_instance", LIBRARY, "--repeats"): ("3",),
+    ("multi_instance", LIBRARY, "--sweep-seed"): ("0",),
     ("multi_instance", LIBRARY, "--samples"): ("5",),
     ("multi_instance", LIBRARY, "--scenario"): ("single", "server"),
-    ("multi_instance", LIBRARY, "--scenario", "server", "--target-qps"): ("-1",),
+    ("multi_instance", LIBRARY, "--scenario", "server", "--target-qps"): ("-1", "0", "nan", "1e7"),
     ("multi_instance", LIBRARY, "--scenario", "offline", "--samples"): ("0",),
     ("multi_instance", LIBRARY, "--scenario", "offline", "--user-conf"): ("nowhere.conf",),
     ("multi_instance", LIBRARY, "--sweep"): (
         "", "batch", "batch=x", "batch=0", "batch=" + ",".join(map(str, range(1, 5000))), "colour=1", "batch=4;batch=4",
         "instances=1000000",
     ),
-    ("multi_instance", LIBRARY, "--sweep", "instances=1", "--repeats"): ("0",),
+    ("multi_instance", LIBRARY, "--sweep", "instances=1", "--repeats"): ("0", "1001", LONG),
     ("multi_instance", LIBRARY, "--sweep", "instances=1", "--csv"): ("/nowhere/x.csv",),
     ("multi_instance", LIBRARY, "--sweep", "instances=1", "--max-latency-ms"): ("nan",),
+    ("multi_instance", LIBRARY, "--sweep", "instances=1", "--sweep-seed"): ("x", LONG),
+    ("multi_instance", LIBRARY, "--arrivals", "fixed", "--rate", "5", "--burst"): ("0", "-1", "2000000", LONG),
+    ("multi_instance", LIBRARY, "--arrivals", "trace", "--trace"): ("nowhere", "/dev/zero", "."),
+    ("multi_instance", LIBRARY, "--max-latency-ms"): ("0", "-1", "nan", "inf"),
+    ("multi_instance", LIBRARY, "--max-latency-ms", "5", "--percentile"): ("0", "100", "nan", "-5"),
+    ("multi_instance", LIBRARY, "--fail-on-regression"): ("5", "nan", "-1"),
+    ("multi_instance", LIBRARY, "--latencies"): ("a.txt", ".csv/x.csv", "nowhere/a.npz"),
+    ("multi_instance", LIBRARY, "--output"): (".", "nowhere/x", "/dev/full"),
+    ("multi_instance", LIBRARY, "--plot"): ("a.gif", "nowhere/a.svg"),
+    ("multi_instance", LIBRARY, "--ray-nodes"): ("0", "2", "x"),
+    ("multi_instance", "--results"): ("nowhere.json", "/dev/null", "/dev/zero", ".", "manifest.json"),
     ("multi_instance", LIBRARY): ("--profile",),
     ("multi_instance", "--model"): ("nowhere.so", "a\x1b[2J\nb.so"),
     ("multi_instance",): ("surplus",),
@@ -90,6 +111,7 @@ def no_model(*_: object) -> Path:
 def test_a_wrong_flag_is_one_line(library, tmp_path, monkeypatch, capfd, words) -> None:
     for suffix in (".so", ".json", ".params"):
         shutil.copy(library.with_suffix(suffix), tmp_path)
+    shutil.copy(library.with_suffix(".json"), tmp_path / "manifest.json")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipeline, "demo_model_path", no_model)
     before = content(tmp_path)
@@ -100,6 +122,6 @@ def test_a_wrong_flag_is_one_line(library, tmp_path, monkeypatch, capfd, words) 
     assert status in (1, 2), printed
     assert len(lines) == 1, printed.err
     assert (status == 2) == lines[0].endswith(f". All flags: {name}.py --help")
-    assert lines[0].isprintable()
+    assert lines[0].isprintable() and len(lines[0]) < LONGEST
     assert "Traceback" not in printed.err and "Traceback" not in printed.out
     assert content(tmp_path) == before
