@@ -34,7 +34,7 @@ with reported():
         verdict_text,
     )
     from dlrm_tvm.data.splits import SPLITS
-    from dlrm_tvm.machine.files import check_writable, leave_result
+    from dlrm_tvm.machine.files import check_not_read, check_writable, leave_result
     from dlrm_tvm.paths import DEFAULT_LIBRARY
     from dlrm_tvm.predictions.run import (
         PredictionSettings,
@@ -44,6 +44,7 @@ with reported():
         predict_all,
         score_here,
     )
+    from dlrm_tvm.runtime.artifact import files_of_library
 
 
 def parse_args() -> argparse.Namespace:
@@ -95,6 +96,7 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
             raise UserError(f"{path}: no such file. Give reference data with --ref-data FILE.")
     if args.output:
         check_writable("--output", args.output)
+        check_not_read({"--output": args.output}, [*files_of_library(args.model), *(args.ref_data or ())])
     if args.predictions:
         if args.shard_items is not None and args.shard_items < 1:
             raise UserError(f"--shard-items {args.shard_items}: give at least 1.")

@@ -16,7 +16,7 @@ with reported():
 
     from dlrm_tvm.compiler.options import CompileSettings, add_compile_options, compile_settings
     from dlrm_tvm.console import Parser, add_output_options, terminal
-    from dlrm_tvm.machine.files import check_writable, leave_result
+    from dlrm_tvm.machine.files import check_not_read, check_writable, leave_result
     from dlrm_tvm.paths import PREBUILT
 
 
@@ -32,6 +32,8 @@ def main() -> int:
     settings = compile_settings(args, PREBUILT)
     if args.output:
         check_writable("--output", args.output)
+        read = (settings.onnx_model, settings.torch_weights, settings.calibration_data, settings.ref_data)
+        check_not_read({"--output": args.output}, [*read, settings.tuning_log_file])
     with terminal(quiet=args.quiet):
         fields = compile_library(settings)
     leave_result(fields, args.output)

@@ -13,10 +13,11 @@ from ..engines.interface import ENGINES, OURS, check_precision
 from ..errors import UserError
 from ..instances.arrivals import KINDS, Arrivals, read_trace
 from ..instances.progress import LEAST_STABLE_S
-from ..machine.files import check_writable
+from ..machine.files import check_not_read, check_writable
 from ..machine.numa import POLICIES
 from ..model.precision import PRECISIONS
 from ..paths import DEFAULT_LIBRARY
+from ..runtime.artifact import files_of_library
 from .rate_search import Target
 from .session import RunSettings
 
@@ -136,8 +137,12 @@ def check_run_options(args: argparse.Namespace) -> None:
     """Raises UserError for values out of range and for flags that do not go together."""
     _check_setting_options(args)
     _check_arrival_options(args)
-    if args.output and args.sweep is None:  # a sweep checks all of its files together
+    if args.sweep is not None:  # a sweep checks all of its files together
+        return
+    if args.output:
         check_writable("--output", args.output)
+    written = {"--output": args.output, "--latencies": args.latencies}
+    check_not_read(written, [*files_of_library(args.model), args.ref_data, args.onnx_model, args.trace])
 
 
 def _check_setting_options(args: argparse.Namespace) -> None:

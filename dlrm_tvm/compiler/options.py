@@ -204,6 +204,8 @@ def _check_model(settings: CompileSettings) -> None:
     given = [f"{flag} {value}" for flag, value in named.items() if value is not None]
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)} name {len(given)} models. Give one of them.")
+    if settings.torch_weights is not None and not settings.torch_weights.is_file():
+        raise UserError(f"{settings.torch_weights}: no such file; PyTorch weights were wanted. Check --torch-weights.")
 
 
 def _check_name(settings: CompileSettings) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -34,6 +34,16 @@ def check_writable(option: str, path: Path, *, missing_folder_is_made: bool = Fa
         raise UserError(
             f"{option} {path}: {error.strerror} ({folder}). Give a name in a folder that can be written to."
         ) from None
+
+
+def check_not_read(written: Mapping[str, Path | None], read: Iterable[Path | str | None]) -> None:
+    """written: by the options that name them. Raises UserError where one of them, or what it links to, is read too or
+    is written twice."""
+    taken = {os.path.realpath(path) for path in read if path is not None}
+    for option, path in written.items():
+        if path is not None and os.path.realpath(path) in taken:
+            raise UserError(f"{option} {path}: that file is read, or written by another option. Give another name.")
+        taken |= set() if path is None else {os.path.realpath(path)}
 
 
 def check_regular(path: Path, wanted: str) -> None:

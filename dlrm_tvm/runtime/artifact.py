@@ -84,6 +84,10 @@ def open_artifact(
     return Artifact(library, manifest, tables, (tables.array.view(np.float32), *rest))
 
 
+def files_of_library(library: Path) -> list[Path]:
+    return [library.with_suffix(suffix) for suffix in (".so", ".json", ".params") if library.name] + [library]
+
+
 def _read_manifest(library: Path) -> Manifest:
     path = library.with_suffix(".json")
     if not path.is_file():

@@ -166,10 +166,6 @@ def _flags(options: Mapping[str, object]) -> list[str]:
     ]
 
 
-def files_of_library(library: Path) -> list[Path]:
-    return [library.with_suffix(suffix) for suffix in (".so", ".json", ".params")] + [library]
-
-
 def files_of_model(manifest: Manifest, onnx_model: Path | None) -> list[str]:
     """Those that lie elsewhere: the ONNX file with its external data, tables that are used in place."""
     graphs = [str(path) for path in (onnx_model, manifest.onnx_model) if path]

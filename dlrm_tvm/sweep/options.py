@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,8 +10,9 @@ from ..bench.options import DEFAULT_LIBRARY, count, run_settings
 from ..bench.session import RunSettings
 from ..engines.interface import OURS
 from ..errors import UserError
-from ..machine.files import check_writable
-from .libraries import files_of_library, sweep_name
+from ..machine.files import check_not_read, check_writable
+from ..runtime.artifact import files_of_library
+from .libraries import sweep_name
 from .plan import AUTO, SweepSpec
 from .plot import check_plot, roofline_path
 from .state import is_of_a_sweep
@@ -154,22 +154,12 @@ def check_files(settings: SweepSettings) -> None:
         check_plot(settings.plot)
     for option, path in settings.files.items():
         check_writable(option, path)
-    if len({path.resolve() for path in settings.files.values()}) < len(settings.files):
-        raise UserError("--csv, --output and --plot name one file twice (--output's state is the .jsonl beside it).")
     if settings.resume and not state.exists():
         raise UserError(f"{state}: no such file, so there is no sweep to resume. Leave --resume out.")
     is_empty = state.exists() and not state.stat().st_size  # left by a sweep that was killed before its first run
     for path in (settings.result_path, *([] if is_empty else [state])):
         if path.exists() and not is_of_a_sweep(path):
             raise UserError(f"--output {path}: a file that no sweep left has that name. Give another name.")
-
-
-def check_not_read(files: Mapping[str, Path], read: Iterable[Path | str | None]) -> None:
-    """Raises UserError where the run reads what it would write."""
-    taken = {Path(path).resolve() for path in read if path is not None}
-    for option, path in files.items():
-        if path.resolve() in taken:
-            raise UserError(f"{option} {path}: the sweep reads that file. Give another name.")
 
 
 def check_contradictions(settings: SweepSettings, spec: SweepSpec) -> None:

@@ -24,21 +24,21 @@ from ..errors import UserError
 from ..machine.cores import choose_cores
 from ..machine.cpu import PRECISION_FLAGS, host_flags
 from ..machine.environment import describe_environment
+from ..machine.files import check_not_read
 from ..machine.topology import Topology, read_topology
 from ..model.precision import PRECISIONS
-from ..runtime.artifact import open_artifact
+from ..runtime.artifact import files_of_library, open_artifact
 from ..runtime.manifest import Manifest
 from .libraries import (
     Kind,
     difference_lines,
     ensure_default,
     ensure_libraries,
-    files_of_library,
     files_of_model,
     kernel_counts,
     name_libraries,
 )
-from .options import SweepSettings, check_contradictions, check_not_read
+from .options import SweepSettings, check_contradictions
 from .plan import (
     AUTO,
     Combination,

@@ -26,6 +26,7 @@ from dlrm_tvm.console import result_line
 from dlrm_tvm.errors import UserError
 from dlrm_tvm.frontend.reader import read_dlrm
 from dlrm_tvm.machine.environment import describe_environment
+from dlrm_tvm.machine.files import check_not_read
 from dlrm_tvm.machine.topology import read_topology
 from dlrm_tvm.model.card import NumericsCard
 from dlrm_tvm.paths import ROOT
@@ -33,7 +34,7 @@ from dlrm_tvm.runtime.artifact import open_artifact
 from dlrm_tvm.runtime.manifest import Manifest
 from dlrm_tvm.sweep import libraries, prepare
 from dlrm_tvm.sweep.libraries import Kind, ensure_libraries, files_of_model, name_libraries, sweep_name
-from dlrm_tvm.sweep.options import SweepSettings, check_not_read
+from dlrm_tvm.sweep.options import SweepSettings
 from dlrm_tvm.sweep.plan import Combination
 from dlrm_tvm.sweep.prepare import heading
 from dlrm_tvm.sweep.run import run_sweep
@@ -522,7 +523,7 @@ def test_files_that_the_run_reads_are_not_written(settings, folder: Path, tmp_pa
     read = [data] if name == "plot" else [data, *(folder / f"small_b8.{kind}" for kind in ("so", "json", "params"))]
     for path in read:
         changes = {"run": run if path == data else settings.run, name: path}
-        with pytest.raises(UserError, match=r"the sweep reads that file|no sweep left"):
+        with pytest.raises(UserError, match=r"that file is read|no sweep left"):
             run_sweep(replace(settings, **changes), lambda text: None, Measuring())
     assert data.read_text() == "kept" and open_artifact(folder / "small_b8.so")
 
@@ -531,7 +532,7 @@ def test_files_that_the_model_lies_in_are_not_written(folder: Path, tmp_path: Pa
     manifest = replace(open_artifact(folder / "small_b4.so").manifest, onnx_model=str(tmp_path / "a.onnx"))
     read = files_of_model(manifest, tmp_path / "b.onnx")
     for path in ("a.onnx", "a.onnx.data", "b.onnx"):
-        with pytest.raises(UserError, match=f"--csv .*{path}: the sweep reads that file"):
+        with pytest.raises(UserError, match=f"--csv .*{path}: that file is read"):
             check_not_read({"--csv": tmp_path / "." / path}, read)
 
 
