@@ -96,6 +96,14 @@ def test_a_folder_that_is_gone_is_one_line(tmp_path, name) -> None:
     assert (done.returncode, done.stderr) == (1, "The current folder was deleted. Change to another one.\n")
 
 
+def test_a_model_is_loaded_and_called_in_a_folder_that_is_gone(tmp_path, library) -> None:
+    code = "import sys, numpy as np; sys.path.insert(0, sys.argv[1]); from dlrm_tvm import load; "
+    code += "print(load(sys.argv[2])(np.ones((2, 13), np.float32), np.zeros((2, 3), int)).shape)"
+    (tmp_path / "gone").mkdir()
+    done = sh(f"rmdir ../gone; {sys.executable} -c '{code}' {ROOT} {library}", cwd=tmp_path / "gone")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "(2,)\n", "")
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.parametrize("after_s", [0.1, 0.25])
 def test_ctrl_c_while_modules_are_imported_is_one_line(name, after_s) -> None:

@@ -490,7 +490,7 @@ def test_files_that_cannot_be_written_are_refused_before_measuring(settings, tmp
 
 def test_one_name_for_two_files_is_refused(settings, tmp_path: Path) -> None:
     for changes in ({"csv": settings.result_path}, {"csv": settings.state_path}, {"output": settings.state_path}):
-        with pytest.raises(UserError, match="name one file twice"):
+        with pytest.raises(UserError, match="or written by another option"):
             run_sweep(replace(settings, **changes), lambda text: None, Measuring())
 
 
