@@ -33,6 +33,7 @@ from ..instances.group import NoBatchError
 from ..instances.work_queue import WorkQueue
 from ..machine.memory import memory_use
 from ..runtime.artifact import open_artifact
+from .conf_files import check_conf_file
 from .peak_search import find_peak_qps, until_sure
 from .process import (
     CutShortError,
@@ -126,6 +127,8 @@ def run_loadgen(
     """Raises UserError for inputs that do not fit, when a process dies, or LoadGen refuses."""
     require_loadgen()
     card = open_artifact(settings.model).manifest.model
+    for path in options.conf_files:  # each test reads them again
+        check_conf_file(path, model_of(card.interaction), SCENARIOS[options.scenario])
     ref_data = str(settings.ref_data) if settings.ref_data else None
     bags = {"max_ind_range": settings.max_ind_range, "indices_per_bag": settings.indices_per_bag}
     spec = plan_samples(card, options.samples, ref_data, **bags)
