@@ -127,11 +127,10 @@ def run_loadgen(
     """Raises UserError for inputs that do not fit, when a process dies, or LoadGen refuses."""
     require_loadgen()
     card = open_artifact(settings.model).manifest.model
-    for path in options.conf_files:  # each test reads them again
+    for path in options.conf_files:
         check_conf_file(path, model_of(card.interaction), SCENARIOS[options.scenario])
-    ref_data = str(settings.ref_data) if settings.ref_data else None
     bags = {"max_ind_range": settings.max_ind_range, "indices_per_bag": settings.indices_per_bag}
-    spec = plan_samples(card, options.samples, ref_data, **bags)
+    spec = plan_samples(card, options.samples, settings.ref_data and str(settings.ref_data), **bags)
     if options.accuracy and not spec.has_labels:
         raise UserError("--accuracy needs labels. Give --ref-data a file that has them, such as the demo's npz.")
     check_room(spec)
