@@ -75,16 +75,18 @@ def terms_of(expressions: Expressions, values: np.ndarray) -> Terms:
 
 
 def _term(expressions: Expressions, number: int) -> tuple[int, float, float]:
-    if is_layer(expressions, number):
-        return number, 1.0, 0.0
-    steps = []
-    while (key := expressions.key(number))[0][0] in ("add", "times"):
+    steps: list[tuple[str, float]] = []
+    ends = is_layer(expressions, number)
+    while not ends and (key := expressions.key(number))[0][0] in ("add", "times"):
         (kind, row, factors), position = key
         own = np.frombuffer(factors, np.float32 if kind == "add" else np.float64)[position]
         steps.append((kind, float(own)))
         number = int(expressions.elements(row)[position])
-    is_constant = key[0][0] == "constant"
-    base, coefficient, constant = (_CONSTANT, 0.0, float(key[0][2])) if is_constant else (number, 1.0, 0.0)
+        # Along a whole vector it is one where the vector around it is; to ask each time would take quadratic time.
+        ends = expressions.kind_of(row) == "vector" and is_layer(expressions, number)
+    base, coefficient, constant = number, 1.0, 0.0
+    if expressions.kind_of(number) == "constant":
+        base, coefficient, constant = _CONSTANT, 0.0, float(expressions.key(number)[0][2])
     for kind, own in reversed(steps):
         if kind == "add":
             constant += own
