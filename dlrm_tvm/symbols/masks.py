@@ -11,7 +11,7 @@ import numpy as np
 from .computations import Computations, Value
 from .expressions import Symbols
 from .lookup_operators import as_input
-from .operators import MOST_COPIED_ELEMENTS
+from .sizes import MOST_COPIED_ELEMENTS
 
 
 def where(computations: Computations, condition: Value, *values: Value) -> Value:

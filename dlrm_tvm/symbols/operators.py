@@ -18,19 +18,17 @@ from functools import reduce
 import numpy as np
 import onnx
 
-from .sizes import check_size
+from .sizes import MOST_COPIED_ELEMENTS, check_size
 
 # An end of a Slice that means "to the end": exporters write INT64_MAX or INT32_MAX.
 _OPEN_END = 2**31 - 1
-MOST_COPIED_ELEMENTS = 2**26
 OF_SMALL_FLOATS = ("saturate", "round_mode")  # attributes of Cast that matter for float8 alone
 
 
 def evaluate(operator: str, inputs: list[np.ndarray | None], attributes: dict) -> np.ndarray | tuple:
-    """One of `ON_CONSTANTS`. Raises ValueError where it would load a large table into memory."""
-    read = inputs[:1] if operator == "CastLike" else inputs  # of the second it takes the type alone
-    largest = max((value.size for value in read if value is not None), default=0)
-    if operator not in _VIEWS and largest > MOST_COPIED_ELEMENTS:
+    """One of `ON_CONSTANTS`; CastLike reads its first alone. Raises ValueError where a large table would be loaded."""
+    read = [value for value in inputs[: 1 if operator == "CastLike" else None] if value is not None]
+    if operator not in _VIEWS and (largest := max(value.size for value in (*read, np.empty(0)))) > MOST_COPIED_ELEMENTS:
         raise ValueError(f"computes on {largest} constants; a table is used as it is stored")
     check_size(operator, inputs, attributes.get("axis", 0))
     return ON_CONSTANTS[operator](*inputs, **attributes)

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from .operators import MOST_COPIED_ELEMENTS
+from .sizes import MOST_COPIED_ELEMENTS
 
 ELEMENTWISE = {
     *("BitShift", "Ceil", "Celu", "Cos", "Cosh", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "IsNaN"),

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+MOST_COPIED_ELEMENTS = 2**26  # of a table, which is used as it is stored
 MOST_MADE_ELEMENTS = 2**25
 _ELEMENTWISE = {
     *("Add", "And", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual", "Less"),
