@@ -41,11 +41,10 @@ def random_shape(seed: int) -> dict:
     }
 
 
-def precision_of(seed: int, kind: str) -> str:
-    """In turn, where the CPU has it; int8 has no kernels of `cat`."""
+def precision_of(seed: int) -> str:
+    """In turn, where the CPU has it."""
     precision = PRECISIONS[seed // 2 % 3]
-    has_it = precision == "fp32" or NEEDS[precision] in host_flags()
-    return precision if has_it and not (precision == "int8" and kind == "cat") else "fp32"
+    return precision if precision == "fp32" or NEEDS[precision] in host_flags() else "fp32"
 
 
 def write_items(path: Path, model: Path, shape: dict, seed: int) -> Path:
@@ -69,7 +68,7 @@ def check(seed: int, folder: Path) -> None:
     shape = random_shape(seed)
     model = write_dlrm(folder / "any.onnx", **shape)
     data = write_items(folder / "any.npz", model, shape, seed)
-    precision, name, batch = precision_of(seed, shape["interaction"]), f"pytest_any_{os.getpid()}", seed % 40 + 1
+    precision, name, batch = precision_of(seed), f"pytest_any_{os.getpid()}", seed % 40 + 1
     flags = ["--onnx-model", model, "--output-name", name, "--batch-size", batch, "--precision", precision]
     done = run(*flags, script="compile")
     try:
