@@ -225,7 +225,10 @@ def _steps(function: Function) -> _Steps | None:
     steps = [each.over(period) for each in steps]
     last = min(each.last for each in steps)
     if not any(each.rise for each in steps):
-        return _Steps(period, 0, *_range(function), last)  # of what repeats itself, whatever is made of it
+        return _Steps(period, 0, *_range(function, period), last)  # of what repeats itself, whatever is made of it
+    if function.operator in ("Less", "GreaterOrEqual") and _constant(function) is function.operands[1]:
+        # of numbers that are never negative, as exporters ask before they divide
+        return _Steps(1, 0, 0, 1, last) if steps[0].low >= function.operands[1].item() else None
     if function.width != 1 or function.dtype not in INDEX_TYPES:
         return None
     if function.operator in ("Add", "Sub"):
@@ -235,7 +238,10 @@ def _steps(function: Function) -> _Steps | None:
     return None if found is None else _without_overflow(found, np.iinfo(function.dtype))
 
 
-def _range(function: Function) -> tuple[int, int]:
+def _range(function: Function, period: int) -> tuple[int, int]:
+    if period <= _AT_ONCE and function.width == 1 and function.dtype.kind in "iu" and not _gathers(function):
+        values = function(np.arange(period))
+        return int(values.min()), int(values.max())
     if function.operator == "Mod" and (constant := _constant(function)) is not None and constant.item() > 0:
         return (1 - int(constant.item()) if dict(function.attributes).get("fmod") else 0), int(constant.item()) - 1
     whole = function.dtype.kind in "iu"

@@ -76,9 +76,11 @@ class Function:
         """What kind of embedding it is, in the field's words."""
         operators, tables = self.operators, " and ".join(self.tables)
         types = {str(part.dtype) for part in self.parts() if part.operator == "gather"} - {"float32"}
-        if "Div" in operators and "Mod" in operators and len(self.tables) > 1:
+        on_indices = {part.operator for part in self.parts() if part.dtype.kind in "iu"}
+        hashes = "Mod" in operators or {"Div", "Mul", "Sub"} <= on_indices  # i - i / n * n, before opset 11
+        if "Div" in operators and hashes and len(self.tables) > 1:
             kind = "quotient-remainder embedding"
-        elif "Mod" in operators:
+        elif hashes:
             kind = "hashed index"
         elif "linear" in operators:
             kind = "projected rows"

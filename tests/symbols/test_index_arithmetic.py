@@ -100,7 +100,22 @@ HASHED = {
         None,
     ),
     "int32": (lambda b, i: _cast(b, _mod32(b, i), TensorProto.INT64), 10, (1 << 31) - 1),
+    "as PyTorch writes it up to opset 10": (
+        lambda b, i: b.add("Sub", i, b.add("Mul", _floored(b, i, 10), b.constant(10))),
+        10,
+        None,
+    ),
 }
+
+
+def _floored(b: Builder, index: str, divisor: int) -> str:
+    """The quotient as PyTorch's exporter corrects it for negative numbers."""
+    by, zero = b.constant(divisor), b.constant(0)
+    quotient = b.add("Div", index, by)
+    exact = b.add("Equal", b.add("Sub", index, b.add("Mul", quotient, by)), zero)
+    signs = b.add("Xor", b.add("Less", index, zero), b.constant(False, bool))
+    less = b.add("Mul", _cast(b, b.add("And", signs, b.add("Not", exact)), TensorProto.INT64), b.constant(1))
+    return b.add("Sub", quotient, less)
 
 
 def _mod32(b: Builder, index: str) -> str:
