@@ -96,8 +96,12 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
             raise UserError(f"{path}: no such file. Give reference data with --ref-data FILE.")
     if args.output:
         check_writable("--output", args.output)
-        check_not_read({"--output": args.output}, [*files_of_library(args.model), *(args.ref_data or ())])
+        written = {"--predictions": args.predictions, "--output": args.output}
+        check_not_read(written, [*files_of_library(args.model), *(args.ref_data or ())])
     if args.predictions:
+        folder = PredictionSettings(args.model, (), args.predictions).folder
+        if args.output and Path(os.path.realpath(args.output)).is_relative_to(os.path.realpath(folder)):
+            raise UserError(f"--output {args.output}: that is in {folder}, which holds the predictions. Move it out.")
         if args.shard_items is not None and args.shard_items < 1:
             raise UserError(f"--shard-items {args.shard_items}: give at least 1.")
         if len(args.ref_data or ()) > 1 and (args.first_item or args.max_items is not None):

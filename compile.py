@@ -13,11 +13,14 @@ from dlrm_tvm.errors import UserError, reported, run_script
 with reported():
     import argparse
     import time
+    from pathlib import Path
 
     from dlrm_tvm.compiler.options import CompileSettings, add_compile_options, compile_settings
     from dlrm_tvm.console import Parser, add_output_options, terminal
+    from dlrm_tvm.data.state_dict import graph_path
     from dlrm_tvm.machine.files import check_not_read, check_writable, leave_result
     from dlrm_tvm.paths import PREBUILT
+    from dlrm_tvm.runtime.artifact import files_of_library
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,12 +35,19 @@ def main() -> int:
     settings = compile_settings(args, PREBUILT)
     if args.output:
         check_writable("--output", args.output)
-        read = (settings.onnx_model, settings.torch_weights, settings.calibration_data, settings.ref_data)
-        check_not_read({"--output": args.output}, [*read, settings.tuning_log_file])
+        check_not_read({"--output": args.output}, files_of_compilation(settings))
     with terminal(quiet=args.quiet):
         fields = compile_library(settings)
     leave_result(fields, args.output)
     return 0
+
+
+def files_of_compilation(settings: CompileSettings) -> list[Path | str | None]:
+    """All that is read, and what is written besides a result."""
+    weights = settings.torch_weights
+    files = [settings.tuning_log_file, settings.calibration_data, settings.ref_data, weights]
+    graph = graph_path(weights) if weights else settings.onnx_model
+    return [*files, *files_of_library(settings.library, graph)]
 
 
 def compile_library(settings: CompileSettings) -> dict[str, object]:

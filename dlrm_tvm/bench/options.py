@@ -13,11 +13,9 @@ from ..engines.interface import ENGINES, OURS, check_precision
 from ..errors import UserError
 from ..instances.arrivals import KINDS, Arrivals, read_trace
 from ..instances.progress import LEAST_STABLE_S
-from ..machine.files import check_not_read, check_writable
 from ..machine.numa import POLICIES
 from ..model.precision import PRECISIONS
 from ..paths import DEFAULT_LIBRARY
-from ..runtime.artifact import files_of_library
 from .rate_search import Target
 from .session import RunSettings
 
@@ -137,12 +135,6 @@ def check_run_options(args: argparse.Namespace) -> None:
     """Raises UserError for values out of range and for flags that do not go together."""
     _check_setting_options(args)
     _check_arrival_options(args)
-    if args.sweep is not None:  # a sweep checks all of its files together
-        return
-    if args.output:
-        check_writable("--output", args.output)
-    written = {"--output": args.output, "--latencies": args.latencies}
-    check_not_read(written, [*files_of_library(args.model), args.ref_data, args.onnx_model, args.trace])
 
 
 def _check_setting_options(args: argparse.Namespace) -> None:
@@ -151,10 +143,9 @@ def _check_setting_options(args: argparse.Namespace) -> None:
             check_seconds(option, seconds)
     if args.duration == 0:
         raise UserError("--duration 0: more than 0 seconds were wanted.")
-    if args.latencies is not None:
-        if args.latencies.suffix not in (".npz", ".csv") or args.sweep is not None or args.scenario:
-            raise UserError(f"--latencies {args.latencies}: a name in .npz or .csv, for a run of its own, was wanted.")
-        check_writable("--latencies", args.latencies)
+    is_of_many = args.sweep is not None or args.scenario
+    if args.latencies is not None and (args.latencies.suffix not in (".npz", ".csv") or is_of_many):
+        raise UserError(f"--latencies {args.latencies}: a name in .npz or .csv, for a run of its own, was wanted.")
     if args.ref_data is not None and not args.ref_data.exists():
         raise UserError(f"{args.ref_data}: no such file. Give data with --ref-data FILE.")
     if args.indices_per_bag and args.ref_data:

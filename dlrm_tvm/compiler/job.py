@@ -89,7 +89,7 @@ class Job:
     @property
     def file_name(self) -> str:
         """Of the library, without its suffix."""
-        return f"{self.settings.output_name}_b{self.settings.batch_size}"
+        return self.settings.library.stem
 
     @property
     def kept_bytes(self) -> int:

@@ -57,6 +57,10 @@ class CompileSettings:
     def is_demo(self) -> bool:
         return self.onnx_model is None and self.torch_weights is None
 
+    @property
+    def library(self) -> Path:
+        return self.directory / f"{self.output_name}_b{self.batch_size}.so"
+
 
 def add_compile_options(parser: argparse.ArgumentParser) -> None:
     _add_model_options(parser)
@@ -271,7 +275,6 @@ def _check_files(settings: CompileSettings) -> None:
         read_log(log, must_exist=log != DEFAULT_LOG and not settings.tune)
     if settings.tune:
         check_appendable(log)
-    library = settings.directory / f"{settings.output_name}_b{settings.batch_size}.so"
-    check_writable("--output-name", library, missing_folder_is_made=True)
+    check_writable("--output-name", settings.library, missing_folder_is_made=True)
     if settings.dump_ir is not None:
         check_writable("--dump-ir", settings.dump_ir / "1_model.json", missing_folder_is_made=True)

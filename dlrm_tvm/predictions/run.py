@@ -9,6 +9,7 @@ exact AUC of up to 10^8 of them (metrics.AucSum).
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
@@ -186,7 +187,8 @@ class _Parts:
 
 def _write_one_file(output: Path, job: Job) -> None:
     """An npz of pred, and of target and reference where all inputs have them; not held in memory."""
-    temporary = output.with_name(f".{output.name[:40]}{TEMPORARY}")  # the next driver writes over a killed one's
+    named = hashlib.sha256(os.fsencode(output.name)).hexdigest()[:8]  # of two jobs whose names begin alike
+    temporary = output.with_name(f".{output.name[:40]}.{named}{TEMPORARY}")  # the next driver's, after a killed one
     columns = {"pred": "predictions", "target": "labels", "reference": "reference"}
     there = {key for key, name in columns.items() if all(getattr(part, name) is not None for part in _Parts(job))}
     try:

@@ -84,8 +84,20 @@ def open_artifact(
     return Artifact(library, manifest, tables, (tables.array.view(np.float32), *rest))
 
 
-def files_of_library(library: Path) -> list[Path]:
-    return [library.with_suffix(suffix) for suffix in (".so", ".json", ".params") if library.name] + [library]
+def files_of_library(library: Path, onnx_model: Path | None = None) -> list[Path | str]:
+    """All files that a run of it may read: its own three, and those that lie elsewhere, as far as its manifest says."""
+    own = [library.with_suffix(suffix) for suffix in (".so", ".json", ".params") if library.name] + [library]
+    try:
+        return own + files_of_model(_read_manifest(library) if library.name else None, onnx_model)
+    except (UserError, OSError):  # told when it is opened
+        return own + files_of_model(None, onnx_model)
+
+
+def files_of_model(manifest: Manifest | None, onnx_model: Path | None) -> list[Path | str]:
+    """The ONNX file with its external data, tables that are used in place."""
+    graphs = [str(path) for path in (onnx_model, manifest and manifest.onnx_model) if path]
+    pieces = manifest.table_range.pieces if manifest else ()
+    return [*graphs, *(f"{path}.data" for path in graphs), *(piece.file for piece in pieces if piece.is_in_place)]
 
 
 def _read_manifest(library: Path) -> Manifest:

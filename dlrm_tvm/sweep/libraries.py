@@ -166,13 +166,6 @@ def _flags(options: Mapping[str, object]) -> list[str]:
     ]
 
 
-def files_of_model(manifest: Manifest, onnx_model: Path | None) -> list[str]:
-    """Those that lie elsewhere: the ONNX file with its external data, tables that are used in place."""
-    graphs = [str(path) for path in (onnx_model, manifest.onnx_model) if path]
-    in_place = [piece.file for piece in manifest.table_range.pieces if piece.is_in_place]
-    return [*graphs, *(f"{path}.data" for path in graphs), *in_place]
-
-
 def deleted_text(library: Path, kind: Kind) -> str:
     return f"{library} for batch {kind.batch} was deleted since the sweep began. Compile it: {_typed(library, kind)}"
 

@@ -118,15 +118,25 @@ def check_sweep_options(args: argparse.Namespace) -> None:
         raise UserError("--results shows what was measured earlier. Leave --sweep and --scenario out.")
     if args.results and (args.output or args.format == "json"):
         raise UserError("--results is of JSON files and makes none: give --format markdown or csv, without --output.")
-    if args.plot and args.sweep is None:  # a sweep checks its files together
-        check_plot(args.plot)
-        for path in (args.plot, *([roofline_path(args.plot)] if args.profile else [])):
-            check_writable("--plot", path)
+    if args.sweep is None:
+        _check_files_of_run(args)
     if args.sweep is not None and (args.arrivals != "closed" or args.until_stable or args.profile or args.baseline):
         raise UserError(
             "--sweep runs windows of one length, of rates by its axis rate=. Leave --arrivals, --until-stable, "
             "--profile and --baseline out."
         )
+
+
+def _check_files_of_run(args: argparse.Namespace) -> None:
+    written = {"--output": args.output, "--latencies": args.latencies, "--plot": args.plot}
+    if args.plot:
+        check_plot(args.plot)
+        written |= {"--plot's roofline": roofline_path(args.plot)} if args.profile else {}
+    for option, path in written.items():
+        if path:
+            check_writable(option, path)
+    read = [args.ref_data, args.trace, args.mlperf_conf, args.user_conf, *(args.results or ())]
+    check_not_read(written, [*files_of_library(args.model, args.onnx_model), *read])
 
 
 def sweep_settings(args: argparse.Namespace) -> SweepSettings:
@@ -149,7 +159,7 @@ def sweep_settings(args: argparse.Namespace) -> SweepSettings:
 def check_files(settings: SweepSettings) -> None:
     """What can be known of files before the state is locked and the library is opened. Raises UserError."""
     run, state = settings.run, settings.state_path
-    check_not_read(settings.files, [*files_of_library(run.model), run.ref_data, run.onnx_model])
+    check_not_read(settings.files, [*files_of_library(run.model, run.onnx_model), run.ref_data])
     if settings.plot:
         check_plot(settings.plot)
     for option, path in settings.files.items():

@@ -34,7 +34,6 @@ from .libraries import (
     difference_lines,
     ensure_default,
     ensure_libraries,
-    files_of_model,
     kernel_counts,
     name_libraries,
 )
@@ -150,8 +149,8 @@ def prepare(settings: SweepSettings, show: Callable[[str], None]) -> Prepared:
         check_same(settings.state_path, state, fixed)
         check_known(settings.state_path, state, combinations)
     libraries = name_libraries(run.model, base, sorted({Kind.of(one, base) for one in combinations}))
-    beside = chain.from_iterable(files_of_library(path) for path in libraries.values())
-    check_not_read(settings.files, [*files_of_model(base, run.onnx_model), *beside])
+    read = chain.from_iterable(files_of_library(path, run.onnx_model) for path in (run.model, *libraries.values()))
+    check_not_read(settings.files, read)
     ensure_libraries(run.model, base, libraries, show)
     manifests = {kind.label(base): open_artifact(path).manifest for kind, path in libraries.items()}
     fixed["library_sha256"] = {label: manifest.library_sha256 for label, manifest in manifests.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from hostile import LONGEST, content, run_in_process
 from models import build_plain, random_dlrm
 
 from dlrm_tvm.compiler import pipeline
+from dlrm_tvm.paths import PREBUILT
 
 LIBRARY = "--model=LIBRARY"
 LONG = "9" * 30
@@ -126,4 +129,42 @@ def test_a_wrong_flag_is_one_line(library, tmp_path, monkeypatch, capfd, words) 
     assert (status == 2) == lines[0].endswith(f". All flags: {name}.py --help")
     assert lines[0].isprintable() and len(lines[0]) < LONGEST
     assert "Traceback" not in printed.err and "Traceback" not in printed.out
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "output"),
+    [
+        ("accuracy", [LIBRARY, "--predictions=p.npz"], "./p.npz"),
+        ("accuracy", [LIBRARY, "--predictions=p"], "p/part-0.npz"),
+        ("accuracy", [LIBRARY, "--predictions=p"], "p/job.json"),
+        ("accuracy", [LIBRARY, "--predictions=p.npz"], "p.npz.parts/job.json"),
+        ("accuracy", [LIBRARY], "graph.onnx.data"),
+        ("compile", ["--output-name=nobodys"], PREBUILT / "nobodys_b100.json"),
+        ("compile", ["--output-name=nobodys"], PREBUILT / "nobodys_b100.params"),
+        ("compile", ["--torch-weights=w.pt"], "w.pt.onnx"),
+        ("compile", ["--onnx-model=graph.onnx"], "graph.onnx.data"),
+        ("multi_instance", [LIBRARY, "--plot=a.svg"], "a.svg"),
+        ("multi_instance", [LIBRARY, "--plot=a.svg", "--profile"], "a.roofline.svg"),
+        ("multi_instance", [LIBRARY, "--scenario=offline", "--user-conf=u.conf"], "u.conf"),
+        ("multi_instance", [LIBRARY, "--scenario=offline", "--mlperf-conf=u.conf"], "u.conf"),
+        ("multi_instance", [LIBRARY], "graph.onnx"),
+    ],
+)
+def test_a_result_goes_into_no_file_that_is_read_or_written_besides(
+    library, tmp_path, monkeypatch, capfd, name, words, output
+) -> None:
+    for suffix in (".so", ".params"):
+        shutil.copy(library.with_suffix(suffix), tmp_path)
+    manifest = json.loads(library.with_suffix(".json").read_text()) | {"onnx_model": str(tmp_path / "graph.onnx")}
+    (tmp_path / library.with_suffix(".json").name).write_text(json.dumps(manifest))
+    for made in ("p", "p.npz.parts"):
+        (tmp_path / made).mkdir()
+    for made in ("w.pt", "u.conf", "graph.onnx"):
+        (tmp_path / made).write_text("kept")
+    monkeypatch.chdir(tmp_path)
+    before = content(tmp_path)
+    arguments = [f"--model={library.name}" if word == LIBRARY else word for word in words]
+    assert run_in_process(name, [*arguments, f"--output={output}"], monkeypatch) == 1
+    assert re.search(r"that file is read, or written|that is in \S+, which holds the predict", capfd.readouterr().err)
     assert content(tmp_path) == before

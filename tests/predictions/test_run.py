@@ -20,6 +20,7 @@ from scripts import assert_one_line, read_result, run
 from dlrm_tvm.model.dlrm import Dlrm
 from dlrm_tvm.paths import ROOT
 from dlrm_tvm.predictions.job import Job, held_folder
+from dlrm_tvm.predictions.run import _write_one_file
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,18 @@ def test_one_file_holds_what_the_parts_would(model, library, tmp_path):
         np.testing.assert_array_equal(whole["pred"], joined(tmp_path / "out"))
         np.testing.assert_array_equal(whole["target"], np.tile(items.labels, 2))
     assert_one_line(predict(library, files, tmp_path / "all.npz"), "is there already")
+
+
+def test_files_of_two_jobs_whose_names_begin_alike_are_made_under_two_names(monkeypatch, tmp_path):
+    """Two drivers in one folder; the name is as seen where the file is renamed."""
+    taken = []
+    monkeypatch.setattr("dlrm_tvm.predictions.run.os.replace", lambda source, path: taken.append((source, path)))
+    monkeypatch.setattr("dlrm_tvm.predictions.run._Parts", lambda job: iter(()))
+    monkeypatch.setattr("dlrm_tvm.predictions.run._write_column", lambda member, job, name: None)
+    for end in "ab":
+        _write_one_file(tmp_path / ("p" * 40 + f"{end}.npz"), None)
+    (one, _), (other, _) = taken
+    assert one != other and max(len(one.name), len(other.name)) < 100
 
 
 def test_files_without_outputs_and_labels_are_predicted_and_not_judged(model, library, tmp_path):

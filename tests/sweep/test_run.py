@@ -30,10 +30,10 @@ from dlrm_tvm.machine.files import check_not_read
 from dlrm_tvm.machine.topology import read_topology
 from dlrm_tvm.model.card import NumericsCard
 from dlrm_tvm.paths import ROOT
-from dlrm_tvm.runtime.artifact import open_artifact
+from dlrm_tvm.runtime.artifact import files_of_model, open_artifact
 from dlrm_tvm.runtime.manifest import Manifest
 from dlrm_tvm.sweep import libraries, prepare
-from dlrm_tvm.sweep.libraries import Kind, ensure_libraries, files_of_model, name_libraries, sweep_name
+from dlrm_tvm.sweep.libraries import Kind, ensure_libraries, name_libraries, sweep_name
 from dlrm_tvm.sweep.options import SweepSettings
 from dlrm_tvm.sweep.plan import Combination
 from dlrm_tvm.sweep.prepare import heading
