@@ -68,7 +68,8 @@ def domain(function: Function) -> Domain:
     gathers, repeats = _gathers(function), _steps(function)
     if not gathers and repeats is None:
         raise NoTableError("looks up no table, whose rows would tell which indices there are")
-    ends = [end for end in map(_end, gathers) if end is not None]
+    bounding = [gather for gather in gathers if not gather.attributes] or gathers  # others give zeros outside
+    ends = [end for end in map(_end, bounding) if end is not None]
     if not ends and repeats is not None and repeats.rise == 0:
         if repeats.last < repeats.period:
             raise NoTableError(f"overflows from the index {repeats.last + 1:,} on, before it repeats itself")

@@ -106,23 +106,26 @@ class Functions:
     def index(self, dtype: np.dtype) -> Function:
         return self._once(("index", dtype), lambda: Function("index", (), (), 1, dtype))
 
-    def gather(self, table: np.ndarray, at: Function, name: str) -> Function:
+    def gather(self, table: np.ndarray, at: Function, name: str, *, zeros_outside: bool = False) -> Function:
         width = 1 if table.ndim == 1 else table.shape[1]
-        make = lambda: Function("gather", (table, at), (), width, table.dtype, name)  # noqa: E731
-        return self._once(("gather", self._identity(table), name, id(at)), make)
+        how = (("zeros_outside", True),) if zeros_outside else ()
+        make = lambda: Function("gather", (table, at), how, width, table.dtype, name)  # noqa: E731
+        return self._once(("gather", self._identity(table), name, id(at), zeros_outside), make)
 
     def linear(self, function: Function, weight: np.ndarray, transposed: bool) -> Function:
-        """weight: [N, K] if transposed, else [K, N]. One-hot vectors times a weight are its rows."""
+        """weight: [N, K] if transposed, else [K, N]. One-hot vectors times a weight are its rows, or zeros."""
         inside = function
         while inside.operator == "Cast":
             inside = inside.functions[0]
-        if inside.operator == "one_hot":
-            return self.gather(weight.T if transposed else weight, inside.operands[0], "the weight of one-hot vectors")
+        if inside.operator == "one_hot" and inside.operands[0].dtype.kind in "iu":
+            rows = weight.T if transposed else weight
+            return self.gather(rows, inside.operands[0], "the weight of one-hot vectors", zeros_outside=True)
         how, width = (("transposed", transposed),), weight.shape[0 if transposed else 1]
         make = lambda: Function("linear", (function, weight), how, width, weight.dtype)  # noqa: E731
         return self._once(("linear", id(function), self._identity(weight), transposed), make)
 
     def one_hot(self, function: Function, depth: int, dtype: np.dtype) -> Function:
+        """ONNX's OneHot: -1 is the last place, as in a gather; places outside give zeros."""
         return self._of("one_hot", [function], (("depth", depth),), depth, dtype)
 
     def matmul(self, left: Function, right: Function, sizes: tuple[int, int, int]) -> Function:
@@ -139,10 +142,11 @@ class Functions:
 
     def apply(self, operator: str, operands: Sequence[Function | np.ndarray], attributes: dict) -> Function:
         """An operator element by element or row by row; constants are of shape [1] or [width]."""
-        if operator == "Equal":  # to 0, 1, 2, ..
+        if operator == "Equal":  # of the index itself, which is never negative, to 0, 1, 2, ..
             for function, places in permutations(operands):
-                is_whole = isinstance(places, np.ndarray) and places.size > 1 and function.width == 1
-                if is_whole and np.array_equal(places.ravel(), np.arange(places.size)):
+                is_index = isinstance(function, Function) and function.operator == "index"
+                is_whole = isinstance(places, np.ndarray) and places.size > 1
+                if is_index and is_whole and np.array_equal(places.ravel(), np.arange(places.size)):
                     return self.one_hot(function, places.size, np.dtype(bool))
         if operator == "Mul":
             for function, factor in permutations(operands):
@@ -190,14 +194,19 @@ def _value(function: Function, values: list[np.ndarray], indices: np.ndarray) ->
     if function.operator == "index":
         return indices.astype(function.dtype)[:, None]
     if function.operator == "gather":
-        return values[0][values[1][:, 0]].reshape(len(indices), function.width)
+        table, at = values[0], values[1][:, 0]
+        if not function.attributes:
+            return table[at].reshape(len(indices), function.width)
+        inside = (at >= -len(table)) & (at < len(table))
+        return np.where(inside[:, None], table[np.where(inside, at, 0)], table.dtype.type(0))
     if function.operator == "linear":  # in float64: NumPy's float32 differs with the number of rows
         weight = values[1].T if dict(function.attributes)["transposed"] else values[1]
         return (values[0].astype(np.float64) @ weight.astype(np.float64)).astype(function.dtype)
     if function.operator == "one_hot":
         if function.width > _WIDEST_ONE_HOT:
             raise ValueError(f"makes one-hot vectors of {function.width:,} values, and multiplies them by no weight")
-        return (values[0] == np.arange(function.width)).astype(function.dtype)
+        places = np.arange(function.width)
+        return ((values[0] == places) | (values[0] == places - function.width)).astype(function.dtype)
     if function.operator == "matmul":
         m, k, n = dict(function.attributes)["sizes"]
         left, right = (value.astype(np.float64).reshape(-1, *shape) for value, shape in zip(values, ((m, k), (k, n))))

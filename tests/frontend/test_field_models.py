@@ -14,6 +14,7 @@ from field_graphs import (
     ROWS,
     Builder,
     check,
+    feed_of,
     lower_triangle,
     picked,
     plain,
@@ -189,6 +190,48 @@ def test_a_function_of_one_index_is_a_table(name: str, tmp_path: Path) -> None:
     opset = {"the lowest bits": 18, "float16": 19}.get(name, 17)
     model = check(write_graph(tmp_path / "g.onnx", embed=embed, opset=opset), rows=(most, *ROWS[1:]))
     assert model.tables[0].num_rows == rows
+
+
+def _shifted(b: Builder, indices: list[str]) -> str:
+    return b.add("Sub", indices[0], b.constant(1))
+
+
+def _compared_to(b: Builder, values: str, count: int, dtype: type = np.int64) -> str:
+    column = b.add("Unsqueeze", values, b.constant([1])) if dtype == np.int64 else values
+    return b.add("Cast", b.add("Equal", column, b.constant(np.arange(count), dtype)), to=TensorProto.FLOAT)
+
+
+def _one_hot_of(b: Builder, values: str, depth: int) -> str:
+    return b.add(
+        "Cast", b.add("OneHot", values, b.constant([depth]), b.constant([0, 1]), axis=-1), to=TensorProto.FLOAT
+    )
+
+
+# Per factor of a table of 11 rows' summand: (it, its rows). Of the index 0 ONNX's Equal gives zeros, its OneHot a 1.
+ONE_HOT = {
+    "another number compared": (lambda b, i: _compared_to(b, _shifted(b, i), 11), 11),
+    "fewer numbers than rows": (lambda b, i: _compared_to(b, i[0], 4), 4),
+    "floats compared": (lambda b, i: _compared_to(b, b.add("Gather", b.random(11, 1), i[0]), 2, np.float32), 2),
+    "the number before": (lambda b, i: _one_hot_of(b, _shifted(b, i), 4), 4),
+    "computed with": (lambda b, i: b.add("Mul", _one_hot_of(b, _shifted(b, i), 11), _floats(b, 2)), 11),
+}
+
+
+@pytest.mark.parametrize("name", ONE_HOT)
+def test_one_hot_vectors_are_what_onnxruntime_computes_for_every_index(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    factor, rows = ONE_HOT[name]
+
+    def embed(b: Builder, indices: list[str]) -> list[str]:
+        product = b.add("MatMul", factor(b, indices), b.table(rows))
+        return [b.add("Add", product, b.add("Gather", b.table(11), indices[0])), *plain(b, indices[1:])]
+
+    path = write_graph(tmp_path / "g.onnx", embed=embed)
+    model, dense = read_dlrm(path), np.random.default_rng(7).uniform(-2, 2, (11, DENSE)).astype(np.float32)
+    indices = np.stack([np.arange(11), *(np.arange(11) % most for most in ROWS[1:])], axis=1)
+    wanted = onnxruntime_outputs(onnxruntime_session(path), feed_of(dense, indices, "separate"))
+    np.testing.assert_allclose(predict(model, dense, indices), wanted, rtol=1e-5, atol=2e-6)
+    assert model.tables[0].num_rows == 11
 
 
 def test_indices_beyond_the_known_ones_are_one_row(tmp_path: Path) -> None:
