@@ -17,7 +17,7 @@ import numpy as np
 
 from ..console import Bar, show
 from ..data.demo import DEMOS, demo_model_path
-from ..data.state_dict import graph_of_weights
+from ..data.state_dict import graph_of_weights, graph_path
 from ..errors import FoundWantingError, UserError, printable
 from ..model.dlrm import Dlrm
 from ..paths import DEFAULT_LOG
@@ -52,9 +52,15 @@ def find_target(job: Job) -> Job:
 
 
 def read(job: Job) -> Job:
+    known = job.settings.torch_weights is None or graph_path(job.settings.torch_weights).exists()
     path = _model_file(job.settings)
-    model = job.reader(path)
-    check_finite(model)
+    try:
+        model = job.reader(path)
+        check_finite(model)
+    except UserError:
+        if not known:  # written just now, of weights that are refused
+            path.unlink(missing_ok=True)
+        raise
     for table in model.tables:
         expect_single_rows(table.rows)
     return replace(job, onnx_model=path, model=model)

@@ -2,8 +2,8 @@
 
 In bf16 and int8 the reference rounds as the library does (model/reference_quantized.py). Sums that differ in their last
 bit may then round to different neighbours, which later layers carry on: most items agree to 1e-5, a few are off by
-about one scale of a quantized value, which is no more than all roundings together do to the float32 model. A wrong
-kernel, or one wrong column, is off on all items.
+about one scale of a quantized value; one in a hundred by more, but no more than all roundings together do to the
+float32 model. A wrong kernel, or one wrong column, is off on all items.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ VERIFIED_ITEMS = 256  # at most per batch: the reference is slow
 TOLERANCE = 1e-5
 QUANTIZED_ITEMS = 24  # at least, in several calls of a smaller library: of one item no share can be told
 QUANTIZED_AGREE = 0.25  # least share of items that agree to the tolerance
-QUANTIZED_TOLERANCE = 0.05  # for the others; more where the model is off by more from itself in float32
+QUANTIZED_TOLERANCE = 0.05  # for the others
+QUANTIZED_FAR = 0.01  # share of items, or one, that may be off by as much as the model is from itself in float32
 _LARGE = 1e15  # of a value that may take float32 beyond its range
 ROUNDING_MARGIN = 4  # over the rounding error of NumPy's own sums, whose order is another
 
@@ -96,9 +97,9 @@ def _agree(error: np.ndarray, allowed: np.ndarray, wanted: np.ndarray, in_float3
     close = error <= allowed
     if precision == "fp32":
         return bool(close.all())
-    roundings = np.abs(wanted - in_float32).max()
-    near = error <= np.maximum(QUANTIZED_TOLERANCE * np.maximum(1, np.abs(wanted)), roundings)
-    return bool(near.all() and close.mean() >= QUANTIZED_AGREE)
+    far = error > QUANTIZED_TOLERANCE * np.maximum(1, np.abs(wanted))
+    within = (error[far] <= np.abs(wanted - in_float32).max()).all() and far.sum() <= max(1, QUANTIZED_FAR * far.size)
+    return bool(within and not np.isnan(error).any() and close.mean() >= QUANTIZED_AGREE)
 
 
 def _tolerance(wanted: np.ndarray, in_float32: np.ndarray, precision: str) -> np.ndarray:

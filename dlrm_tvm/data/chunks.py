@@ -165,9 +165,9 @@ def check_fingerprint(path: Path, card: ModelCard, recorded: str) -> None:
 def _capped(chunk: Chunk, most: int) -> Chunk:
     """Indices modulo `most`; negative ones stay, to be refused."""
 
-    most = min(most, np.iinfo(np.int64).max)
-
     def capped(indices: np.ndarray) -> np.ndarray:
+        if most > np.iinfo(indices.dtype).max:
+            return indices
         return np.where(indices < 0, indices, indices % most)
 
     if chunk.bags is None:

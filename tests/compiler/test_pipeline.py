@@ -43,6 +43,22 @@ def test_every_phase_begins_once_in_the_order_of_the_list(tmp_path):
     assert manifest["onnx_model"] == str(tmp_path / "model.onnx")
 
 
+def test_the_graph_of_weights_that_cannot_be_read_is_removed_if_it_was_not_there(tmp_path, monkeypatch):
+    graph = tmp_path / "w.pt.onnx"
+    monkeypatch.setattr(pipeline, "graph_of_weights", lambda path: graph.write_text("graph") and graph)
+
+    def refuse(path):
+        raise UserError("none of ours")
+
+    job = Job(replace(settings(tmp_path), onnx_model=None, torch_weights=tmp_path / "w.pt"), refuse)
+    for there_before in (False, True):
+        if there_before:
+            graph.write_text("graph")
+        with pytest.raises(UserError, match="none of ours"):
+            pipeline.read(job)
+        assert graph.exists() is there_before
+
+
 def test_phases_whose_result_is_given_are_left_out(tmp_path, capsys):
     begun = []
     job = replace(job_of(MODEL, 4, directory=tmp_path), progress=begun.append)

@@ -51,7 +51,12 @@ def test_an_item_may_be_off_by_as_much_as_all_roundings_together(monkeypatch) ->
     assert verified(monkeypatch, one_item_off(0.9)).max_abs_error > verify.QUANTIZED_TOLERANCE
 
 
-@pytest.mark.parametrize("shift", [one_item_off(1.1), lambda wanted, rounding: wanted + 0.1 * rounding])
+def a_quarter_off(wanted: np.ndarray, rounding: float) -> np.ndarray:
+    assert rounding > 3 * verify.QUANTIZED_TOLERANCE
+    return wanted + np.where(np.arange(len(wanted)) % 4 == 0, np.maximum(0.1 * np.abs(wanted), 0.9 * rounding), 0)
+
+
+@pytest.mark.parametrize("shift", [one_item_off(1.1), a_quarter_off, lambda wanted, rounding: wanted + 0.1 * rounding])
 def test_more_than_that_is_refused_and_a_little_on_all_items(monkeypatch, shift) -> None:
     with pytest.raises(UserError, match="predictions are off by"):
         verified(monkeypatch, shift)
