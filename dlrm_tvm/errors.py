@@ -93,6 +93,10 @@ def reported() -> Iterator[None]:
         _fail(str(error), error.status)
     except KeyboardInterrupt:
         _fail_interrupted()
+    except ImportError:
+        if _ended_by:  # NumPy's C code makes one of a Ctrl-C that comes while it imports
+            _fail_interrupted()
+        raise
     except BrokenPipeError:
         _fail("Whoever read the output is gone.")
     except MemoryError:

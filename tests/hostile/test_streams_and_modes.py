@@ -138,6 +138,17 @@ def test_an_interrupt_in_a_function_that_tvm_calls_is_one_line(number, said) -> 
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, "a RuntimeError\n", said + "\n")
 
 
+def test_an_interrupt_that_an_import_makes_an_error_of_is_one_line() -> None:
+    """As NumPy's does, whose C code drops what is raised while it imports datetime."""
+    code = (
+        f"import signal, sys; sys.path[:0] = [{str(ROOT)!r}]\nfrom dlrm_tvm.errors import reported\n"
+        "with reported():\n    try:\n        signal.raise_signal(signal.SIGINT)\n"
+        "    except KeyboardInterrupt:\n        pass\n    raise ImportError('could not import module datetime')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_compilation_that_is_ended_leaves_nothing(tmp_path, number, library) -> None:
     """Once it has begun to write."""
