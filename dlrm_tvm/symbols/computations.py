@@ -188,11 +188,13 @@ class Computations:
         if axes is None or len(axes) != 1 or not isinstance(data, Symbols) or not data.real:
             raise ValueError("sums over something other than one axis of looked-up rows")
         axis = int(axes[0])
-        if axis in (-1, data.ids.ndim - 1) and kind == "mean" and not self.expressions.kinds(data.ids) <= {"product"}:
-            raise ValueError(
-                "takes the mean of each item's values, as LayerNormalization does, which no layer can hold"
-            )
-        sums = self.expressions.pool(kind, np.moveaxis(data.ids, axis, -1))
+        try:
+            sums = self.expressions.pool(kind, np.moveaxis(data.ids, axis, -1))
+        except ValueError as error:
+            if axis not in (-1, data.ids.ndim - 1) or kind != "mean":
+                raise
+            found = "takes the mean of each item's values, as LayerNormalization does, which no layer can hold"
+            raise ValueError(found) from error
         return Symbols(np.expand_dims(sums, axis) if keepdims else sums, True)
 
     def _no_maximum(self, *inputs: Value, **attributes: object) -> Symbols:

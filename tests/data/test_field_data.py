@@ -49,6 +49,14 @@ def test_indices_are_taken_modulo_max_ind_range(tmp_path, make):
     np.testing.assert_array_equal(rotated, wanted)
 
 
+@pytest.mark.parametrize("most", [300, 2**70])
+def test_narrow_indices_stay_as_they_are_under_a_range_beyond_their_type(tmp_path, most):
+    own = {**arrays(), "indices": np.full((3, ITEMS), 127, np.int8)}
+    card = replace(CARD, table_rows=(128, 128, 128))
+    data = open_reference(save(tmp_path, own), card, outputs_wanted=False, max_ind_range=most)
+    assert (indices_of(data) == 127).all()
+
+
 def test_indices_of_bags_are_taken_modulo_it_too(tmp_path):
     own = arrays()
     flat = {f"i{t}": own["indices"][t] for t in range(3)} | {f"o{t}": np.array([0, 0, 1, 4, 5, 6]) for t in range(3)}

@@ -255,7 +255,13 @@ def _sum_by_the_root_of_three(b: Builder, index: str) -> str:
     return b.add("Div", sums, _floats(b, 3**0.5))
 
 
-@pytest.mark.parametrize("first", [_mean_with_a_bias, _sum_by_the_root_of_three])
+def _mean_over_the_last_axis(b: Builder, index: str) -> str:
+    return b.add(
+        "ReduceMean", b.add("Transpose", b.add("Gather", b.table(11), index), perm=[0, 2, 1]), axes=[2], keepdims=0
+    )
+
+
+@pytest.mark.parametrize("first", [_mean_with_a_bias, _mean_over_the_last_axis, _sum_by_the_root_of_three])
 def test_pooling_that_commutes_leaves_a_table(first: Callable, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
 
