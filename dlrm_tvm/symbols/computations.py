@@ -86,12 +86,12 @@ class Computations:
         if len(kinds) > 1 or any(_is_real(value) not in kinds for value in values):
             raise TypeError("joins whole numbers and floats")
         ids = [value.ids if isinstance(value, Symbols) else self.expressions.constants(value) for value in values]
-        check_size("Concat", ids)
+        check_size("Concat", ids, {})
         return Symbols(join(ids), kinds.pop())
 
     def move(self, operator: str, inputs: list[Value], attributes: dict) -> Value | tuple:
         real = inputs[0].real
-        check_size(operator, [inputs[0].ids, *inputs[1:]], attributes.get("axis", 0))
+        check_size(operator, [inputs[0].ids, *inputs[1:]], attributes)
         moved = MOVES[operator](inputs[0].ids, *inputs[1:], **attributes)
         if isinstance(moved, tuple):
             return tuple(Symbols(part, real) for part in moved)

@@ -30,7 +30,7 @@ def evaluate(operator: str, inputs: list[np.ndarray | None], attributes: dict) -
     read = [value for value in inputs[: 1 if operator == "CastLike" else None] if value is not None]
     if operator not in _VIEWS and (largest := max(value.size for value in (*read, np.empty(0)))) > MOST_COPIED_ELEMENTS:
         raise ValueError(f"computes on {largest} constants; a table is used as it is stored")
-    check_size(operator, inputs, attributes.get("axis", 0))
+    check_size(operator, inputs, attributes)
     return ON_CONSTANTS[operator](*inputs, **attributes)
 
 

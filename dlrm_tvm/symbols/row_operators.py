@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from .sizes import MOST_COPIED_ELEMENTS
+from .sizes import MOST_COPIED_ELEMENTS, check_size
 
 ELEMENTWISE = {
     *("BitShift", "Ceil", "Celu", "Cos", "Cosh", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "IsNaN"),
@@ -55,6 +55,7 @@ def evaluate_constants(operator: str, opset: int, inputs: list[np.ndarray | None
     """One of `OF_CONSTANTS`. Raises ValueError where it would load a large table into memory."""
     if max((value.size for value in inputs if value is not None), default=0) > MOST_COPIED_ELEMENTS:
         raise ValueError("computes with a table as a whole; rows of it may be looked up")
+    check_size(operator, inputs, attributes)
     names = ["" if value is None else f"x{at}" for at, value in enumerate(inputs)]
     node = onnx.helper.make_node(operator, names, ["y"], **attributes)
     kinds = [(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype)) for name, value in zip(names, inputs) if name]

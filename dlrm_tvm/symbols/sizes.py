@@ -9,20 +9,22 @@ import numpy as np
 MOST_COPIED_ELEMENTS = 2**26  # of a table, which is used as it is stored
 MOST_MADE_ELEMENTS = 2**25
 _ELEMENTWISE = {
-    *("Add", "And", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual", "Less"),
-    *("LessOrEqual", "Max", "Min", "Mod", "Mul", "Or", "Sub", "Where"),
+    *("Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual"),
+    *("LayerNormalization", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum"),
+    *("Where", "Xor"),
 }
 
 
-def check_size(operator: str, inputs: list[np.ndarray | None], axis: int = 0) -> None:
-    """inputs: values, or numbers of symbols in their place; axis: Gather's. Raises ValueError for more elements than
-    a DLRM's graph has in one value, its tables aside."""
-    made = _elements(operator, inputs, axis)
-    if made > MOST_MADE_ELEMENTS:
-        raise ValueError(f"makes {made:,} elements of {max(value.size for value in inputs if value is not None):,}")
+def check_size(operator: str, inputs: list[np.ndarray | None], attributes: dict) -> None:
+    """inputs: values, or numbers of symbols in their place. Raises ValueError for more elements than a DLRM's graph has
+    in one value, its tables aside: of those no more is made than there is."""
+    made = _elements(operator, inputs, attributes)
+    given = sum({id(value): value.size for value in inputs if value is not None}.values())
+    if made > max(MOST_MADE_ELEMENTS, given):
+        raise ValueError(f"makes {made:,} elements of {given:,}; {MOST_MADE_ELEMENTS:,} at most are made")
 
 
-def _elements(operator: str, inputs: list[np.ndarray | None], axis: int) -> int:
+def _elements(operator: str, inputs: list[np.ndarray | None], attributes: dict) -> int:
     """0 of an operator that makes no more than it is given. Python's integers: sizes in a file may be any."""
     given = [value for value in inputs if value is not None]
     if operator == "ConstantOfShape":
@@ -35,9 +37,35 @@ def _elements(operator: str, inputs: list[np.ndarray | None], axis: int) -> int:
     if operator == "Expand":
         return math.prod(np.broadcast_shapes(given[0].shape, tuple(map(int, given[1]))))
     if operator == "Gather" and given[0].ndim:
-        return given[0].size // max(given[0].shape[axis], 1) * given[1].size
+        return given[0].size // max(given[0].shape[attributes.get("axis", 0)], 1) * given[1].size
     if operator == "Concat":
         return sum(value.size for value in given)
     if operator in _ELEMENTWISE:
         return math.prod(np.broadcast_shapes(*(value.shape for value in given)))
+    if operator == "BatchNormalization":
+        scale = (given[1].size, *(1,) * (given[0].ndim - 2))
+        return math.prod(np.broadcast_shapes(given[0].shape, scale))
+    if operator == "MatMul":
+        left, right = given[0].shape, given[1].shape
+        both = np.broadcast_shapes(left[:-2], right[:-2])
+        return math.prod(both) * math.prod(left[-2:-1]) * math.prod(right[-1:] if len(right) > 1 else ())
+    if operator == "Gemm":
+        product = given[0].shape[bool(attributes.get("transA"))], given[1].shape[not attributes.get("transB")]
+        return math.prod(np.broadcast_shapes(product, *(value.shape for value in given[2:])))
+    if operator == "Einsum":
+        return _of_einsum(attributes["equation"].replace(" ", ""), [value.shape for value in given])
     return 0
+
+
+def _of_einsum(equation: str, shapes: list[tuple[int, ...]]) -> int:
+    """At most, where "..." stands for axes."""
+    terms, arrow, result = equation.partition("->")
+    if "..." in equation:
+        return math.prod(map(math.prod, shapes))
+    letters = terms.replace(",", "")
+    sizes = {}
+    for letter, size in zip(letters, (size for shape in shapes for size in shape), strict=True):
+        sizes[letter] = max(size, sizes.get(letter, 0))
+    return math.prod(
+        size for letter, size in sizes.items() if (letter in result if arrow else letters.count(letter) == 1)
+    )

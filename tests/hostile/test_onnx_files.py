@@ -126,6 +126,12 @@ REFUSED: dict[str, Change] = {
     "a range that stands still": lambda m: before_layers(m, ("Range", tuple(map(np.float32, (0, 5, 0))), {}), FIRST),
     "tiles of terabytes": lambda m: before_layers(m, ("Tile", (WIDE[0], np.int64([MANY])), {}), FIRST),
     "an outer sum": lambda m: before_layers(m, ("Add", (WIDE, WIDE.T), {}), FIRST),
+    "an outer power": lambda m: before_layers(m, ("Pow", (WIDE, WIDE.T), {}), FIRST),
+    "an outer product": lambda m: before_layers(m, ("MatMul", (WIDE.T, WIDE), {}), FIRST),
+    "an outer product, added to": lambda m: before_layers(m, ("Gemm", (WIDE, WIDE), {"transA": 1}), FIRST),
+    "an outer product in letters": lambda m: before_layers(
+        m, ("Einsum", (WIDE[0], WIDE[0]), {"equation": "i,j->ij"}), FIRST
+    ),
     "rows repeated": lambda m: before_layers(m, ("Gather", (WIDE, np.zeros(1 << 16, np.int64)), {}), FIRST),
     "a number spread out": lambda m: before_layers(
         m, ("Expand", (np.float32([1]), np.int64([MANY])), {}), ("Neg", (None,), {}), FIRST

@@ -70,6 +70,7 @@ FINITE = {
 UNREPEATED = {
     "int8 hashed": (7, lambda b, i: _mod(b, _cast(b, i, *NARROW), 7)),
     "quotients of negative numbers": (4, lambda b, i: _mod(b, b.add("Div", _behind_zero(b, i), b.constant(3)), 4)),
+    "remainders of negative numbers": (10, lambda b, i: _mod(b, _behind_zero(b, i), 7, fmod=1)),
     "bits": (7, lambda b, i: _mod(b, b.add("BitwiseXor", i, b.add("Div", i, b.constant(8))), 7)),
 }
 
