@@ -29,7 +29,7 @@ MORE = {
     "many products": ("MatMul", [_of(SIDE, 1, 1, 3), _of(SIDE, 3, 1)], {}),
     "a transposed product": ("Gemm", [_of(1, SIDE), _of(SIDE, 1)], {"transA": 1, "transB": 1}),
     "letters": ("Einsum", [_of(SIDE), _of(SIDE)], {"equation": "i,j"}),
-    "letters of several sizes": ("Einsum", [_of(SIDE, SIDE), _of(1)], {"equation": "ij,j->ij"}),
+    "letters of several sizes": ("Einsum", [_of(1, SIDE), _of(SIDE, 1)], {"equation": "ij,ij->ij"}),
     "letters with dots": ("Einsum", [_of(SIDE), _of(SIDE)], {"equation": "...i,...j->...ij"}),
 }
 
