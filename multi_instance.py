@@ -47,7 +47,7 @@ with reported():
     from dlrm_tvm.sweep.plot import run_pictures
     from dlrm_tvm.sweep.run import run_sweep
 
-Ended = tuple[dict[str, object], int, dict[Path, bytes]]  # the result, the exit status, other files that are left
+Ended = tuple[dict[str, object], int, dict[Path, Callable[[], bytes]]]  # result, exit status, what makes other files
 
 
 def parse_args() -> argparse.Namespace:
@@ -109,7 +109,7 @@ def run_once(args: argparse.Namespace) -> Ended:
         if args.profile:
             report = profiled(session, report)
     show(results_text(report))
-    files = {args.latencies: latencies_file(args.latencies, report.measurement)} if args.latencies else {}
+    files = {path: partial(latencies_file, path, report.measurement) for path in (args.latencies,) if path}
     files |= run_pictures(args.plot, report) if args.plot else {}
     fields = results_json(report)
     if search:

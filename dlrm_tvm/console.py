@@ -167,10 +167,11 @@ def folded(text: str) -> str:
     return "\n".join([text[:at] + lines[0][at:], *lines[1:]])
 
 
-def show_result(fields: Mapping[str, object]) -> None:
-    """The last line of stdout, for programs: people on a terminal have read all that is in it."""
-    if not sys.stdout.isatty():
+def show_result(fields: Mapping[str, object]) -> bool:
+    """The last line of stdout, for programs: people on a terminal have read all that is in it. Whether it was shown."""
+    if is_shown := not sys.stdout.isatty():
         print(result_line(fields), flush=True)
+    return is_shown
 
 
 def result_line(fields: Mapping[str, object]) -> str:

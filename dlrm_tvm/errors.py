@@ -104,7 +104,7 @@ def reported() -> Iterator[None]:
     except OSError as error:
         _fail(one_line(error) if _has_folder() else "The current folder was deleted. Change to another one.")
     except RuntimeError as error:
-        if _ended_by:  # TVM makes one of what is raised in a function that it calls
+        if _ended_by and any(map(_is_interrupt, _chain(error))):
             _fail_interrupted()
         if "Symlink loop" not in str(error):  # pathlib's, before Python 3.13
             raise
@@ -112,6 +112,17 @@ def reported() -> Iterator[None]:
     finally:
         for number, handler in taken.items():
             signal.signal(number, handler)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Also as TVM has it: of what is raised in a function that it calls it makes an error of its own."""
+    return isinstance(error, KeyboardInterrupt) or hasattr(error, "__tvm_ffi_error__")
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -139,9 +150,11 @@ def interrupts_blocked(numbers: Iterable[int] = _ENDING_SIGNALS) -> Iterator[set
             signal.signal(number, lambda number, frame: waiting.append(number))
         yield previous
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        try:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        finally:  # what a handler that is back raises must not leave them blocked
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
         if waiting:
             signal.raise_signal(waiting[0])
 

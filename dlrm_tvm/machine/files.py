@@ -83,25 +83,32 @@ def write_whole_file(path: Path, content: bytes) -> None:
 def leave_result(
     fields: Mapping[str, object],
     output: Path | None,
-    others: Mapping[Path, bytes] | None = None,
-    show_fields: Callable[[Mapping[str, object]], None] = show_result,
+    others: Mapping[Path, Callable[[], bytes]] | None = None,
+    show_fields: Callable[[Mapping[str, object]], bool] = show_result,
+    of_file: Mapping[str, object] | None = None,
 ) -> None:
     """A script's result in the file `output`, other files, and what is shown of it: each whatever becomes of the rest.
 
-    Raises UserError that names the files which could not be written.
+    others: made one after another once the result is written: an interrupt while a picture is drawn costs that alone.
+    show_fields: gives whether all figures are shown; of_file: fields that the file alone has. Raises UserError that
+    names the files which could not be written.
     """
-    contents = {output: result_line(fields).encode() + b"\n"} if output else {}
-    failed = []
-    for path, content in {**contents, **(others or {})}.items():
-        try:
-            write_whole_file(path, content)
-        except OSError as error:
-            failed.append(unwritten(path, error))
-    show_fields(fields)
-    if failed:
-        if sys.stdout.isatty():  # where people have been shown all but this
+    result = {output: lambda: result_line({**(of_file or {}), **fields}).encode() + b"\n"} if output else {}
+    failed: dict[Path | None, str] = {}
+    try:
+        for path, content in {**result, **(others or {})}.items():
+            try:
+                write_whole_file(path, content())
+            except OSError as error:
+                failed[path] = unwritten(path, error)
+    finally:
+        is_whole = show_fields(fields)
+        if output in failed and not is_whole and sys.stdout.isatty():  # people have been shown all but this
             print(result_line(fields), flush=True)
-        raise UserError(f"{'; '.join(failed)}. What is printed before has all figures.")
+            is_whole = True
+    if failed:
+        said = " What is printed before has all figures." if output in failed and is_whole else ""
+        raise UserError(f"{'; '.join(failed.values())}.{said}")
 
 
 def unwritten(path: Path, error: OSError) -> str:

@@ -61,14 +61,15 @@ def show_results(paths: Sequence[Path], max_latency_ms: float | None, form: str 
         write_whole_file(plot, throughput_picture(summary, title, plot.suffix))
 
 
-def show_as(fields: Mapping[str, object], form: str | None = None) -> None:
-    """A result on stdout, for programs. form: of --format."""
+def show_as(fields: Mapping[str, object], form: str | None = None) -> bool:
+    """A result on stdout, for programs; whether all of it. form: of --format."""
     if form in ("markdown", "csv") and fields.keys() & {"latency_ms", "combinations"}:  # a search may end without
         print_table(summarise(outcomes_of(parse(result_line(fields))), None), form)
-    elif form == "json":
-        print(result_line(fields), flush=True)
-    else:
-        show_result(fields)
+        return False
+    if form != "json":
+        return show_result(fields)
+    print(result_line(fields), flush=True)
+    return True
 
 
 def print_table(summary: Summary, form: str) -> None:

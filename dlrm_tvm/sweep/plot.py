@@ -6,6 +6,8 @@ The only importer of matplotlib.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from functools import partial
 from itertools import cycle, groupby
 from pathlib import Path
 from textwrap import fill
@@ -86,15 +88,16 @@ def _draw_variant(axes, variant: str, rows: list[Row], marker: str) -> None:
     axes.errorbar(p99s_ms, throughputs, yerr=spread, fmt=marker, markersize=4, capsize=2, label=variant)
 
 
-def run_pictures(path: Path, report: RunReport) -> dict[Path, bytes]:
-    """Files of one run: its latencies, and with --profile NAME.roofline beside them."""
+def run_pictures(path: Path, report: RunReport) -> dict[Path, Callable[[], bytes]]:
+    """What draws the files of one run: its latencies, and with --profile NAME.roofline beside them."""
     environment, card = report.plan.environment, report.manifest.model
     count, threads = len(report.cores), len(report.cores[0])
     what = f"{card.name}, {report.precision}, batch {report.manifest.batch_size}, {count}×{threads} threads"
     title = f"{what}: {environment['cpu']}"
-    pictures = {path: latency_picture(np.concatenate(report.measurement.latencies_ns) / 1e6, title, path.suffix)}
+    latencies_ms = np.concatenate(report.measurement.latencies_ns) / 1e6
+    pictures = {path: partial(latency_picture, latencies_ms, title, path.suffix)}
     if report.profile:
-        pictures[roofline_path(path)] = roofline_picture(report.profile, title, path.suffix)
+        pictures[roofline_path(path)] = partial(roofline_picture, report.profile, title, path.suffix)
     return pictures
 
 

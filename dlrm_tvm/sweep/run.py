@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from io import FileIO
 from pathlib import Path
 
 from ..bench.measure import measure
 from ..bench.report import results_json
 from ..bench.session import open_session
-from ..console import Bar, result_line, show_result
+from ..console import Bar, show_result
 from ..errors import FOUND_WANTING, UserError, interrupted_status, one_line
 from ..instances.arrivals import CLOSED, Arrivals
 from ..machine.files import leave_result, unwritten
@@ -37,7 +38,7 @@ def run_sweep(
     settings: SweepSettings,
     show: Callable[[str], None],
     measure_one: MeasureOne | None = None,
-    show_fields: Callable[[Mapping[str, object]], None] | None = None,
+    show_fields: Callable[[Mapping[str, object]], bool] | None = None,
 ) -> int:
     """The whole story; the exit status. Raises UserError before anything is measured, or when nothing could be."""
     check_files(settings)
@@ -55,7 +56,8 @@ def run_sweep(
             show(f"Interrupted: {left} runs are left. The same command with --resume does them.")
         facts = prepared.facts | {"finished": left == 0, "interrupted": interrupted, "runs_left": left}
         fields = sweep_json(summary, outcomes, facts)
-        leave_result(fields, None, _files(settings, prepared, summary, fields), show_fields or show_result)
+        files = _files(settings, prepared, summary, fields)
+        leave_result(fields, settings.result_path, files, show_fields or show_result, of_file={"kind": KIND})
     return interrupted_status() if interrupted else FOUND_WANTING if summary.failed else 0
 
 
@@ -138,12 +140,12 @@ def _measured(settings: SweepSettings, prepared: Prepared, planned: Planned, mea
 
 def _files(
     settings: SweepSettings, prepared: Prepared, summary: Summary, fields: Mapping[str, object]
-) -> dict[Path, bytes]:
-    """Result, CSV and plot."""
-    contents = {settings.result_path: result_line({"kind": KIND, **fields}).encode() + b"\n"}
+) -> dict[Path, Callable[[], bytes]]:
+    """CSV and plot."""
+    files: dict[Path, Callable[[], bytes]] = {}
     if settings.csv:
-        contents[settings.csv] = sweep_csv(summary)
+        files[settings.csv] = partial(sweep_csv, summary)
     if settings.plot:
         title = f"{prepared.heading}: {fields['environment']['cpu']}"
-        contents[settings.plot] = throughput_picture(summary, title, settings.plot.suffix)
-    return contents
+        files[settings.plot] = partial(throughput_picture, summary, title, settings.plot.suffix)
+    return files

@@ -15,7 +15,7 @@ import pytest
 from models import build_plain, random_dlrm
 
 import dlrm_tvm
-from dlrm_tvm.errors import UserError, printable
+from dlrm_tvm.errors import UserError, interrupts_blocked, printable
 from dlrm_tvm.paths import ROOT
 
 SCRIPTS = ("compile.py", "accuracy.py", "multi_instance.py")
@@ -294,3 +294,27 @@ def test_names_that_steer_terminals_reach_no_line_of_compile(tmp_path, capsys) -
     printed = capsys.readouterr().out
     assert "\x1b" not in printed and "t\\x1b[2J\\n is copied" in printed and "a\\n\\x1b[31m" in printed
     dlrm_tvm.load(str(library))
+
+
+def test_a_crash_after_an_interrupt_that_was_handled_keeps_its_traceback() -> None:
+    code = (
+        f"import signal, sys; sys.path[:0] = [{str(ROOT)!r}]\nfrom dlrm_tvm.errors import run_script\n"
+        "def work():\n    try:\n        signal.raise_signal(signal.SIGINT)\n"
+        "    except KeyboardInterrupt:\n        pass\n    raise RuntimeError('our own bug')\n"
+        "run_script(work)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and done.stderr.endswith("RuntimeError: our own bug\n")
+
+
+def test_signals_do_not_stay_blocked_where_a_handler_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(number: int, handler: object) -> None:
+        raise KeyboardInterrupt
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt), interrupts_blocked():
+        patched.setattr(signal, "signal", raises)  # as one that comes while handlers are put back
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    assert signal.pthread_sigmask(signal.SIG_SETMASK, before) == before

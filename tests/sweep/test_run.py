@@ -45,7 +45,7 @@ RESULTS: list[str] = []  # lines for programs
 
 @pytest.fixture(autouse=True)
 def results() -> Iterator[None]:
-    with patch("dlrm_tvm.sweep.run.show_result", lambda fields: RESULTS.append(result_line(fields))):
+    with patch("dlrm_tvm.sweep.run.show_result", lambda fields: RESULTS.append(result_line(fields)) is None):
         yield
 
 
