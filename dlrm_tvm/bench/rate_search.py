@@ -185,4 +185,6 @@ def _said(probe: Probe) -> str:
     interval = f" ({probe.interval[0]:.2%} to {probe.interval[1]:.2%})" if probe.interval else ""
     windows = f"{probe.windows} window{'s' * (probe.windows > 1)}"
     late = f"{probe.late:.2%}{interval} of {probe.batches:,} late"
+    if not probe.batches:
+        late = "no batch was done"
     return f"{probe.rate:,.1f} batches/s {verdict}: {late}, {windows}"

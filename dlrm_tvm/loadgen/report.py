@@ -62,6 +62,8 @@ def loadgen_text(run: LoadgenRun, accuracy: AccuracyResult | None) -> str:
         lines = _cut_lines(run)
     else:
         lines = _performance_lines(run)
+    if run.interrupted and not last.cut_after_s:  # between two tests, or after the last
+        lines[0] += " (interrupted)"
     lines += [
         line("memory", f"{run.memory_bytes / 1e6:,.0f} MB PSS together, their part of the samples included"),
         *([] if last.cut_after_s else [line("LoadGen", f"its process took {last.cpu_share:.1%} of a core")]),

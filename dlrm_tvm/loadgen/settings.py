@@ -162,8 +162,14 @@ def _check_length(settings: Any, request: LoadgenRequest) -> None:
     queries = settings.min_query_count * _samples_per_query(settings, request)
     by_time = settings.min_duration_ms / 1000 * qps * (1 if is_server else _SLACK)
     if why := too_long(max(queries, by_time), qps):
-        shorter = "a lower --target-qps or a shorter --duration"
-        raise UserError(f"{why}. Give {shorter if by_time > queries else 'a higher --target-qps'}.")
+        faster, fewer = "a higher --target-qps", "a lower min_query_count in the file of settings"
+        if by_time > queries:
+            advice = "a lower --target-qps or a shorter --duration"
+        elif queries > _MOST_SAMPLES:  # at any rate
+            advice = fewer
+        else:
+            advice = f"{faster}, or {fewer}" if request.conf_files else faster
+        raise UserError(f"{why}. Give {advice}.")
 
 
 def too_long(samples: float, qps: float) -> str | None:

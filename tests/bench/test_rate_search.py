@@ -101,7 +101,10 @@ def test_a_window_without_a_batch_is_of_a_rate_that_does_not_hold() -> None:
                 raise NoBatchError("none")
             return super().measure(arrivals=arrivals, **timing)
 
-    found, _ = search(Standing(), Target(6))
+    found, lines = search(Standing(), Target(6))
+    assert "batches/s does not hold: no batch was done, 1 window" in "".join(lines) and "of 0 late" not in "".join(
+        lines
+    )
     assert 80 < found.rate <= 100 < found.not_held
     assert all(not probe.holds and probe.late == 1 for probe in found.probes if probe.rate > 100)
 

@@ -117,7 +117,7 @@ def test_killed_worker_ends_the_run_with_its_signal_named(demo_library: Path) ->
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_and_sigterm_print_what_was_measured(demo_library: Path, number: int, status: int) -> None:
-    script = start("--model", demo_library, "--num-instances", 1, "--duration", 60, "--warmup", 0.2)
+    script = start("--model", demo_library, "--num-instances", 1, "--duration", 3600, "--warmup", 0.2)
     wait_for_peak_line(script)
     (worker,) = workers = children(script.pid)
     before_s = sum(psutil.Process(worker).cpu_times()[:2])
@@ -128,7 +128,7 @@ def test_ctrl_c_and_sigterm_print_what_was_measured(demo_library: Path, number: 
     output, errors = script.communicate(timeout=30)
     result = read_result(output)
     assert (script.returncode, errors) == (status, "")
-    assert result["interrupted"] and 0.5 < result["duration_s"] < 60 and result["batches"] > 0
+    assert result["interrupted"] and 0.5 < result["duration_s"] < 600 and result["batches"] > 0
     assert_gone(workers)
 
 
