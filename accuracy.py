@@ -159,20 +159,20 @@ def predict(args: argparse.Namespace) -> tuple[Verdict, dict[str, object]]:
         f"model  {printable(str(args.model))}: {manifest.model.name}, {manifest.precision}, batch {manifest.batch_size}"
     )
     show("\n".join(plan_lines(settings, inputs, job)))
-    with scoring(args.ray) as score:
+    with scoring(args.ray, resume=args.resume) as score:
         predictions = predict_all(settings, job, gate, is_logit=manifest.model.gives_logits, score=score)
     verdict = predictions.verdict
     show(verdict_text(verdict, gate))
     return verdict, verdict_json(verdict, gate) | predictions.to_json(settings.output)
 
 
-def scoring(ray: str | None) -> AbstractContextManager[ScoreShards]:
+def scoring(ray: str | None, *, resume: bool) -> AbstractContextManager[ScoreShards]:
     """Here, or on the Ray cluster at this address."""
     if ray is None:
         return nullcontext(score_here)
     from dlrm_tvm.cluster.pool import on_ray
 
-    return on_ray(ray)
+    return on_ray(ray, resume=resume)
 
 
 def command() -> None:

@@ -7,6 +7,7 @@ lost. Calls of a lost node are given up, and nothing waits for it.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ class Fleet:
                 try:
                     there = self._ray.get(member.actor.clock.remote(), timeout=timeout_s)
                 except self._ray.exceptions.RayError as error:
-                    self.lost[member] = f"dlrm_tvm does not run from {ROOT} there ({_reason(error)})"
+                    self.lost[member] = _start_failure(error)
                     continue
                 now = time.time()
                 if now - sent_at < member.rtt_s:
@@ -148,6 +149,12 @@ def _placed(ray: ModuleType, cpus: list[int]) -> Any:
             f"{_PLACE_S:g} s. Wait for its other jobs to end, or give --ray-nodes."
         )
     return group
+
+
+def _start_failure(error: Exception) -> str:
+    """Of an actor whose class cannot be imported Ray gives the traceback as text alone."""
+    is_import = re.search(r"\b(ImportError|ModuleNotFoundError)\b", str(error))
+    return f"dlrm_tvm does not run from {ROOT} there ({_reason(error)})" if is_import else _reason(error)
 
 
 def _reason(error: Exception) -> str:

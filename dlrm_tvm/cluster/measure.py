@@ -101,7 +101,7 @@ def _run(
             answers = fleet.ask("outcome", look=look)
     nodes = []
     for member in fleet.members:
-        is_good, told = (False, fleet.lost[member]) if member in fleet.lost else answers[member]
+        is_good, told = answers.get(member) or (False, fleet.lost[member])  # figures count, whatever came of it later
         found, clock = (told, "") if is_good else (None, told), (member.offset_s, member.rtt_s / 2)
         host, warnings = facts[member]["host"], facts[member]["warnings"]
         nodes.append(NodeReport(member.address, host, *found, tuple(warnings), *clock))

@@ -34,17 +34,23 @@ _FREE_S = 20.0
 
 
 @contextmanager
-def on_ray(address: str) -> Iterator[ScoreShards]:
-    """What scores the shards of a job on the cluster at HOST:PORT. Raises UserError as soon as one shard cannot be."""
+def on_ray(address: str, *, resume: bool = False) -> Iterator[ScoreShards]:
+    """What scores the shards of a job on the cluster at HOST:PORT. Raises UserError as soon as one shard cannot be.
+
+    resume: the job may have no shards left, and then needs no CPU."""
     with connected(address) as ray:
-        yield partial(_score, ray, _free_cpus(ray))
+        if not resume:
+            _free_cpus(ray)  # refused before a folder is made
+        yield partial(_score, ray)
 
 
 def _score(
-    ray: ModuleType, workers: int, job: Job, numbers: list[int], advance: Callable[[int], object]
+    ray: ModuleType, job: Job, numbers: list[int], advance: Callable[[int], object]
 ) -> Generator[ShardDone, None, None]:
+    if not numbers:
+        return
     try:
-        for row in _scored(ray, job, numbers, min(workers, len(numbers))) if numbers else ():
+        for row in _scored(ray, job, numbers, min(_free_cpus(ray), len(numbers))):
             if row["error"]:
                 raise UserError(row["error"])
             advance(row["items"])

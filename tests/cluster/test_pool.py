@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from prediction_files import KINDS, items_of, model_of_items, prediction_words, 
 from ray_nodes import RayCluster, ray_cluster
 from scripts import read_result, run
 
+from dlrm_tvm.cluster import pool
 from dlrm_tvm.model.dlrm import Dlrm
 from dlrm_tvm.paths import ROOT
 
@@ -107,7 +109,7 @@ def test_after_an_actor_is_killed_amid_a_part_every_item_is_there_once(cluster, 
     assert read_result(out)["items"] == 3000
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGINT"])
 def test_after_the_driver_is_ended_the_rest_is_scored_once(cluster, model, library, tmp_path, how):
     path, flags = slow_items(model, tmp_path)
     out = tmp_path / "out"
@@ -116,8 +118,10 @@ def test_after_the_driver_is_ended_the_rest_is_scored_once(cluster, model, libra
     wait_for_parts(out, 3)
     process.send_signal(getattr(signal, how))
     _, err = process.communicate(timeout=60)
-    if how == "SIGTERM":  # not as Ray's handler has it
-        assert process.returncode == 143 and err.splitlines()[-1] == "Ended by SIGTERM."
+    assert process.returncode != 0 and "Traceback" not in err
+    if how != "SIGKILL":  # not as Ray's handler has it
+        ended = {"SIGTERM": (143, "Ended by SIGTERM."), "SIGINT": (130, "Interrupted.")}
+        assert (process.returncode, err.splitlines()[-1]) == ended[how]
         assert "of 75 shards are done; --resume goes on" in err and len(err.splitlines()) == 2
     before = {each: each.stat().st_mtime_ns for each in out.glob("part-*.npz")}
     assert 3 <= len(before) < 75
@@ -185,3 +189,15 @@ import accuracy; accuracy.command()"""
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1
     assert len(err.splitlines()) == 1 and err.startswith("Ray gave up (") and "--resume" in err
+
+
+def test_a_job_whose_shards_are_all_done_waits_for_no_cpu(monkeypatch):
+    """A cluster of which others hold all CPUs."""
+
+    class Full:
+        def available_resources(self):
+            raise AssertionError("nobody need ask")
+
+    monkeypatch.setattr(pool, "connected", lambda address: nullcontext(Full()))
+    with pool.on_ray("10.0.0.1:1", resume=True) as score:
+        assert list(score(None, [], print)) == []

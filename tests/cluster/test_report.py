@@ -8,8 +8,9 @@ import re
 import pytest
 from scripts import assert_one_line, run
 
-from dlrm_tvm.cluster import connection
-from dlrm_tvm.cluster.measure import NODE_FLAGS, _words, check_cluster_flags
+from dlrm_tvm.cluster import connection, fleet
+from dlrm_tvm.cluster.fleet import Member
+from dlrm_tvm.cluster.measure import NODE_FLAGS, _run, _words, check_cluster_flags
 from dlrm_tvm.cluster.report import ClusterReport, NodeReport
 from dlrm_tvm.paths import ROOT
 from multi_instance import parse_args
@@ -132,3 +133,26 @@ def test_without_ray_the_pip_command_is_named(monkeypatch):
 def test_an_address_is_a_host_and_a_port(monkeypatch, address):
     with pytest.raises(ValueError, match="HOST:PORT was wanted"):
         connection._probe(address)
+
+
+def test_only_what_cannot_be_imported_is_said_not_to_run_there():
+    died = "The actor died because its node ran out of memory"
+    assert fleet._start_failure(ValueError(died)) == f"ValueError: {died}"
+    missing = ValueError("failed to import on the worker: ModuleNotFoundError: No module named 'dlrm_tvm'")
+    assert fleet._start_failure(missing).startswith(f"dlrm_tvm does not run from {ROOT} there (")
+
+
+def test_figures_that_a_node_delivered_before_it_was_lost_are_kept():
+    class Lost:
+        members = alive = (Member("10.0.0.1:1", 2, None), Member("10.0.0.2:1", 2, None))
+        lost = dict.fromkeys(members, "no answer for 10 s")
+
+        def tell(self, method: str) -> None:
+            pass
+
+        def ask(self, method: str, look: object) -> dict:
+            return {self.members[0]: (True, FIELDS)}
+
+    facts = {member: {"host": "host", "warnings": []} for member in Lost.members}
+    kept, lost = _run(Lost(), facts, 1.0, lambda text: None).nodes
+    assert kept.fields == FIELDS and (lost.fields, lost.reason) == (None, "no answer for 10 s")
