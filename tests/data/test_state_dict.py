@@ -88,7 +88,7 @@ def in_two_files(folder: Path) -> Path:
 
 @pytest.mark.parametrize("linked", [False, True])
 def test_weights_in_several_files_are_read_by_their_index(tmp_path, linked):
-    """linked: as in Hugging Face's cache, where names are links to files elsewhere."""
+    """linked: names are links to files in a folder within."""
     (tmp_path / "blobs").mkdir()
     index = in_two_files(tmp_path)
     if linked:
