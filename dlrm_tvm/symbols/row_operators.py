@@ -10,6 +10,8 @@ batch size.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -57,28 +59,25 @@ def evaluate_constants(operator: str, opset: int, inputs: list[np.ndarray | None
         raise ValueError("computes with a table as a whole; rows of it may be looked up")
     check_size(operator, inputs, attributes)
     names = ["" if value is None else f"x{at}" for at, value in enumerate(inputs)]
-    node = onnx.helper.make_node(operator, names, ["y"], **attributes)
-    kinds = [(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype)) for name, value in zip(names, inputs) if name]
-    given = [onnx.helper.make_tensor_value_info(name, kind, None) for name, kind in kinds]
-    graph = onnx.helper.make_graph([node], "constants", given, [onnx.ValueInfoProto(name="y")])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     feeds = {name: value for name, value in zip(names, inputs) if name}
+    with _told(operator, opset):
+        dtypes = {name: value.dtype for name, value in feeds.items()}
+        return np.asarray(_evaluator(operator, opset, names, dtypes, attributes).run(None, feeds)[0])
+
+
+@contextmanager
+def _told(operator: str, opset: int) -> Iterator[None]:
     try:
-        return np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])
-    except (NotImplementedError, RuntimeError, TypeError) as error:
-        raise ValueError(_reason(operator, opset, error)) from None
-
-
-def _reason(operator: str, opset: int, error: Exception) -> str:
-    return f"is no {operator} of operator set {opset}: {' '.join(str(error).split())[:100]}"
+        yield
+    except (NotImplementedError, RuntimeError, TypeError) as error:  # the reference evaluator's
+        reason = " ".join(str(error).split())[:100]
+        raise ValueError(f"is no {operator} of operator set {opset}: {reason}") from None
 
 
 def evaluate_rows(operator: str, opset: int, values: list[np.ndarray], attributes: dict) -> np.ndarray:
     """values: [n, width], or constants [width] or [1]. Raises ValueError where the operator does not take them."""
-    try:
+    with _told(operator, opset):
         return _evaluated(operator, opset, values, attributes)
-    except (NotImplementedError, RuntimeError, TypeError) as error:  # the reference evaluator's
-        raise ValueError(_reason(operator, opset, error)) from None
 
 
 def _evaluated(operator: str, opset: int, values: list[np.ndarray], attributes: dict) -> np.ndarray:
@@ -102,9 +101,15 @@ def _session(operator: str, opset: int, dtypes: tuple[str, ...], attributes: tup
         given.pop("axes")
         names.append("axes")
         dtypes = (*dtypes, "int64")
-    node = onnx.helper.make_node(operator, names, ["y"], **given)
-    kinds = [onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)) for dtype in dtypes]
-    inputs = [onnx.helper.make_tensor_value_info(name, kind, None) for name, kind in zip(names, kinds)]
-    output = onnx.helper.make_tensor_value_info("y", kinds[0], None)
-    graph = onnx.helper.make_graph([node], "row", inputs, [output])
+    return _evaluator(operator, opset, names, dict(zip(names, map(np.dtype, dtypes))), given)
+
+
+def _evaluator(
+    operator: str, opset: int, names: list[str], dtypes: dict[str, np.dtype], attributes: dict
+) -> ReferenceEvaluator:
+    """Of one node. names: of its inputs, "" for one that is left out; dtypes: of the others."""
+    node = onnx.helper.make_node(operator, names, ["y"], **attributes)
+    kinds = {name: onnx.helper.np_dtype_to_tensor_dtype(dtype) for name, dtype in dtypes.items()}
+    inputs = [onnx.helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()]
+    graph = onnx.helper.make_graph([node], "one", inputs, [onnx.ValueInfoProto(name="y")])
     return ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)]))

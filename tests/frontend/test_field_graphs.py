@@ -13,6 +13,7 @@ from field_graphs import (
     DENSE,
     DIM,
     ITEMS,
+    LOWER,
     ROWS,
     Builder,
     check,
@@ -36,7 +37,6 @@ from dlrm_tvm.model.reference import predict
 from dlrm_tvm.paths import ROOT
 
 CASES = ROOT / "tests" / "field_cases"
-LOWER = [(i, j) for i in range(4) for j in range(i)]
 
 
 # --- what is joined

@@ -11,6 +11,7 @@ from field_graphs import (
     DENSE,
     DIM,
     ITEMS,
+    LOWER,
     ROWS,
     Builder,
     check,
@@ -28,8 +29,6 @@ from dlrm_tvm.errors import UserError
 from dlrm_tvm.frontend.reader import read_dlrm
 from dlrm_tvm.model.interactions import Cross, Dot
 from dlrm_tvm.model.reference import predict
-
-LOWER = [(i, j) for i in range(4) for j in range(i)]
 
 
 def _floats(b: Builder, *values: float) -> str:

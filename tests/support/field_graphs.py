@@ -81,6 +81,9 @@ def picked(b: Builder, dots: str, pairs: Sequence[tuple[int, int]], count: int) 
     return b.add("Gather", flat, b.constant([i * count + j for i, j in pairs]), axis=1)
 
 
+LOWER = [(i, j) for i in range(4) for j in range(i)]  # of x and three vectors
+
+
 def lower_triangle(b: Builder, x: str, vectors: list[str]) -> tuple[str, int]:
     count = len(vectors) + 1
     pairs = [(i, j) for i in range(count) for j in range(i)]
