@@ -11,9 +11,17 @@ Exit status 0 for PASS, 3 for FAIL. Ctrl-C scores what there is.
 
 from __future__ import annotations
 
-from dlrm_tvm.errors import FOUND_WANTING, UserError, interrupted_status, printable, reported, run_script
+from dlrm_tvm.errors import (
+    FOUND_WANTING,
+    UserError,
+    interrupted_status,
+    interrupts_blocked,
+    printable,
+    reported,
+    run_script,
+)
 
-with reported():
+with reported(), interrupts_blocked():
     import argparse
     import os
     from contextlib import AbstractContextManager, nullcontext

@@ -8,9 +8,9 @@ The phases are listed in dlrm_tvm/compiler/pipeline.py. Exit status 3: no precis
 
 from __future__ import annotations
 
-from dlrm_tvm.errors import UserError, reported, run_script
+from dlrm_tvm.errors import UserError, interrupts_blocked, reported, run_script
 
-with reported():
+with reported(), interrupts_blocked():
     import argparse
     import time
     from pathlib import Path

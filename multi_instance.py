@@ -14,9 +14,9 @@ LoadGen finds the run invalid, combinations of a sweep failed, --fail-on-regress
 
 from __future__ import annotations
 
-from dlrm_tvm.errors import FOUND_WANTING, UserError, interrupted_status, reported, run_script
+from dlrm_tvm.errors import FOUND_WANTING, UserError, interrupted_status, interrupts_blocked, reported, run_script
 
-with reported():
+with reported(), interrupts_blocked():
     import argparse
     from collections.abc import Callable
     from functools import partial
