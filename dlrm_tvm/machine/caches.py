@@ -37,6 +37,10 @@ _KNOWN = {
     "emeraldrapids": Caches(48 * _KIB, 2 * _MIB, 5 * _MIB),
     "graniterapids": Caches(48 * _KIB, 2 * _MIB, 4 * _MIB),
 }
+SERVER_CPUS = {
+    "amd": tuple(cpu for cpu in _KNOWN if cpu.startswith("znver")),
+    "intel": tuple(cpu for cpu in _KNOWN if not cpu.startswith("znver")),
+}
 _ANY = Caches(32 * _KIB, 512 * _KIB, 1 * _MIB)  # the least of the servers above, L3 aside
 
 

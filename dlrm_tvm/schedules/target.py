@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from typing import Any
 
 import tvm
 from tvm.target import codegen
 
 from ..errors import UserError
 from ..kernels.isa import FAMILIES, Family, family_for
-from ..machine.caches import Caches, caches_of, host_caches
+from ..machine.caches import SERVER_CPUS, Caches, caches_of, host_caches
 from ..machine.cpu import FLAG_OF_FEATURE, host_flags, required_flags
 
 # Prefixes of LLVM's names of instruction sets; sets that machine/cpu.py has no flag for are switched off.
@@ -62,24 +63,47 @@ def cpu_target(name: str | None) -> CpuTarget:
     LLVM itself takes any name and falls back to generic code. A virtual machine may hide instructions of its CPU
     model; for this host they are switched off, so that the code runs here.
     """
-    host = codegen.llvm_get_system_cpu()
+    host = host_cpu()
     cpu = host if name is None else name
     if not codegen.llvm_is_valid_cpu(cpu, codegen.llvm_get_system_triple()):
         known = [str(entry) for entry in codegen.llvm_get_cpu_archlist(tvm.target.Target("llvm"))]
         near = difflib.get_close_matches(cpu, known, n=3, cutoff=0.5) or ["znver4", "sapphirerapids", "icelake-server"]
         raise UserError(f"--target-cpu {cpu} is not a CPU that LLVM knows. Try {', '.join(near)}.")
-    options = {"kind": "llvm", "mcpu": cpu, "num-cores": 1}
-    hidden = _hidden_features(tvm.target.Target(options), on_host=cpu == host)
+    options = _options(cpu)
+    features = _features(cpu)
+    hidden = _hidden_features(features, on_host=cpu == host)
     if hidden:
         options["mattr"] = [f"-{feature}" for feature in hidden]
-    target = tvm.target.Target(options)
-    features = {str(feature) for feature in codegen.llvm_get_cpu_features(target)} - set(hidden)
-    return CpuTarget(cpu, target, required_flags(features), cpu == host)
+    return CpuTarget(cpu, tvm.target.Target(options), required_flags(features - set(hidden)), cpu == host)
 
 
-def _hidden_features(target: tvm.target.Target, *, on_host: bool) -> list[str]:
+def host_cpu() -> str:
+    """LLVM's name of this machine's CPU, which it takes from the model number.
+
+    A hypervisor may give another model's number (a Granite Rapids calls itself a Rocket Lake), and LLVM may be older
+    than the CPU. Where our kernels would miss instructions that the machine has, it is the server CPU of the same
+    vendor that has most of the machine's flags, and of those the one that has the fewest others.
+    """
+    named, flags = codegen.llvm_get_system_cpu(), host_flags()
+    of_kernels = flags & {flag for family in FAMILIES for flag in family.flags}
+    if of_kernels <= set(required_flags(_features(named))):
+        return named
+    vendor = codegen.llvm_get_system_x86_vendor()
+    needed = {cpu: set(required_flags(_features(cpu))) for cpu in SERVER_CPUS.get(vendor, ())}
+    return max(needed, key=lambda cpu: (len(needed[cpu] & flags), -len(needed[cpu] - flags)), default=named)
+
+
+def _options(cpu: str) -> dict[str, Any]:
+    return {"kind": "llvm", "mcpu": cpu, "num-cores": 1}
+
+
+def _features(cpu: str) -> set[str]:
+    return {str(feature) for feature in codegen.llvm_get_cpu_features(tvm.target.Target(_options(cpu)))}
+
+
+def _hidden_features(names: set[str], *, on_host: bool) -> list[str]:
     """Features that LLVM must not use: those that no flag of ours stands for, and on this host those it hides."""
-    features = sorted(str(feature) for feature in codegen.llvm_get_cpu_features(target))
+    features = sorted(names)
     unknown = [f for f in features if f.startswith(_INSTRUCTION_SETS) and f not in FLAG_OF_FEATURE]
     flags = host_flags() if on_host else frozenset(FLAG_OF_FEATURE.values())
     return unknown + [f for f in features if f in FLAG_OF_FEATURE and FLAG_OF_FEATURE[f] not in flags]

@@ -7,6 +7,7 @@ import tvm
 from tvm.target import codegen
 
 from dlrm_tvm.errors import UserError
+from dlrm_tvm.kernels.isa import FAMILIES
 from dlrm_tvm.machine.cpu import FLAG_OF_FEATURE, host_flags
 from dlrm_tvm.schedules import target
 
@@ -44,8 +45,36 @@ def test_every_vector_and_matrix_feature_that_llvm_reports_maps_to_a_flag(cpu):
 def test_this_host_is_the_default_and_its_code_needs_only_what_it_has():
     made = target.cpu_target(None)
     assert made.is_host
-    assert made.cpu == codegen.llvm_get_system_cpu()
     assert set(made.flags) <= host_flags()
+    assert target.cpu_target(made.cpu).is_host
+
+
+SAPPHIRE_RAPIDS = frozenset(FLAG_OF_FEATURE[f] for f in llvm_features("sapphirerapids") if f in FLAG_OF_FEATURE)
+
+
+@pytest.mark.parametrize(
+    "named, vendor, flags, cpu",
+    [
+        ("rocketlake", "intel", SAPPHIRE_RAPIDS, "sapphirerapids"),  # a Granite Rapids under QEMU said so
+        ("rocketlake", "intel", SAPPHIRE_RAPIDS | {"amx_fp16"}, "graniterapids"),
+        ("x86-64", "intel", {"fma", "avx2", "bmi2"}, "haswell"),
+        ("x86-64", "amd", SAPPHIRE_RAPIDS, "znver5"),  # a Zen that LLVM does not know yet
+        ("emeraldrapids", "intel", SAPPHIRE_RAPIDS, "emeraldrapids"),
+        ("sapphirerapids", "intel", {"fma", "avx2"}, "sapphirerapids"),  # instructions hidden: the name stays
+        ("x86-64", "other", SAPPHIRE_RAPIDS, "x86-64"),
+    ],
+)
+def test_a_host_whose_model_number_hides_instructions_that_it_has_is_named_by_them(
+    monkeypatch, named, vendor, flags, cpu
+):
+    monkeypatch.setattr(codegen, "llvm_get_system_cpu", lambda: named)
+    monkeypatch.setattr(codegen, "llvm_get_system_x86_vendor", lambda: vendor)
+    monkeypatch.setattr(target, "host_flags", lambda: frozenset(flags))
+    made = target.cpu_target(None)
+    assert (made.cpu, made.is_host) == (cpu, True)
+    assert set(made.flags) <= flags
+    of_kernels = {flag for family in FAMILIES for flag in family.flags}
+    assert vendor != "intel" or of_kernels & set(flags) <= set(made.flags)
 
 
 def test_instructions_that_a_virtual_machine_hides_are_switched_off(monkeypatch):
