@@ -58,11 +58,13 @@ class NetworkSchedule:
 
 @dataclass(frozen=True)
 class Probed:
-    """A network's schedule as the rules take it. ahead: whether layers without a record prefetch their next panel;
-    gflops: of the largest layer alone, None where it was not measured (layer_probe.py)."""
+    """A network's schedule as the rules take it. Of layers without a record, ahead: whether they prefetch their next
+    panel; unroll: k steps of a loop body, None by rule. gflops: of the largest layer alone, None where it was not
+    measured (layer_probe.py)."""
 
     network: NetworkSchedule
     ahead: bool = True
+    unroll: int | None = None
     gflops: float | None = None
 
 
@@ -92,18 +94,19 @@ def tile_heights(batch: int, registers: int = REGISTERS, precision: str = "fp32"
 
 
 def default_dense(
-    mr: int, outputs: int, registers: int = REGISTERS, unit: int = 1, ahead: bool = True
+    mr: int, outputs: int, registers: int = REGISTERS, unit: int = 1, ahead: bool = True, unroll: int | None = None
 ) -> DenseSchedule:
     """As many vectors of outputs as registers allow, up to 8, in a number that divides the layer's width.
 
-    unit: vectors of outputs that are packed together; ahead: see Probed. The kernel for one item does without.
+    unit: vectors of outputs that are packed together; ahead, unroll: see Probed. The kernel for one item does without.
     """
     vectors = padded(outputs) // LANES
     if mr == 1:
         return DenseSchedule(min(GEMV_OUTPUTS * registers // REGISTERS, vectors * LANES), 1)
     most = max(unit, min(8, (registers - 1) // (mr + 1)))
     whole = [v for v in range(unit, most + 1, unit) if vectors % v == 0]
-    unroll = 1 if registers == REGISTERS else 4  # AVX2 on Zen 3: a loop of 12 multiply-adds is too short
+    if unroll is None:
+        unroll = 1 if registers == REGISTERS else 4  # AVX2 on Zen 3: a loop of 12 multiply-adds is too short
     return DenseSchedule(max(whole, default=min(unit, vectors)) * LANES, unroll, ahead)
 
 
@@ -205,7 +208,7 @@ def choose_schedules(
     for layer in layers:
         shape = dense_shape(network.mr, layer.inputs, layer.outputs)
         record = records.find(dense_kernel(layer.precision, layer.activation), shape, layer)
-        rule = default_dense(network.mr, layer.outputs, registers, layer.unit, found.ahead)
+        rule = default_dense(network.mr, layer.outputs, registers, layer.unit, found.ahead, found.unroll)
         dense[layer] = in_k_blocks(dense_from(record.schedule) if record else rule, layer, l2, network.block_tiles)
     return Schedules(network, dense, *records.summary(), None if found.gflops is None else found)
 

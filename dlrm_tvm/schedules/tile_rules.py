@@ -23,7 +23,7 @@ from .machine_model import MOST_ITEMS
 from .rules import LayerShape, NetworkSchedule, Schedules
 
 _WORD_BYTES = 4
-_L2_SHARE = {1: 0.5, 3: 0.375}  # by parts; of 2 MB: 512 items in bf16, 128 in fp32, of which 160 were 2 % slower
+_L2_SHARE = 0.375  # of 2 MB: 384 items in bf16, 128 in fp32, of which 160 were 2 % slower
 _L2_SHARE_BY_K = 0.75
 _LEAST_ITEMS = 256
 _TO_L2 = Prefetch(every=1, locality=2)
@@ -61,7 +61,7 @@ def _most_items(layer: LayerShape, caches: Caches) -> float:
 
 
 def _items_of_inputs(layer: LayerShape, caches: Caches) -> float:
-    return caches.l2 * _L2_SHARE[layer.parts] / (_WORD_BYTES * layer.inputs)
+    return caches.l2 * _L2_SHARE / (_WORD_BYTES * layer.inputs)
 
 
 def _items_by_k(layer: LayerShape, caches: Caches) -> float:

@@ -14,7 +14,7 @@ from dlrm_tvm.compiler.plan import layer_shapes
 from dlrm_tvm.kernels.gather import Prefetch
 from dlrm_tvm.model.precision import numerics_of
 from dlrm_tvm.schedules import layer_probe
-from dlrm_tvm.schedules.rules import NetworkSchedule, Probed, default_network, tile_heights
+from dlrm_tvm.schedules.rules import NetworkSchedule, Probed, default_network
 from dlrm_tvm.schedules.target import cpu_target
 
 MODEL = random_dlrm(dim=32, bottom=(32,), top=(64, 48))
@@ -23,8 +23,8 @@ FETCH = Prefetch(4, 2)
 
 @pytest.fixture
 def made_up_layer(monkeypatch) -> SimpleNamespace:
-    """A layer whose blocks take `seconds(mr, tiles, ahead)`; calls: all blocks that ran, in order."""
-    world = SimpleNamespace(now=0.0, calls=[], seconds=lambda mr, tiles, ahead: 1e-3 * mr * tiles)
+    """A layer whose blocks take `seconds(mr, tiles, ahead, unroll)`; calls: all blocks that ran, in order."""
+    world = SimpleNamespace(now=0.0, calls=[], seconds=lambda mr, tiles, *_: 1e-3 * mr * tiles)
 
     class FakeProbe:
         def __init__(self, layer, mr, cpu, family, weights, most_tiles) -> None:
@@ -33,7 +33,7 @@ def made_up_layer(monkeypatch) -> SimpleNamespace:
         def compiled(self, schedule) -> Callable[[int], None]:
             def run(tiles: int) -> None:
                 assert tiles <= self.most
-                world.calls.append((self.mr, tiles, schedule.ahead))
+                world.calls.append((self.mr, tiles, schedule.ahead, schedule.unroll))
                 world.now += world.seconds(*world.calls[-1])
 
             return run
@@ -54,19 +54,18 @@ def test_the_first_candidate_stands_where_nothing_is_faster(made_up_layer) -> No
     assert probed(100, start).network == start
 
 
-def test_the_fastest_block_wins_then_the_fastest_tile(made_up_layer) -> None:
-    """Blocks of 200 items without prefetching, then tiles of the second height in such blocks."""
+def test_the_fastest_tile_wins_then_the_fastest_block(made_up_layer) -> None:
+    """Tiles of 10 items with four steps a loop body, then blocks of 200 items without prefetching for them."""
     start = default_network(2048, block_items=30)
-    second = tile_heights(2048)[1]
     assert start.mr == 5
 
-    def seconds(mr: int, tiles: int, ahead: bool) -> float:
-        per_item = 1e-3 + 1e-6 * abs(mr * tiles - 200) + 1e-4 * ahead - 1e-4 * (mr == second)
+    def seconds(mr: int, tiles: int, ahead: bool, unroll: int) -> float:
+        per_item = 1e-3 + 1e-6 * abs(mr * tiles - 200) + 1e-4 * ahead - 5e-5 * (mr == 10) - 5e-5 * (unroll == 4)
         return per_item * mr * tiles
 
     made_up_layer.seconds = seconds
     found = probed(2048, start)
-    assert (found.network.mr, found.ahead) == (second, False)
+    assert (found.network.mr, found.unroll, found.ahead) == (10, 4, False)
     assert found.network.items == pytest.approx(200, abs=20)
     layer = layer_shapes(MODEL, numerics_of(MODEL, "fp32"))[1]
     assert found.gflops == pytest.approx(2 * layer.inputs * layer.outputs / 9e-4 / 1e9, rel=0.03)
@@ -82,7 +81,7 @@ def test_padding_counts(made_up_layer) -> None:
 
 def test_less_than_noise_does_not_beat_the_rule(made_up_layer) -> None:
     start = default_network(2048, block_items=30)
-    made_up_layer.seconds = lambda mr, tiles, ahead: mr * tiles * (1e-3 if (mr, tiles) == (5, 6) else 0.995e-3)
+    made_up_layer.seconds = lambda mr, tiles, *_: mr * tiles * (1e-3 if (mr, tiles) == (5, 6) else 0.995e-3)
     assert probed(2048, start).network == start
 
 
