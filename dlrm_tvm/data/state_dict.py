@@ -31,7 +31,7 @@ from ..model.interactions import Concat, Dot
 from ..model.precision import from_bf16
 from .demo_weights import V2_INDICES_PER_BAG, V2_TABLE_ROWS
 from .stored_model import StoredLayer, StoredModel, StoredTensor
-from .torch_file import TorchTensor, is_index, torch_tensors
+from .torch_file import TorchTensor, torch_tensors
 
 _PART = re.compile(
     r"(?P<root>(?:.*\.)?)(?:"
@@ -56,7 +56,7 @@ _OTHER_TABLES = {".weight_q": _QUOTIENT, ".weight_r": _QUOTIENT, ".embs.weight":
 
 def graph_path(path: Path) -> Path:
     """PATH.onnx; of a link, beside what it points to: a graph may not point out of its own folder."""
-    path = path.resolve() if path.is_symlink() and not is_index(path) else path
+    path = path.resolve() if path.is_symlink() else path
     return path.with_name(f"{path.name}.onnx")
 
 
@@ -69,7 +69,10 @@ def graph_of_weights(path: Path) -> Path:
 
     stored = read_weights(path)
     graph = graph_path(path)
-    content = dlrm_graph(stored, name="dlrm", data_name=graph.stem, marker=_MARKER).SerializeToString()
+    try:
+        content = dlrm_graph(stored, name="dlrm", data_name=graph.stem, marker=_MARKER).SerializeToString()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path}: the name {error.object} is not UTF-8, as ONNX wants. Rename it.") from None
     found = graph.read_bytes() if graph.is_file() else content
     if not found.endswith(content[-len(_MARKER) :]):
         raise UserError(f"{graph}: is there already, and not from --torch-weights, which writes there. Move it away.")
@@ -124,7 +127,7 @@ def read_weights(path: Path) -> StoredModel:
 
 def _check_finite(path: Path, tensor: StoredTensor) -> None:
     """Of a layer. Rows of tables may hold anything: it is their items' predictions that are NaN then."""
-    file, is_bf16 = path.with_name(tensor.file or path.name), tensor.dtype == "bfloat16"
+    file, is_bf16 = graph_path(path).parent / tensor.file if tensor.file else path, tensor.dtype == "bfloat16"
     values = np.fromfile(file, "<u2" if is_bf16 else tensor.dtype, math.prod(tensor.shape), offset=tensor.offset)
     values = from_bf16(values) if is_bf16 else values
     if not np.isfinite(values).all():

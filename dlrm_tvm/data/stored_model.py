@@ -10,8 +10,8 @@ from ..model.interactions import Concat, Dot
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Values in C order, from byte `offset` of the file on; dtype: float32, float16 or bfloat16; file: name of another
-    one than the model's, in its folder."""
+    """Values in C order, from byte `offset` of the file on; dtype: float32, float16 or bfloat16; file: another one than
+    the model's, from its folder on."""
 
     name: str
     shape: tuple[int, ...]

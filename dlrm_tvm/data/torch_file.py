@@ -51,7 +51,7 @@ _BROKEN = (
 
 class TorchTensor(NamedTuple):
     """A tensor of the file: its first value is at byte `offset`; is_whole: its values lie in C order without gaps;
-    file: the name of the one of several that it is in."""
+    file: the one of several that it is in, from the index's own folder on."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -100,13 +100,17 @@ def torch_tensors(path: Path) -> dict[str, TorchTensor]:
 def _of_several(path: Path, file: IO[bytes]) -> dict[str, TorchTensor]:
     file.seek(0)
     places = json.loads(file.read(_LONGEST_HEADER), object_pairs_hook=_unique)["weight_map"]
-    tensors: dict[str, TorchTensor] = {}
+    folder, tensors = path.resolve().parent, {}
     for name in sorted(set(places.values())):
-        part = path.with_name(name)
+        part = path.with_name(name)  # which takes no folder
         if is_index(part):
             raise ValueError(f"an index in an index, {name}")
-        found = {key: each._replace(file=name) for key, each in torch_tensors(part).items() if places.get(key) == name}
-        tensors |= found
+        found = {key: each for key, each in torch_tensors(part).items() if places.get(key) == name}
+        # In Hugging Face's cache the index and its files are links into one folder.
+        if not part.resolve().is_relative_to(folder):
+            raise UserError(f"{path}: {name} is a link out of {folder}, where the index is. Put all files there.")
+        file = str(part.resolve().relative_to(folder))
+        tensors |= {key: each._replace(file=file) for key, each in found.items()}
     if missing := sorted(places.keys() - tensors.keys()):
         raise UserError(f"{path}: {missing[0]} is not in {places[missing[0]]}. Copy all of them again.")
     return tensors

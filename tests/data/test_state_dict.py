@@ -86,17 +86,32 @@ def in_two_files(folder: Path) -> Path:
     return index
 
 
-@pytest.mark.parametrize("linked", [False, True])
-def test_weights_in_several_files_are_read_by_their_index(tmp_path, linked):
-    """linked: names are links to files in a folder within."""
-    (tmp_path / "blobs").mkdir()
-    index = in_two_files(tmp_path)
-    if linked:
-        for number, path in enumerate(sorted(tmp_path.glob("model*"))):
-            path.rename(tmp_path / "blobs" / f"4a5b{number}")
-            path.symlink_to(tmp_path / "blobs" / f"4a5b{number}")
-    graph = graph_of_weights(index)
-    assert graph == tmp_path / "model.safetensors.index.json.onnx"
+def link(folder: Path, blobs: Path, pattern: str) -> None:
+    """Files of a folder moved into another, as Hugging Face's cache has them: links of their names stay."""
+    blobs.mkdir()
+    for number, path in enumerate(sorted(folder.glob(pattern))):
+        path.rename(blobs / f"4a5b{number}")
+        path.symlink_to(os.path.relpath(blobs / f"4a5b{number}", folder))
+
+
+@pytest.mark.parametrize(
+    ("links", "graph"),
+    [
+        ("", "snapshots/0f/model.safetensors.index.json.onnx"),
+        ("model*", "blobs/4a5b2.onnx"),
+        ("model-*", "snapshots/0f/model.safetensors.index.json.onnx"),
+    ],
+)
+def test_weights_in_several_files_are_read_by_their_index(tmp_path, links, graph):
+    """Files; links to files beside each other, the index too; links to files in a folder within."""
+    folder = tmp_path / "snapshots" / "0f"
+    folder.mkdir(parents=True)
+    index = in_two_files(folder)
+    if links:
+        link(folder, tmp_path / "blobs" if links == "model*" else folder / "within", links)
+    assert graph_of_weights(index) == tmp_path / graph
+    graph = tmp_path / graph
+    onnx.load(graph)  # which refuses external data outside the graph's folder
     found, wanted = (
         read_dlrm(graph),
         read_dlrm(graph_of_weights(Path(shutil.copy(WEIGHTS / "torchrec_dcn.pt", tmp_path)))),
@@ -121,10 +136,21 @@ def test_an_index_without_its_files_or_of_other_tensors_is_refused(tmp_path):
     ):
         index.write_text(json.dumps(changed))
         refused(index, message)
+    index.write_text(json.dumps({"weight_map": {"a": ".."}}))
+    with pytest.raises(UserError, match=r"/\.\.: a folder; one file was wanted"):
+        graph_of_weights(index)
     index.write_text(json.dumps(content))
     (tmp_path / "model-1.safetensors").unlink()
     with pytest.raises(UserError, match=r"model-1\.safetensors: no such file"):
         graph_of_weights(index)
+
+
+def test_an_index_whose_files_are_links_out_of_its_folder_is_refused(tmp_path):
+    folder = tmp_path / "0f"
+    folder.mkdir()
+    index = in_two_files(folder)
+    link(folder, tmp_path / "blobs", "model-*")
+    refused(index, r"model-0\.safetensors is a link out of .*/0f, where the index is")
 
 
 @pytest.mark.parametrize("checkpoint", ["torchrec_dcn.pt"], indirect=True)
@@ -221,6 +247,13 @@ def test_a_link_gets_its_graph_beside_what_it_points_to(tmp_path):
     graph = graph_of_weights(tmp_path / "dlrm.pt")
     assert graph == tmp_path / "blobs" / "4a5b.onnx"
     assert read_dlrm(graph).num_vectors == TABLES + 1
+
+
+def test_weights_whose_name_is_not_utf_8_are_refused(tmp_path):
+    path = tmp_path / os.fsdecode(b"dlrm\xff.pt")
+    shutil.copyfile(WEIGHTS / "dlrm_dot.pt", path)
+    with pytest.raises(UserError, match=r"the name dlrm.udcff\.pt is not UTF-8, as ONNX wants"):
+        graph_of_weights(path)
 
 
 def refused(path: Path, message: str) -> None:
