@@ -153,7 +153,10 @@ def show(text: str, to: TextIO | None = None) -> None:
     with _lock:
         _erase()
         lines = map(printable, text.split("\n"))  # a name from a file cannot steer the terminal
-        print("\n".join(lines if to else map(folded, lines)), file=to or _people, flush=True)
+        stream = to or _people or sys.stdout
+        # With its end in one write: print's two are two under python -u, and Ctrl-C between them joins two lines.
+        stream.write("\n".join(lines if to else map(folded, lines)) + "\n")
+        stream.flush()
 
 
 def folded(text: str) -> str:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock, patch
 
 import pytest
 from graphs import write_dlrm
@@ -17,7 +18,7 @@ from models import build_plain, random_dlrm
 from scripts import changed, parsed, run
 from terminal import on_terminal
 
-from dlrm_tvm.console import WIDTH, Bar, folded
+from dlrm_tvm.console import WIDTH, Bar, folded, show
 from dlrm_tvm.paths import PREBUILT, ROOT
 
 SCRIPTS = ("compile", "accuracy", "multi_instance")
@@ -116,6 +117,12 @@ def test_a_long_line_is_folded_beside_its_label() -> None:
     path = "/x" * 80
     assert folded(f"model       {path} and {words}").startswith(f"model       {path}\n{' ' * 12}and word")
     assert folded(f"Warning: {words}").split("\n")[1].startswith("  word")
+
+
+def test_a_line_and_its_end_are_one_write_which_no_interrupt_parts() -> None:
+    with patch("sys.stdout", Mock()) as stream:
+        show("a line")
+    assert [call.args for call in stream.write.call_args_list] == [("a line\n",)]
 
 
 def test_a_bar_tells_what_is_left_by_what_is_done() -> None:
