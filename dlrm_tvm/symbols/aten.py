@@ -19,13 +19,11 @@ DOMAINS = ("", "ai.onnx", "org.pytorch.aten")
 _POOLINGS = {0: "sum", 1: "mean"}
 
 
-def run_aten(
-    computations: Computations, inputs: list[Value], names: list[str], *, operator: bytes, **attributes: object
-) -> Value:
-    """names: those of the inputs. Raises ValueError for operators and attributes that no DLRM needs."""
+def run_aten(computations: Computations, inputs: list[Value], *, operator: bytes, **attributes: object) -> Value:
+    """Raises ValueError for operators and attributes that no DLRM needs."""
     attributes.pop("overload_name", None)
     if operator == b"embedding_bag":
-        return _embedding_bag(computations, *inputs, name=names[0], **attributes)
+        return _embedding_bag(computations, *inputs, **attributes)
     if operator == b"index":
         return _index(*inputs, **attributes)
     raise ValueError(f"is PyTorch's {operator.decode(errors='replace')!r}; embedding_bag and index are read")
@@ -38,7 +36,6 @@ def _embedding_bag(
     offsets: Value,
     factors: Value = None,
     *,
-    name: str,
     mode: int = 0,
     include_last_offset: int = 0,
     padding_idx: int = -1,
@@ -50,7 +47,7 @@ def _embedding_bag(
         raise ValueError(f"pools bags in mode {mode}; 0 (sum) and 1 (mean) are read")
     if isinstance(offsets, Symbols) or not isinstance(indices, Symbols) or {indices.ids.ndim, offsets.ndim} != {1}:
         raise ValueError("takes other inputs than indices [n] and offsets [batch]")
-    rows = computations.lookup(weight, indices, name=name)
+    rows = computations.lookup(weight, indices)
     if rows.ids.ndim != 2:
         raise ValueError(f"has a table of shape {weight.shape}; [rows, dim] is wanted")
     if factors is not None:

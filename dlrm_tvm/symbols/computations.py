@@ -47,6 +47,7 @@ class Computations:
     def __init__(self, expressions: Expressions) -> None:
         self.expressions = expressions
         self.lookups = Lookups(expressions)
+        self.table_name = ""  # of the first constant that the step now running reads
         self.by_operator: dict[str, Callable[..., Symbols]] = {
             "Add": self.add,
             "Cast": self._cast,
@@ -99,47 +100,41 @@ class Computations:
 
     # --- tables
 
-    def lookup(self, data: Value, indices: Symbols, *, axis: int = 0, name: str) -> Symbols:
-        """name: the table's."""
+    def lookup(self, data: Value, indices: Symbols, *, axis: int = 0) -> Symbols:
         if isinstance(data, Symbols) or indices.real:
             raise ValueError("gathers computed values by an input's values")
         if data.ndim not in (1, 2) or axis != 0 or not data.size:
-            raise ValueError(
-                f"looks up in {name!r} of shape {data.shape}, axis {axis}; an embedding table is [rows, dim], axis 0"
-            )
-        ids = self.lookups.gather(data, indices.ids, name)
+            where = f"{self.table_name!r} of shape {data.shape}, axis {axis}"
+            raise ValueError(f"looks up in {where}; an embedding table is [rows, dim], axis 0")
+        ids = self.lookups.gather(data, indices.ids, self.table_name)
         if ids is None:
-            raise ValueError(f"looks up in {name!r} by what depends on several indices")
+            raise ValueError(f"looks up in {self.table_name!r} by what depends on several indices")
         return Symbols(ids, is_float(data.dtype))
 
-    def lookup_cast(self, operator: str, inputs: list[Value], name: str, **attributes: object) -> Symbols:
+    def lookup_cast(self, operator: str, inputs: list[Value], **attributes: object) -> Symbols:
         if operator != "Gather" or not isinstance(inputs[1], Symbols):
             raise ValueError("computes with a table as a whole; rows of it may be looked up")
-        return self.lookups.apply(
-            "Cast", [self.lookup(inputs[0].table, inputs[1], **attributes, name=name)], to=inputs[0].to
-        )
+        return self.lookups.apply("Cast", [self.lookup(inputs[0].table, inputs[1], **attributes)], to=inputs[0].to)
 
-    def _lookup_elements(self, data: Value, indices: Symbols, *, axis: int = 0, name: str) -> Symbols:
+    def _lookup_elements(self, data: Value, indices: Symbols, *, axis: int = 0) -> Symbols:
         if isinstance(data, np.ndarray) and isinstance(indices, Symbols) and data.ndim == indices.ids.ndim == 2:
             ids = indices.ids  # a row's number for each of its elements
             if axis == 0 and ids.shape[1] == data.shape[1] and (ids == ids[:, :1]).all():
-                return self.lookup(data, Symbols(ids[:, 0], False), name=name)
+                return self.lookup(data, Symbols(ids[:, 0], False))
         if isinstance(data, Symbols) or not isinstance(indices, Symbols) or data.ndim != 1 or indices.ids.ndim != 1:
             raise ValueError("gathers elements of something other than one constant number per row of a table")
-        return self.lookup(data, indices, axis=axis, name=name)
+        return self.lookup(data, indices, axis=axis)
 
-    def _lookup_places(self, data: Value, indices: Value, *, batch_dims: int = 0, name: str) -> Symbols:
+    def _lookup_places(self, data: Value, indices: Value, *, batch_dims: int = 0) -> Symbols:
         """table[index], or table[constant, .., index] of several tables in one array."""
         if isinstance(data, Symbols) or not isinstance(indices, Symbols) or indices.real or batch_dims:
             raise ValueError("gathers places of something other than constants")
         *parts, rows = np.moveaxis(indices.ids, -1, 0)
         keys = [[self.expressions.key(number)[0] for number in part.ravel().tolist()] for part in parts]
         if any(key[0] != "constant" for part in keys for key in part):
-            raise ValueError(f"looks up in {name!r} by what depends on several indices")
+            raise ValueError(f"looks up in {self.table_name!r} by what depends on several indices")
         chosen = list(zip(*([key[2] for key in part] for part in keys))) if parts else [()] * rows.size
-        made = [
-            self.lookup(data[at], Symbols(row, False), name=name).ids for at, row in zip(chosen, rows.reshape(-1, 1))
-        ]
+        made = [self.lookup(data[at], Symbols(row, False)).ids for at, row in zip(chosen, rows.reshape(-1, 1))]
         return Symbols(np.stack(made).reshape(*rows.shape, *data.shape[len(parts) + 1 :]), is_float(data.dtype))
 
     def multiply(self, a: Value, b: Value) -> Symbols:
@@ -240,7 +235,7 @@ class Computations:
         if isinstance(weight, Symbols):
             raise ValueError("has a weight that depends on the graph's inputs")
         if data.real and weight.ndim == 2 and is_float(weight.dtype) and self.lookups.are_all(data):
-            ids = self.lookups.linear(data.ids, weight, transposed)
+            ids = self.lookups.linear(data.ids, weight, transposed, self.table_name)
             if ids is not None:
                 return Symbols(ids, True)
         if not data.real or weight.ndim != 2 or weight.dtype != np.float32:

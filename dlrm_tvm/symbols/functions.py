@@ -112,14 +112,15 @@ class Functions:
         make = lambda: Function("gather", (table, at), how, width, table.dtype, name)  # noqa: E731
         return self._once(("gather", self._identity(table), name, id(at), zeros_outside), make)
 
-    def linear(self, function: Function, weight: np.ndarray, transposed: bool) -> Function:
-        """weight: [N, K] if transposed, else [K, N]. One-hot vectors times a weight are its rows, or zeros."""
+    def linear(self, function: Function, weight: np.ndarray, transposed: bool, name: str) -> Function:
+        """weight: [N, K] if transposed, else [K, N]. One-hot vectors times a weight are its rows, or zeros: a table of
+        its name."""
         inside = function
         while inside.operator == "Cast":
             inside = inside.functions[0]
         if inside.operator == "one_hot" and inside.operands[0].dtype.kind in "iu":
             rows = weight.T if transposed else weight
-            return self.gather(rows, inside.operands[0], "the weight of one-hot vectors", zeros_outside=True)
+            return self.gather(rows, inside.operands[0], name, zeros_outside=True)
         how, width = (("transposed", transposed),), weight.shape[0 if transposed else 1]
         make = lambda: Function("linear", (function, weight), how, width, weight.dtype)  # noqa: E731
         return self._once(("linear", id(function), self._identity(weight), transposed), make)

@@ -41,9 +41,7 @@ _MISFITS = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError
 # Operators whose results jump at some value of an input.
 _STEPPED = ("Div", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod")
 _OF_LAYERS = {*(name for _, name in FUSED), "Add", "Clip", "Gemm", "MatMul", "Max", "Min", "Sub"}
-# Operators whose function takes the name of the first input; see Computations.lookup.
-_NAMED = ("Gather", "GatherElements", "GatherND")
-_ON_WHOLE_NUMBERS = ("Cast", "CastLike", *_NAMED)
+_ON_WHOLE_NUMBERS = ("Cast", "CastLike", "Gather", "GatherElements", "GatherND")
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,16 +136,18 @@ class Interpreter:
         return result if isinstance(result, tuple) else (result,)
 
     def _compute(self, node: onnx.NodeProto, inputs: list[Value], attributes: dict, fixed: bool) -> Value | tuple:
-        operator = node.op_type
+        operator, named = node.op_type, zip(node.input, inputs)
+        constants = (name for name, value in named if isinstance(value, (np.ndarray, LateCast)))
+        self._computations.table_name = next(constants, "")
         if operator == "ATen":
-            return aten.run_aten(self._computations, inputs, list(node.input), **attributes)
+            return aten.run_aten(self._computations, inputs, **attributes)
         fused = FUSED.get((node.domain.replace("ai.onnx", ""), operator))
         if fused is not None and any(isinstance(value, Symbols) for value in inputs):
             return fused(self._computations, *inputs, **attributes)
         if operator in self._sequences:
             return self._sequences[operator](*inputs, **attributes)
         if any(isinstance(value, LateCast) for value in inputs):
-            return self._computations.lookup_cast(operator, inputs, node.input[0], **attributes)
+            return self._computations.lookup_cast(operator, inputs, **attributes)
         if any(isinstance(value, list) for value in inputs):
             raise self.graph.refusal(node, "is no operation of a DLRM on a sequence")
         symbolic = [place for place, value in enumerate(inputs) if isinstance(value, Symbols)]
@@ -171,8 +171,7 @@ class Interpreter:
             # Arithmetic on whole numbers needs their values: an input is asked for its.
             for value in inputs if operator not in _ON_WHOLE_NUMBERS else ():
                 self._computations.demand_values(value)
-            name = {"name": node.input[0]} if operator in _NAMED else {}
-            return self._computations.by_operator[operator](*inputs, **attributes, **name)
+            return self._computations.by_operator[operator](*inputs, **attributes)
         # An operator may move symbols, but how far and where to must be values.
         for place in symbolic[1:] if operator in MOVES and symbolic[:1] == [0] else symbolic:
             self._computations.demand_values(inputs[place])

@@ -77,7 +77,7 @@ class Lookups:
                 return Symbols(ids.reshape(shape), real)
         return None
 
-    def linear(self, ids: np.ndarray, weight: np.ndarray, transposed: bool) -> np.ndarray | None:
+    def linear(self, ids: np.ndarray, weight: np.ndarray, transposed: bool, name: str) -> np.ndarray | None:
         """ids [.., K] times weight ([N, K] if transposed, else [K, N]) -> [.., N]"""
         made, outputs = [], weight.shape[0 if transposed else 1]
         for row in ids.reshape(-1, ids.shape[-1]):
@@ -87,7 +87,7 @@ class Lookups:
             if isinstance(found, np.ndarray):
                 made.append(self.expressions.constants((found @ (weight.T if transposed else weight)).astype("f4")))
             else:
-                function = self.functions.linear(found.function, weight, transposed)
+                function = self.functions.linear(found.function, weight, transposed, name)
                 made.append(self.numbers(found._replace(function=function)))
         return np.array(made, np.int64).reshape(*ids.shape[:-1], outputs)
 

@@ -233,6 +233,19 @@ def test_one_hot_vectors_are_what_onnxruntime_computes_for_every_index(name: str
     assert model.tables[0].num_rows == 11
 
 
+def test_tables_that_one_hot_vectors_are_multiplied_by_have_the_names_of_their_weights(tmp_path: Path) -> None:
+    def embed(b: Builder, indices: list[str]) -> list[str]:
+        weights = [b.table(rows) for rows in ROWS]
+        vectors = [_one_hot_of(b, index, rows) for index, rows in zip(indices, ROWS)]
+        named.extend(weights)
+        last = b.add("Einsum", weights[-1], vectors[-1], equation="rd,br->bd")
+        return [*(b.add("MatMul", each, weight) for each, weight in zip(vectors[:-1], weights)), last]
+
+    named: list[str] = []
+    model = check(write_graph(tmp_path / "g.onnx", embed=embed), rows=ROWS)
+    assert [table.name for table in model.tables] == named and len({*named}) == len(ROWS)
+
+
 def test_indices_beyond_the_known_ones_are_one_row(tmp_path: Path) -> None:
     def embed(b: Builder, indices: list[str]) -> list[str]:
         known = b.add("Less", indices[0], b.constant(11))

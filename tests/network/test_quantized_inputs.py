@@ -1,6 +1,6 @@
 """Networks in bf16 and int8 on inputs that stand out: outliers, values beyond given scales, tiny ones, bad bags.
 
-What ordinary inputs give is in test_narrow_networks.py.
+What ordinary inputs give is in test_quantized_network.py.
 """
 
 from __future__ import annotations
