@@ -54,12 +54,14 @@ class Target:
 
 @dataclass(frozen=True)
 class Probe:
-    """One rate, in batches per second. late: share of its batches; interval: that share's, 95 %; None of one window
-    that was hopeless. holds: None where the interval holds both answers."""
+    """One rate, in batches per second. latency_ms: the percentile that the target bounds, None where a window had no
+    batch. late: share of its batches; interval: that share's, 95 %; None of one window that was hopeless. holds: None
+    where the interval holds both answers."""
 
     rate: float
     windows: int
     batches: int
+    latency_ms: float | None
     late: float
     interval: tuple[float, float] | None
     holds: bool | None
@@ -122,10 +124,8 @@ def find_rate(
         high = min((probe.rate for probe in probes if not probe.holds), default=fastest)
         return RateSearch(target, low, high, fastest, tuple(probes), interrupted=True)
     if not low:
-        raise FoundWantingError(
-            f"No rate keeps {target.text}; back to back half of all batches take more than {quickest_ms:.3g}. "
-            "Give a larger --max-latency-ms, or a library of a smaller batch."
-        )
+        why = _lowest(probes[-1]) if probes else _service(fastest, quickest_ms)
+        raise FoundWantingError(f"No rate keeps {target.text}: {why}")
     return RateSearch(target, low, high, fastest, tuple(probes))
 
 
@@ -145,28 +145,27 @@ def _completed(run: MeasuredRun) -> MeasuredRun:
 
 
 def _probe(instances: Instances, target: Target, rate: float, timing: dict[str, float]) -> Probe:
-    late: list[int] = []
-    asked: list[int] = []
-    shortest_s = timing["duration_s"]
+    shortest_s, allowed = timing["duration_s"], target.late_allowed
     timing = timing | {"duration_s": min(max(shortest_s, target.fewest / rate), _LONGEST * shortest_s)}
-    for window in range(_MOST_WINDOWS):
-        arrivals = Arrivals("poisson", rate, seed=window)
+    windows_ns: list[np.ndarray] = []
+    interval = holds = None
+    while holds is None and len(windows_ns) < _MOST_WINDOWS:
+        arrivals = Arrivals("poisson", rate, seed=len(windows_ns))
         try:
             measurement = _completed(instances.measure(**timing, arrivals=arrivals)).measurement
         except NoBatchError:  # the instances stood still
-            return Probe(rate, window + 1, sum(asked), 1.0, None, False)
-        latencies_ns = np.concatenate(measurement.latencies_ns)
-        late.append(int((latencies_ns > target.max_latency_ms * 1e6).sum()))
-        asked.append(len(latencies_ns))
+            return Probe(rate, len(windows_ns) + 1, sum(map(len, windows_ns)), None, 1.0, None, False)
+        windows_ns.append(np.concatenate(measurement.latencies_ns))
+        late = [int((each > target.max_latency_ms * 1e6).sum()) for each in windows_ns]
+        asked = list(map(len, windows_ns))
         share = sum(late) / sum(asked)
-        if window == 0 and share > max(_HOPELESS, target.late_allowed):
-            return Probe(rate, 1, sum(asked), share, None, False)
-        if window + 1 < _FEWEST:
-            continue
-        low, high = interval = late_interval(late, asked)
-        if high <= target.late_allowed or low > target.late_allowed:
-            return Probe(rate, window + 1, sum(asked), share, interval, high <= target.late_allowed)
-    return Probe(rate, _MOST_WINDOWS, sum(asked), share, interval, None)
+        if len(windows_ns) == 1 and share > max(_HOPELESS, allowed):
+            holds = False
+        elif len(windows_ns) >= _FEWEST:
+            low, high = interval = late_interval(late, asked)
+            holds = True if high <= allowed else False if low > allowed else None
+    latency_ns = np.percentile(np.concatenate(windows_ns), target.percentile, method="inverted_cdf")
+    return Probe(rate, len(windows_ns), sum(asked), float(latency_ns) / 1e6, share, interval, holds)
 
 
 def late_interval(late: Sequence[int], asked: Sequence[int]) -> tuple[float, float]:
@@ -188,3 +187,19 @@ def _said(probe: Probe) -> str:
     if not probe.batches:
         late = "no batch was done"
     return f"{probe.rate:,.1f} batches/s {verdict}: {late}, {windows}"
+
+
+def _service(fastest: float, quickest_ms: float) -> str:
+    """Why no rate was tried."""
+    return f"back to back, {fastest:,.1f} batches/s, p50 is {quickest_ms:.3f}. Try smaller batches."
+
+
+def _lowest(probe: Probe) -> str:
+    """Why the lowest rate did not hold, and so no other."""
+    at = f"at {probe.rate:,.1f} batches/s"
+    if probe.latency_ms is None:
+        return f"{at} a window had no batch. Try an idle machine."
+    if probe.holds is None:
+        low, high = (100 * share for share in probe.interval)
+        return f"{at} {low:.2g} to {high:.2g}% are late. Try a longer --duration."
+    return f"{at} it is {probe.latency_ms:.3f}. Try a larger --max-latency-ms."

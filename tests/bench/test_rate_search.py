@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from dlrm_tvm.bench.rate_search import Target, find_rate, late_interval
+from dlrm_tvm.console import WIDTH
 from dlrm_tvm.errors import FoundWantingError
 from dlrm_tvm.instances.arrivals import CLOSED, Arrivals, schedule_ns
 from dlrm_tvm.instances.group import NoBatchError
@@ -70,6 +72,7 @@ def test_no_rate_is_judged_by_one_window_unless_most_of_it_is_late() -> None:
         assert probe.windows >= 3 or (probe.late > 0.5 and not probe.holds)
         if probe.interval:
             assert probe.interval[0] <= probe.late <= probe.interval[1]
+        assert (probe.latency_ms <= 6) == (probe.late <= 0.01 + 1e-9)
     assert {arrivals.seed for arrivals in found_windows(Machine(), Target(6))} >= {0, 1, 2}
 
 
@@ -126,9 +129,51 @@ def test_an_interrupted_search_keeps_what_it_has_judged() -> None:
         search(Interrupted(), Target(6))
 
 
-def test_a_bound_below_the_service_time_is_one_line() -> None:
-    with pytest.raises(FoundWantingError, match=r"No rate keeps p99 within 1 ms; back to back half of all batches"):
-        search(Machine(), Target(1))
+def test_a_bound_below_the_service_time_is_refused_by_the_median_of_the_closed_loop() -> None:
+    message = "No rate keeps p99 within 1 ms: back to back, 500.0 batches/s, p50 is 2.000. Try smaller batches."
+    assert refusal(Machine(), Target(1)) == message
+
+
+def test_a_tail_that_no_rate_keeps_is_refused_by_what_it_is_at_the_lowest_rate() -> None:
+    """Every window has a batch of 102 ms in it, and at most 10 s of 7.8 batches/s: more than one in a hundred."""
+
+    class Stalling(Machine):
+        def measure(self, **timing: object) -> SimpleNamespace:
+            self.windows.clear()  # every one is the first
+            return super().measure(**timing)
+
+    message = refusal(Stalling(100_000_000), Target(20), duration_s=2)
+    assert re.fullmatch(
+        r"No rate keeps p99 within 20 ms: at 7\.8 batches/s it is 10\d\.\d{3}\. Try a larger --max-latency-ms\.",
+        message,
+    )
+
+
+def test_a_rate_that_stays_open_is_refused_by_its_interval() -> None:
+    message = refusal(Machine(), Target(3.7, 99.9), duration_s=2)
+    found = re.fullmatch(
+        r"No rate keeps p99\.9 within 3\.7 ms: at 7\.8 batches/s (.*) to (.*)% are late\. Try a longer --duration\.",
+        message,
+    )
+    assert found and float(found[1]) <= 0.1 <= float(found[2])
+
+
+def test_a_machine_that_stands_still_is_refused_by_that() -> None:
+    class Standing(Machine):
+        def measure(self, *, arrivals: Arrivals = CLOSED, **timing: float) -> SimpleNamespace:
+            if arrivals.is_open:
+                raise NoBatchError("none")
+            return super().measure(**timing)
+
+    expected = "No rate keeps p99 within 6 ms: at 7.8 batches/s a window had no batch. Try an idle machine."
+    assert refusal(Standing(), Target(6)) == expected
+
+
+def refusal(machine: Machine, target: Target, duration_s: float = 10) -> str:
+    with pytest.raises(FoundWantingError) as refused:
+        search(machine, target, duration_s)
+    assert len(str(refused.value)) <= WIDTH
+    return str(refused.value)
 
 
 def test_few_batches_leave_the_share_open() -> None:
