@@ -135,7 +135,7 @@ def _check_files_of_run(args: argparse.Namespace) -> None:
     for option, path in written.items():
         if path:
             check_writable(option, path)
-    read = [args.ref_data, args.trace, args.mlperf_conf, args.user_conf, *(args.results or ())]
+    read = [args.ref_data, args.trace, args.mlperf_conf, args.user_conf, *(args.results or ()), *(args.baseline or ())]
     check_not_read(written, [*files_of_library(args.model, args.onnx_model), *read])
 
 

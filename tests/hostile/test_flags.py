@@ -148,6 +148,7 @@ def test_a_wrong_flag_is_one_line(library, tmp_path, monkeypatch, capfd, words) 
         ("multi_instance", [LIBRARY, "--plot=a.svg", "--profile"], "a.roofline.svg"),
         ("multi_instance", [LIBRARY, "--scenario=offline", "--user-conf=u.conf"], "u.conf"),
         ("multi_instance", [LIBRARY, "--scenario=offline", "--mlperf-conf=u.conf"], "u.conf"),
+        ("multi_instance", [LIBRARY, "--baseline=u.conf"], "./u.conf"),
         ("multi_instance", [LIBRARY], "graph.onnx"),
     ],
 )
