@@ -93,10 +93,6 @@ def reported() -> Iterator[None]:
         _fail(str(error), error.status)
     except KeyboardInterrupt:
         _fail_interrupted()
-    except ImportError:
-        if _ended_by:  # NumPy's C code makes one of a Ctrl-C that comes while it imports
-            _fail_interrupted()
-        raise
     except BrokenPipeError:
         _fail("Whoever read the output is gone.")
     except MemoryError:
@@ -104,7 +100,7 @@ def reported() -> Iterator[None]:
     except OSError as error:
         _fail(one_line(error) if _has_folder() else "The current folder was deleted. Change to another one.")
     except RuntimeError as error:
-        if _ended_by and any(map(_is_interrupt, _chain(error))):
+        if _ended_by and _is_interrupt(error):
             _fail_interrupted()
         if "Symlink loop" not in str(error):  # pathlib's, before Python 3.13
             raise
@@ -114,15 +110,9 @@ def reported() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _is_interrupt(error: BaseException) -> bool:
-    """Also as TVM has it: of what is raised in a function that it calls it makes an error of its own."""
-    return isinstance(error, KeyboardInterrupt) or hasattr(error, "__tvm_ffi_error__")
+def _is_interrupt(error: RuntimeError) -> bool:
+    """What Python up to 3.11 makes of one while it makes a class; and TVM in a function that it calls, without text."""
+    return isinstance(error.__cause__, KeyboardInterrupt) or (hasattr(error, "__tvm_ffi_error__") and not str(error))
 
 
 def _interrupt(number: int, frame: object) -> None:

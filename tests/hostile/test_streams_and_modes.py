@@ -138,15 +138,16 @@ def test_an_interrupt_in_a_function_that_tvm_calls_is_one_line(number, said) -> 
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, "a RuntimeError\n", said + "\n")
 
 
-def test_an_interrupt_that_an_import_makes_an_error_of_is_one_line() -> None:
-    """As NumPy's does, whose C code drops what is raised while it imports datetime."""
+def test_an_interrupt_while_a_class_is_made_is_one_line() -> None:
+    """Up to Python 3.11 what is raised in __set_name__ becomes a RuntimeError."""
     code = (
-        f"import signal, sys; sys.path[:0] = [{str(ROOT)!r}]\nfrom dlrm_tvm.errors import reported\n"
-        "with reported():\n    try:\n        signal.raise_signal(signal.SIGINT)\n"
-        "    except KeyboardInterrupt:\n        pass\n    raise ImportError('could not import module datetime')\n"
+        f"import signal, sys; sys.path[:0] = [{str(ROOT)!r}]\nfrom dlrm_tvm.errors import run_script\n"
+        "def work():\n    try:\n        signal.raise_signal(signal.SIGINT)\n"
+        "    except KeyboardInterrupt as error:\n        raise RuntimeError('Error calling __set_name__') from error\n"
+        "run_script(work)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
+    assert (done.returncode, done.stderr) == (130, "Interrupted.\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -296,12 +297,20 @@ def test_names_that_steer_terminals_reach_no_line_of_compile(tmp_path, capsys) -
     dlrm_tvm.load(str(library))
 
 
-def test_a_crash_after_an_interrupt_that_was_handled_keeps_its_traceback() -> None:
+@pytest.mark.parametrize(
+    "crash",
+    [
+        "    pass\n    raise RuntimeError('our own bug')",
+        "    raise RuntimeError('our own bug')",
+        "    pass\n    tvm_ffi.convert(lambda: exec('raise RuntimeError(\"our own bug\")'))()",
+    ],
+    ids=["later", "while it was handled", "in TVM"],
+)
+def test_a_crash_after_an_interrupt_that_was_handled_keeps_its_traceback(crash: str) -> None:
     code = (
-        f"import signal, sys; sys.path[:0] = [{str(ROOT)!r}]\nfrom dlrm_tvm.errors import run_script\n"
+        f"import signal, sys; sys.path[:0] = [{str(ROOT)!r}]\nimport tvm_ffi\nfrom dlrm_tvm.errors import run_script\n"
         "def work():\n    try:\n        signal.raise_signal(signal.SIGINT)\n"
-        "    except KeyboardInterrupt:\n        pass\n    raise RuntimeError('our own bug')\n"
-        "run_script(work)\n"
+        f"    except KeyboardInterrupt:\n    {crash}\nrun_script(work)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert done.returncode == 1 and done.stderr.endswith("RuntimeError: our own bug\n")
