@@ -21,7 +21,7 @@ GROUND = {"errors", "console", "paths"}  # every wing may use them; they use one
 MAY_IMPORT = {
     "model": set(),
     "machine": set(),
-    "symbols": {"model"},
+    "symbols": {"model", "machine"},
     "frontend": {"symbols", "model"},
     "kernels": {"model"},
     "network": {"kernels", "model"},

@@ -30,6 +30,7 @@ from .masks import MASKS
 from .names import names_read
 from .operators import MOST_COPIED_ELEMENTS, MOVES, OF_SMALL_FLOATS, ON_CONSTANTS, constant, evaluate, shape, size
 from .row_operators import OF_CONSTANTS, evaluate_constants
+from .sizes import Made
 
 Scope = ChainMap[str, Value]
 
@@ -95,7 +96,7 @@ class Interpreter:
         made = {} if made is None else made
         scope: Scope = ChainMap(made, dict(inputs))
         largest = max((max(_shape(value), default=0) for value in inputs.values()), default=0)
-        self._trips, self._most_trips = 0, _MOST_TRIPS + 2 * largest
+        self._trips, self._most_trips, self._made = 0, _MOST_TRIPS + 2 * largest, Made()
         varying = set(inputs) | self.graph.size_constants
         steps = (self._followed(node, self._step, node, varying) for node in self.graph.nodes)
         self._run_steps((step for step in steps if made.keys().isdisjoint(step.node.output)), scope)
@@ -104,6 +105,7 @@ class Interpreter:
     def _run_steps(self, steps: Iterable[_Step], scope: Scope) -> None:
         for step in steps:
             results = self._followed(step.node, self._run_step, step, scope)
+            self._followed(step.node, self._made.add, results)
             scope.maps[0].update(zip(step.node.output, results))
 
     def _followed(self, node: onnx.NodeProto, follow: Callable, *arguments: object) -> Any:

@@ -1,10 +1,17 @@
-"""How many elements an operator makes, told before they are made: a few bytes of a file may ask for terabytes."""
+"""How many elements an operator makes, told before they are made: a few bytes of a file may ask for terabytes.
+
+And how much memory the values of one run take together: each may be small, and a file has many nodes.
+"""
 
 from __future__ import annotations
 
 import math
+import weakref
+from collections.abc import Iterable
 
 import numpy as np
+
+from ..machine.memory import available_bytes
 
 MOST_COPIED_ELEMENTS = 2**26  # of a table, which is used as it is stored
 MOST_MADE_ELEMENTS = 2**25
@@ -13,6 +20,35 @@ _ELEMENTWISE = {
     *("LayerNormalization", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum"),
     *("Where", "Xor"),
 }
+
+
+class Made:
+    """The memory of arrays that a run has made and that still are there; constants as they are stored are none."""
+
+    def __init__(self) -> None:
+        self._most_bytes = available_bytes() // 2  # formulas of the values take some too
+        self._bytes = 0
+        self._owners: dict[int, weakref.ref] = {}  # by id(), until they are gone
+
+    def add(self, values: Iterable[object]) -> None:
+        """values: arrays, Symbols and others. Raises MemoryError where all together take too much."""
+        for value in values:
+            array = getattr(value, "ids", value)
+            while isinstance(getattr(array, "base", None), np.ndarray):
+                array = array.base
+            if isinstance(array, np.ndarray) and array.base is None and id(array) not in self._owners:
+                self._keep_in_mind(array, id(array), array.nbytes)
+        if self._bytes > self._most_bytes:
+            made, most = (f"{size / 1e9:,.1f} GB" for size in (self._bytes, self._most_bytes))
+            raise MemoryError(f"makes, with the nodes before it, {made} of values; {most} of memory are there for them")
+
+    def _keep_in_mind(self, array: np.ndarray, key: int, size: int) -> None:
+        self._owners[key] = weakref.ref(array, lambda _: self._forget(key, size))
+        self._bytes += size
+
+    def _forget(self, key: int, size: int) -> None:
+        del self._owners[key]
+        self._bytes -= size
 
 
 def check_size(operator: str, inputs: list[np.ndarray | None], attributes: dict) -> None:

@@ -13,8 +13,11 @@ from graphs import onnxruntime_predictions, random_items, write_dlrm
 from hostile import refused_or
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
+from dlrm_tvm.errors import UserError
 from dlrm_tvm.frontend.reader import read_dlrm
 from dlrm_tvm.model import reference
+from dlrm_tvm.symbols.expressions import Symbols
+from dlrm_tvm.symbols.sizes import Made
 
 ROWS = (9, 5, 7)
 ITEMS = random_items(6, table_rows=ROWS)
@@ -116,6 +119,7 @@ def before_layers(model: ModelProto, *steps: tuple) -> None:
     model.graph.node[at + len(steps)].input[0] = made
 
 
+COLUMNS = ("Slice", (None, np.int64([0]), np.int64([13]), np.int64([1])), {})
 FIRST = ("Slice", (None, np.int64([0]), np.int64([1])), {})
 MANY, WIDE = 1 << 40, np.zeros((1, 1 << 16), np.float32)
 
@@ -246,6 +250,35 @@ def changed(original, tmp_path) -> Callable[[Change], Path]:
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_graph_that_is_no_dlrm_is_refused_in_one_line(changed, name) -> None:
     assert check(changed(REFUSED[name]))
+
+
+LARGE = 1 << 20  # elements of float32 in a value, so that 16 of them take up 64 MiB
+CHAINS: dict[str, tuple] = {
+    "constants": (("ConstantOfShape", (np.int64([1, LARGE]),), {}), *[("Neg", (None,), {})] * 40, COLUMNS),
+    "of onnx's evaluator": (
+        ("Gather", (WIDE, np.zeros(16, np.int64)), {}),
+        *[("Softsign", (None,), {})] * 40,
+        COLUMNS,
+    ),
+    "inputs": (("Tile", (None, np.int64([1, LARGE >> 6])), {}), COLUMNS) * 30,
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_chain_of_large_values_is_refused_before_memory_is_used_up(changed, name, monkeypatch) -> None:
+    path = changed(lambda model: before_layers(model, *CHAINS[name]))
+    monkeypatch.setattr("dlrm_tvm.symbols.sizes.available_bytes", lambda: 128 << 20)
+    with pytest.raises(UserError, match=r"makes, with the nodes before it, 0\.1 GB of values; 0\.1 GB of memory"):
+        read_dlrm(path)
+
+
+def test_values_that_are_gone_take_no_memory(monkeypatch) -> None:
+    monkeypatch.setattr("dlrm_tvm.symbols.sizes.available_bytes", lambda: 2000)
+    made, kept = Made(), np.zeros(80)
+    for _ in range(100):
+        made.add([np.zeros(40).reshape(8, 5)[1:], kept, kept[:3], None, Symbols(kept[1:], True)])
+    with pytest.raises(MemoryError):
+        made.add([np.zeros(46)])
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
