@@ -28,9 +28,9 @@ from .lookup_operators import on_lookups
 from .lookups import BagsDifferError
 from .masks import MASKS
 from .names import names_read
-from .operators import MOST_COPIED_ELEMENTS, MOVES, OF_SMALL_FLOATS, ON_CONSTANTS, constant, evaluate, shape, size
+from .operators import MOVES, OF_SMALL_FLOATS, ON_CONSTANTS, constant, evaluate, shape, size
 from .row_operators import OF_CONSTANTS, evaluate_constants
-from .sizes import Made
+from .sizes import MOST_COPIED_ELEMENTS, Made
 
 Scope = ChainMap[str, Value]
 

@@ -18,7 +18,7 @@ from functools import reduce
 import numpy as np
 import onnx
 
-from .sizes import MOST_COPIED_ELEMENTS, check_size
+from .sizes import check_constants
 
 # An end of a Slice that means "to the end": exporters write INT64_MAX or INT32_MAX.
 _OPEN_END = 2**31 - 1
@@ -27,10 +27,8 @@ OF_SMALL_FLOATS = ("saturate", "round_mode")  # attributes of Cast that matter f
 
 def evaluate(operator: str, inputs: list[np.ndarray | None], attributes: dict) -> np.ndarray | tuple:
     """One of `ON_CONSTANTS`; CastLike reads its first alone. Raises ValueError where a large table would be loaded."""
-    read = [value for value in inputs[: 1 if operator == "CastLike" else None] if value is not None]
-    if operator not in _VIEWS and (largest := max(value.size for value in (*read, np.empty(0)))) > MOST_COPIED_ELEMENTS:
-        raise ValueError(f"computes on {largest} constants; a table is used as it is stored")
-    check_size(operator, inputs, attributes)
+    if operator not in _VIEWS:
+        check_constants(operator, inputs[: 1 if operator == "CastLike" else None], attributes)
     return ON_CONSTANTS[operator](*inputs, **attributes)
 
 

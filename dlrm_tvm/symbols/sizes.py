@@ -15,11 +15,6 @@ from ..machine.memory import available_bytes
 
 MOST_COPIED_ELEMENTS = 2**26  # of a table, which is used as it is stored
 MOST_MADE_ELEMENTS = 2**25
-_ELEMENTWISE = {
-    *("Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual"),
-    *("LayerNormalization", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum"),
-    *("Where", "Xor"),
-}
 
 
 class Made:
@@ -60,8 +55,15 @@ def check_size(operator: str, inputs: list[np.ndarray | None], attributes: dict)
         raise ValueError(f"makes {made:,} elements of {given:,}; {MOST_MADE_ELEMENTS:,} at most are made")
 
 
+def check_constants(operator: str, inputs: list[np.ndarray | None], attributes: dict) -> None:
+    """The same of constants alone, and that none is a table too large to load."""
+    if max((value.size for value in inputs if value is not None), default=0) > MOST_COPIED_ELEMENTS:
+        raise ValueError("computes with a table as a whole; rows of it may be looked up")
+    check_size(operator, inputs, attributes)
+
+
 def _elements(operator: str, inputs: list[np.ndarray | None], attributes: dict) -> int:
-    """0 of an operator that makes no more than it is given. Python's integers: sizes in a file may be any."""
+    """At most, 0 of operators that make no more than they are given. Python's integers: sizes in a file may be any."""
     given = [value for value in inputs if value is not None]
     if operator == "ConstantOfShape":
         return math.prod(map(int, given[0]))
@@ -76,8 +78,11 @@ def _elements(operator: str, inputs: list[np.ndarray | None], attributes: dict) 
         return given[0].size // max(given[0].shape[attributes.get("axis", 0)], 1) * given[1].size
     if operator == "Concat":
         return sum(value.size for value in given)
-    if operator in _ELEMENTWISE:
-        return math.prod(np.broadcast_shapes(*(value.shape for value in given)))
+    if operator == "GatherND" and given[1].ndim:
+        *places, depth = given[1].shape
+        return math.prod(places) * math.prod(given[0].shape[depth:])
+    if operator == "NonZero":
+        return given[0].ndim * given[0].size
     if operator == "BatchNormalization":
         scale = (given[1].size, *(1,) * (given[0].ndim - 2))
         return math.prod(np.broadcast_shapes(given[0].shape, scale))
@@ -90,7 +95,10 @@ def _elements(operator: str, inputs: list[np.ndarray | None], attributes: dict) 
         return math.prod(np.broadcast_shapes(product, *(value.shape for value in given[2:])))
     if operator == "Einsum":
         return _of_einsum(attributes["equation"].replace(" ", ""), [value.shape for value in given])
-    return 0
+    try:
+        return math.prod(np.broadcast_shapes(*(value.shape for value in given)))
+    except ValueError:  # no operator that goes element by element
+        return 0
 
 
 def _of_einsum(equation: str, shapes: list[tuple[int, ...]]) -> int:

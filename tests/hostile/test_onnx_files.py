@@ -137,6 +137,9 @@ REFUSED: dict[str, Change] = {
         m, ("Einsum", (WIDE[0], WIDE[0]), {"equation": "i,j->ij"}), FIRST
     ),
     "rows repeated": lambda m: before_layers(m, ("Gather", (WIDE, np.zeros(1 << 16, np.int64)), {}), FIRST),
+    "rows repeated by places": lambda m: before_layers(
+        m, ("GatherND", (WIDE, np.zeros((1 << 16, 1), np.int64)), {}), FIRST
+    ),
     "a number spread out": lambda m: before_layers(
         m, ("Expand", (np.float32([1]), np.int64([MANY])), {}), ("Neg", (None,), {}), FIRST
     ),

@@ -23,6 +23,8 @@ AS_MUCH_AS_GIVEN = {
 }
 MORE = {
     "one table joined with itself": ("Concat", [TABLE, TABLE], {"axis": 0}),
+    "places of a table": ("GatherND", [TABLE, np.broadcast_to(0, (MOST_MADE_ELEMENTS * 3, 1))], {}),
+    "places of elements": ("NonZero", [_of(MOST_MADE_ELEMENTS, 1, 1)], {}),
     "powers": ("Pow", [_of(SIDE, 1), _of(SIDE)], {}),
     "normalized": ("BatchNormalization", [_of(SIDE, 1), *[_of(SIDE)] * 4], {}),
     "a product": ("MatMul", [_of(SIDE, 1), _of(1, SIDE)], {}),
