@@ -63,3 +63,11 @@ def relu(x):
 def prefetch(buffer, index, locality: int) -> None:
     """Prefetch the cache line of buffer[index]; locality 3 is prefetcht0 (L1), 2 is t1 (L2), 1 is t2, 0 is nta."""
     T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", T.address_of(buffer[index]), 0, locality, 1))
+
+
+def held(value):
+    """An int32 expression in a cell of its own: TVM's simplifier puts a Select wherever its value is used, and a
+    function of many such places takes twice as long to build."""
+    cell = T.alloc_buffer((1,), "int32", scope="local")
+    T.buffer_store(cell, value, [0])
+    return cell[0]
