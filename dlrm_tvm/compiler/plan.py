@@ -153,7 +153,9 @@ def layer_shapes(model: Dlrm, numerics: Numerics | None = None, family: Family =
     joined = forms[x + 1].unit  # of x0 and x_l, which W's outputs meet, also before a float32 layer
     units = [unit if own is None else max(unit, joined) for unit, own in zip(units, rows)]
     return [
-        LayerShape(layer.activation, len(own) // form.values * form.parts, count, form.precision, unit, form.parts)
+        LayerShape(
+            layer.activation, len(own) // form.values * form.parts, count, form.precision, unit, form.parts, form.by_row
+        )
         for layer, own, count, form, unit in zip(model.layers, columns, outputs, forms, units)
     ]
 

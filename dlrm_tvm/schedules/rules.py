@@ -140,7 +140,7 @@ def network_shape(batch: int, layers: Iterable[LayerShape]) -> str:
 class LayerShape:
     """A layer as its kernel sees it. inputs: words per item, for the first top layer more than the model has;
     precision: of the words; unit: vectors of outputs that are packed together; a register tile holds a whole number of
-    units; parts: that a value is the sum of.
+    units; parts: that a value is the sum of; staged: inputs are kept as float32 until their row's scale is known.
     """
 
     activation: str
@@ -149,6 +149,7 @@ class LayerShape:
     precision: str = "fp32"
     unit: int = 1
     parts: int = 1
+    staged: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dlrm_tvm.machine.caches import Caches, caches_of
@@ -41,6 +43,12 @@ def test_large_batches_go_in_blocks_of_at_most_384_items_on_2_mb_of_l2() -> None
     """2048 items are 6 blocks of 342, in pairs of tiles."""
     network = tile_network(BF16, 2048, EMERALD_RAPIDS)
     assert (network.mr, network.block_tiles) == (16, 22)
+
+
+def test_int8_with_dynamic_scales_goes_in_blocks_of_256_where_static_ones_go_in_512() -> None:
+    """Its inputs lie in L2 as float32 too."""
+    layers = [replace(layer, staged=True) for layer in INT8]
+    assert [tile_network(each, 2048, EMERALD_RAPIDS).items for each in (layers, INT8)] == [256, 512]
 
 
 def test_fp32_in_three_parts_goes_in_blocks_of_128() -> None:
