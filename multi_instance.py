@@ -19,6 +19,7 @@ from dlrm_tvm.errors import FOUND_WANTING, UserError, interrupted_status, interr
 with reported(), interrupts_blocked():
     import argparse
     from collections.abc import Callable
+    from dataclasses import asdict
     from functools import partial
     from pathlib import Path
 
@@ -38,7 +39,8 @@ with reported(), interrupts_blocked():
     from dlrm_tvm.bench.report import results_json, results_text
     from dlrm_tvm.bench.session import Session, open_session
     from dlrm_tvm.console import Parser, add_output_options, show, terminal
-    from dlrm_tvm.loadgen.options import add_loadgen_options, check_loadgen_options, loadgen_options
+    from dlrm_tvm.data.query_samples import MLPERF_SAMPLES
+    from dlrm_tvm.loadgen.options import add_loadgen_options, check_loadgen_options, loadgen_request
     from dlrm_tvm.loadgen.report import loadgen_json, loadgen_text, score_accuracy_log
     from dlrm_tvm.loadgen.run import run_loadgen
     from dlrm_tvm.machine.files import leave_result
@@ -114,7 +116,7 @@ def run_once(args: argparse.Namespace) -> Ended:
     fields = results_json(report)
     if search:
         show(search.text())
-        fields["rate_search"] = search.to_json()
+        fields["rate_search"] = asdict(search)
     if baselines:
         comparison = compare_with_baselines(fields, baselines)
         show(comparison_text(comparison))
@@ -129,7 +131,7 @@ def interrupted_search(session: Session, search: RateSearch) -> dict[str, object
     show(search.text())
     plan = session.plan
     what = {"model": plan.manifest.model.name, "library": str(plan.settings.model), "environment": plan.environment}
-    return {**what, "rate_search": search.to_json(), "interrupted": True}
+    return {**what, "rate_search": asdict(search), "interrupted": True}
 
 
 def start_gate(raylet_pid: int | None) -> Callable[[], None]:
@@ -152,7 +154,8 @@ def run_cluster(args: argparse.Namespace) -> Ended:
 
 def run_scenario(args: argparse.Namespace) -> Ended:
     """Under MLPerf's LoadGen; status 0 where LoadGen finds the run valid."""
-    run = run_loadgen(run_settings(args), loadgen_options(args), warmup_s=warmup_s(args), show=show)
+    library = {"samples": args.samples or MLPERF_SAMPLES, "find_peak": args.find_peak_qps}
+    run = run_loadgen(run_settings(args), loadgen_request(args), **library, warmup_s=warmup_s(args), show=show)
     accuracy = score_accuracy_log(run) if args.accuracy and run.tests[-1].cut_after_s is None else None
     show(loadgen_text(run, accuracy))
     status = 0 if args.accuracy or run.tests[-1].is_valid else FOUND_WANTING

@@ -42,12 +42,10 @@ def static_card(
     return "\n".join(lines)
 
 
-def engine_lines(engine: EngineGraph) -> list[tuple[str, str]]:
-    """Label and text of each line about another engine."""
+def engine_card(engine: EngineGraph) -> str:
     bags = "bags as it fixes them" if engine.fixes_bags else "one index per table and item"
-    where = f"{engine.title} on {os.path.relpath(engine.path)}, {bags}"
-    calibration = [("", f"calibrated with {engine.calibration}")] if engine.calibration else []
-    return [("engine", where), *calibration]
+    where = line("engine", f"{engine.title} on {os.path.relpath(engine.path)}, {bags}")
+    return where + (f"\n{line('', f'calibrated with {engine.calibration}')}" if engine.calibration else "")
 
 
 def peak_line(peak_gflops: Sequence[float]) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -90,9 +90,6 @@ class RateSearch:
         found = f"{self.rate:,.1f} batches/s, {self.rate / self.closed_loop_rate:.2f} of the closed loop's"
         return line("highest rate", f"{found}, keeps {self.target.text}{below}")
 
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
-
 
 def find_rate(
     instances: Instances, target: Target, *, duration_s: float, warmup_s: float, show: Callable[[str], None]
@@ -124,7 +121,8 @@ def find_rate(
         high = min((probe.rate for probe in probes if not probe.holds), default=fastest)
         return RateSearch(target, low, high, fastest, tuple(probes), interrupted=True)
     if not low:
-        why = _lowest(probes[-1]) if probes else _service(fastest, quickest_ms)
+        quickest = f"back to back, {fastest:,.1f} batches/s, p50 is {quickest_ms:.3f}. Try smaller batches."
+        why = _why_not(probes[-1]) if probes else quickest
         raise FoundWantingError(f"No rate keeps {target.text}: {why}")
     return RateSearch(target, low, high, fastest, tuple(probes))
 
@@ -189,13 +187,8 @@ def _said(probe: Probe) -> str:
     return f"{probe.rate:,.1f} batches/s {verdict}: {late}, {windows}"
 
 
-def _service(fastest: float, quickest_ms: float) -> str:
-    """Why no rate was tried."""
-    return f"back to back, {fastest:,.1f} batches/s, p50 is {quickest_ms:.3f}. Try smaller batches."
-
-
-def _lowest(probe: Probe) -> str:
-    """Why the lowest rate did not hold, and so no other."""
+def _why_not(probe: Probe) -> str:
+    """The rate is the lowest that was tried."""
     at = f"at {probe.rate:,.1f} batches/s"
     if probe.latency_ms is None:
         return f"{at} a window had no batch. Try an idle machine."

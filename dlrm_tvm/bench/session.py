@@ -24,13 +24,14 @@ from ..instances.protocol import Assignment, QueueEnds
 from ..machine.cores import choose_cores, spare_cpus
 from ..machine.environment import describe_environment
 from ..machine.numa import NumaPlan, node_memory, placing_refusal, plan_numa
+from ..machine.os_counters import busiest_core
 from ..machine.topology import Topology, read_topology
+from ..model.card import ModelCard
 from ..runtime.artifact import Artifact, open_artifact
 from ..runtime.manifest import Manifest
 from ..runtime.weight_copies import TableSetup, WeightCopies, prepared_weights
-from .card import engine_lines, static_card
+from .card import engine_card, static_card
 from .profile import check_profile
-from .warnings import busiest_core
 
 
 @dataclass(frozen=True)
@@ -120,16 +121,15 @@ def open_session(
     queue: what LoadGen is to drive the instances by. Raises UserError where they do not fit the machine, the library
     or the data.
     """
-
-    def say(label: str, text: str) -> None:
-        show(line(label, text))
-
     plan = plan_run(settings)
     inputs = (settings.ref_data, settings.max_ind_range, plan.indices_per_bag)
     show(static_card(plan.manifest, str(settings.model), plan.cores, *inputs))
-    plan = _with_engine_ready(plan, say)
+    if plan.other_engine:  # its int8 graph is made here, which takes its time
+        engine = with_int8(plan.other_engine, plan.manifest.model, settings.ref_data, settings.max_ind_range)
+        show(engine_card(engine))
+        plan = replace(plan, other_engine=engine)
     options = {"preload": settings.preload, "huge_pages": settings.huge_pages}
-    with prepared_weights(plan.artifact, plan.memory, **options, say=say) as weights:
+    with prepared_weights(plan.artifact, plan.memory, **options, say=lambda *said: show(line(*said))) as weights:
         assignments = _assignments(plan, weights, queue)
         with Instances(assignments, table_bytes=plan.manifest.table_range.nbytes) as instances:
             yield Session(plan, instances, weights.setup)
@@ -139,7 +139,9 @@ def plan_run(settings: RunSettings) -> RunPlan:
     """Whatever can be refused is refused here. Raises UserError."""
     placement = _place(settings)
     artifact = open_artifact(settings.model)
-    indices_per_bag = _check_inputs(settings, artifact.manifest)
+    indices_per_bag = mean_indices_per_bag(settings, artifact.manifest.model)
+    if settings.profile:
+        check_profile(artifact.manifest, str(settings.model))
     return RunPlan(
         settings=settings,
         placement=placement,
@@ -165,14 +167,11 @@ def _place(settings: RunSettings) -> Placement:
     return Placement(topology, cores, spare)
 
 
-def _check_inputs(settings: RunSettings, manifest: Manifest) -> float:
-    """Mean indices per bag, of the file where one is given."""
-    indices_per_bag = mean_length(bag_lengths(manifest.model, settings.indices_per_bag))
-    if settings.ref_data:
-        indices_per_bag = open_reference(settings.ref_data, manifest.model, outputs_wanted=False).indices_per_bag
-    if settings.profile:
-        check_profile(manifest, str(settings.model))
-    return indices_per_bag
+def mean_indices_per_bag(settings: RunSettings, model: ModelCard) -> float:
+    """Of the file where one is given. Raises UserError where the model takes no such inputs."""
+    random = mean_length(bag_lengths(model, settings.indices_per_bag))
+    data = settings.ref_data and open_reference(settings.ref_data, model, outputs_wanted=False)
+    return data.indices_per_bag if data else random
 
 
 def _plan_memory(settings: RunSettings, placement: Placement, manifest: Manifest) -> NumaPlan:
@@ -200,16 +199,6 @@ def _choose_engine(settings: RunSettings, manifest: Manifest, indices_per_bag: f
     )
 
 
-def _with_engine_ready(plan: RunPlan, say: Callable[[str, str], None]) -> RunPlan:
-    """Another engine's int8 graph is made here, which takes its time."""
-    if plan.other_engine is None:
-        return plan
-    engine = with_int8(plan.other_engine, plan.manifest.model, plan.settings.ref_data, plan.settings.max_ind_range)
-    for label, text in engine_lines(engine):
-        say(label, text)
-    return replace(plan, other_engine=engine)
-
-
 def _assignments(plan: RunPlan, weights: WeightCopies, queue: QueueEnds | None) -> list[Assignment]:
     settings, engine = plan.settings, plan.other_engine
     lengths = None if settings.ref_data else bag_lengths(plan.manifest.model, settings.indices_per_bag)
@@ -218,7 +207,7 @@ def _assignments(plan: RunPlan, weights: WeightCopies, queue: QueueEnds | None) 
             library=str(settings.model),
             instance=instance,
             instances=len(plan.cores),
-            cores=list(cores),
+            cores=cores,
             ref_data=str(settings.ref_data) if settings.ref_data else None,
             max_ind_range=settings.max_ind_range,
             l3_bytes=plan.placement.topology.l3_bytes,

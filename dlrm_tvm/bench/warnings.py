@@ -13,7 +13,6 @@ Each is one line: what was seen, the likely cause, what to try. machine/os_count
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence, Set
 
 import numpy as np
@@ -22,7 +21,7 @@ from ..engines.interface import EngineGraph
 from ..instances.group import MeasuredRun
 from ..instances.progress import TOLERANCE, WINDOWS
 from ..instances.window import Measurement
-from ..machine.os_counters import CpuTime, Snapshot, cpu_times
+from ..machine.os_counters import Snapshot
 from ..machine.topology import format_cpu_list
 from ..runtime.manifest import Manifest
 from ..runtime.weight_copies import TableSetup
@@ -38,15 +37,6 @@ _SOON_READ = 256 << 20  # bytes of tables that a warm-up reads
 _STALL_LEAST_S, _STALL_TIMES_USUAL = 0.2, 10
 _LATE_SHARE, _LATE_LEAST = 0.05, 5  # of the batches asked for; fewer are chance
 _CLOSE_TO_CLOSED_LOOP = 1.05
-
-
-def busiest_core(cpus: Sequence[int], sample_s: float = 0.25) -> tuple[int, float]:
-    """The one of `cpus` that is busiest right now, and its busy share."""
-    before = cpu_times()
-    time.sleep(sample_s)
-    after = cpu_times()
-    shares = {cpu: _busy_share(before[cpu], after[cpu]) for cpu in cpus if cpu in before and cpu in after}
-    return max(shares.items(), key=lambda item: item[1], default=(cpus[0], 0.0))
 
 
 def load_warnings(busiest: tuple[int, float]) -> list[str]:
@@ -294,16 +284,6 @@ def faster_than_closed_warnings(ratio: float) -> list[str]:
         f"LoadGen's run was {ratio:.2f} times as fast as the closed loop before it. Probably something else ran then: "
         "repeat the run."
     ]
-
-
-def _busy_share(before: CpuTime, after: CpuTime) -> float:
-    """0 to 1. Stolen time counts as busy: another machine is at work there.
-
-    A difference may be below 0: sums of floats, and the kernel's iowait goes back at times (man 5 proc).
-    """
-    idle_s = max(0.0, after.idle_s - before.idle_s)
-    busy_s = max(0.0, after.busy_s + after.stolen_s - before.busy_s - before.stolen_s)
-    return busy_s / (busy_s + idle_s) if busy_s else 0.0
 
 
 def _seconds(before: Snapshot, after: Snapshot) -> float:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +42,7 @@ _LARGEST_TABLE = 2**31
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """The content of a library, convertible to JSON. ref_data None: random rows of tables of `table_rows`.
+    """The content of a library. ref_data None: random rows of tables of `table_rows`.
 
     lengths: indices in each bag of each table; None: one, and no bags.
     """
@@ -83,14 +83,6 @@ class SampleSpec:
         """[samples + 1] int64: where each sample's items begin. The last sample of a file may be short."""
         ends = np.cumsum(sample_lengths(self.samples))
         return np.minimum(np.concatenate([[0], ends]), self.items)
-
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(fields: dict) -> SampleSpec:
-        lengths = fields["lengths"] and tuple(fields["lengths"])
-        return SampleSpec(**fields | {"table_rows": tuple(fields["table_rows"]), "lengths": lengths})
 
 
 def sample_lengths(samples: int) -> np.ndarray:

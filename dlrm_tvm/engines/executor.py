@@ -23,7 +23,8 @@ _LONGEST_REASON = 300
 
 
 class EngineExecutor:
-    """An Executor for a worker, run by another engine. Raises UserError where that engine refuses the graph."""
+    """An Executor for a worker, run by another engine; library: ours, for peak and comparison. Raises UserError where
+    that engine refuses the graph."""
 
     def __init__(self, graph: EngineGraph, library: str, cores: Sequence[int]) -> None:
         # The other engine first: our placement pins the calling thread to one core, which threads made later inherit.
@@ -78,11 +79,6 @@ class EngineExecutor:
         if self._graph.calibration:
             return f"It was calibrated with {self._graph.calibration}: give --ref-data items like those it will serve."
         return "Run accuracy.py to see which of the two is wrong."
-
-
-def open_engine_executor(graph: dict[str, Any], library: str, cores: Sequence[int]) -> EngineExecutor:
-    """graph: an EngineGraph as JSON; library: ours, for peak and comparison."""
-    return EngineExecutor(EngineGraph.from_json(graph), library, cores)
 
 
 def open_engine(graph: EngineGraph, *, threads: int, cores: Sequence[int]) -> OpenEngine:

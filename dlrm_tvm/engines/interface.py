@@ -126,11 +126,6 @@ class EngineGraph:
         tables = sum(feed.shape[1 - feed.batch_place] if feed.table is None else 1 for feed in feeds)
         return np.zeros(dense, np.float32), np.zeros((self.batch_size, tables), np.int64)
 
-    @staticmethod
-    def from_json(fields: dict[str, Any]) -> EngineGraph:
-        feeds = [Feed(**{**feed, "shape": tuple(feed["shape"])}) for feed in fields["feeds"]]
-        return EngineGraph(**{**fields, "feeds": tuple(feeds)})
-
 
 @dataclass(frozen=True)
 class OpenEngine:

@@ -34,6 +34,7 @@ from ..errors import UserError, one_line, run_script
 from ..machine.cpu import host_flags
 from ..model.bags import Bags
 from ..paths import module_command
+from ..runtime.typed_json import read_as
 from .interface import EngineGraph
 from .openvino import without_tables
 
@@ -226,7 +227,7 @@ def main() -> None:
 
 
 def _main() -> int:
-    graph, folder = EngineGraph.from_json(json.loads(sys.argv[1])), Path(sys.argv[2])
+    graph, folder = read_as(EngineGraph, json.loads(sys.argv[1]), "graph"), Path(sys.argv[2])
     target = folder / _FILES[graph.engine]
     try:
         if graph.engine == "openvino":

@@ -128,10 +128,7 @@ class Instances:
 
     def profile(self, seconds: float) -> list[ProfiledCalls]:
         """Time of each part of the instances' calls, all at once."""
-        answers = self._phase("profile", seconds)
-        return [
-            ProfiledCalls(**{name: fields[name] for name in ProfiledCalls.__annotations__}) for fields, _ in answers
-        ]
+        return [ProfiledCalls(**fields) for fields, _ in self._phase("profile", seconds)]
 
     def measure(
         self, *, duration_s: float, warmup_s: float, arrivals: Arrivals = CLOSED, until_stable: bool = False
@@ -172,7 +169,7 @@ class Instances:
             self._watch(interrupts, until_ns=middle_ns, watch=watch)
             if interrupts.seen or (watch and watch.is_stable):
                 break
-            clocks_mhz.append(self._clock_mhz())
+            clocks_mhz.append(clock_mhz(core for worker in self._workers for core in worker.assignment.cores))
         else:
             self._watch(interrupts, until_ns=times.close_ns, watch=watch)
         return before, self.snapshot(), tuple(filter(None, clocks_mhz))
@@ -202,13 +199,13 @@ class Instances:
 
     def end_service(self) -> list[dict]:
         """Each one's share of the work (queue_service.Served), once the queue is stopped."""
-        return [_without_size(fields) for fields, _ in self._gather(silence_s=_SILENCE_S)]
+        return [fields for fields, _ in self._gather(silence_s=_SILENCE_S)]
 
     def answer_of(self, other: WorkerProcess) -> dict:
         """The next message of another process. The instances are watched: the death of one raises UserError."""
         while other not in self._messages:
             self._listen(None, other)
-        return _without_size(self._messages.pop(other)[0])
+        return self._messages.pop(other)[0]
 
     def _phase(self, name: str, seconds: float) -> list[tuple[dict, bytes]]:
         self._send(name, self._barrier_ns(), seconds=seconds)
@@ -226,9 +223,6 @@ class Instances:
     def snapshot(self) -> Snapshot:
         """The kernel's counters of these processes and their cores, now."""
         return take_snapshot(self.pids, [worker.assignment.cores for worker in self._workers])
-
-    def _clock_mhz(self) -> float | None:
-        return clock_mhz(core for worker in self._workers for core in worker.assignment.cores)
 
     def _stop(self) -> None:
         for worker in self._workers:
@@ -273,7 +267,3 @@ class Instances:
             worker.end(deadline_s)
         self._board.close()
         self._workers = []
-
-
-def _without_size(fields: dict) -> dict:
-    return {key: value for key, value in fields.items() if key != "payload_bytes"}

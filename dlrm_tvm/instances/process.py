@@ -63,7 +63,7 @@ class WorkerProcess:
         if not header_end:
             return None
         fields = json.loads(self._received[:header_end])
-        if len(self._received) < header_end + fields["payload_bytes"]:
+        if len(self._received) < header_end + fields.pop("payload_bytes"):
             return None
         payload = bytes(self._received[header_end:])
         self._received.clear()

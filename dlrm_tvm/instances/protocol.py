@@ -38,12 +38,12 @@ class Assignment:
     library: str
     instance: int
     instances: int
-    cores: list[int]
+    cores: tuple[int, ...]
     ref_data: str | None
     l3_bytes: int
     parent_pid: int
     indices_per_bag: float = 1  # the mean over all bags
-    bag_lengths: list[int] | None = None  # of random bags, per table; None: one index each, or ref_data's
+    bag_lengths: tuple[int, ...] | None = None  # of random bags, per table; None: one index each, or ref_data's
     tables_fd: int | None = None  # inherited descriptors of shared memory that holds the weights; see SharedCopies
     parameters_fd: int | None = None
     numa_node: int | None = None  # None: the machine has one
@@ -60,10 +60,6 @@ class Assignment:
     @property
     def title(self) -> str:
         return f"Instance {self.instance}"
-
-    @staticmethod
-    def from_json(fields: dict) -> Assignment:
-        return Assignment(**fields | {"queue": fields["queue"] and QueueEnds(**fields["queue"])})
 
 
 class Control:

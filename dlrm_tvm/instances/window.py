@@ -83,14 +83,15 @@ def merge_runs(runs: Sequence[Run], begin_ns: int, end_ns: int) -> Measurement |
     duration_s = (end_ns - begin_ns) / 1e9
     borders_ns = [begin_ns + (end_ns - begin_ns) * part // SUB_WINDOWS for part in range(SUB_WINDOWS + 1)]
     done = np.array([_batches_done(run, borders_ns) for run in runs])  # [runs, borders]
+    latencies_ns, services_ns = zip(*(_times(run, begin_ns, end_ns) for run in runs))
     measurement = {
         "duration_s": duration_s,
         "batches_per_s": tuple(((done[:, -1] - done[:, 0]) / duration_s).tolist()),
         "sub_windows_per_s": tuple((np.diff(done).sum(axis=0) / (duration_s / SUB_WINDOWS)).tolist()),
-        "services_ns": tuple(_services(run, begin_ns, end_ns) for run in runs),
+        "services_ns": services_ns,
     }
     if runs[0].arrivals_ns is None:
-        return Measurement(latencies_ns=tuple(_latencies(run, begin_ns, end_ns) for run in runs), **measurement)
+        return Measurement(latencies_ns=latencies_ns, **measurement)
     asked = [_asked_for(run, begin_ns, end_ns) for run in runs]
     return Measurement(
         latencies_ns=tuple(ends_ns - arrivals_ns for arrivals_ns, ends_ns, _ in asked),
@@ -112,17 +113,12 @@ def _batches_done(run: Run, moments_ns: Sequence[int]) -> np.ndarray:
     return np.interp(np.array(moments_ns) - run.started_ns, times, done)
 
 
-def _latencies(run: Run, begin_ns: int, end_ns: int) -> np.ndarray:
-    starts_ns = run.starts_ns
-    inside = (starts_ns >= begin_ns) & (run.ends_ns <= end_ns)
-    return (run.ends_ns - starts_ns)[inside]
-
-
-def _services(run: Run, begin_ns: int, end_ns: int) -> np.ndarray:
-    """ns of each batch that lies inside, wholly or in part."""
-    starts_ns = run.starts_ns
-    touching = (starts_ns < end_ns) & (run.ends_ns > begin_ns)
-    return (run.ends_ns - starts_ns)[touching]
+def _times(run: Run, begin_ns: int, end_ns: int) -> tuple[np.ndarray, np.ndarray]:
+    """ns of each batch that lies wholly inside, and of each that does so wholly or in part."""
+    starts_ns, ends_ns = run.starts_ns, run.ends_ns
+    inside = (starts_ns >= begin_ns) & (ends_ns <= end_ns)
+    touching = (starts_ns < end_ns) & (ends_ns > begin_ns)
+    return (ends_ns - starts_ns)[inside], (ends_ns - starts_ns)[touching]
 
 
 def _asked_for(run: Run, begin_ns: int, end_ns: int) -> tuple[np.ndarray, np.ndarray, int]:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from ..errors import UserError
 from ..machine.numa import prefer_node
 from ..runtime.thread_pool import verify_confined
+from ..runtime.typed_json import read_as
 from .loops import StopClock, timed_loop, wait_until
 from .protocol import STOP_SIGNAL, Assignment, Control, die_with_parent
 
@@ -37,9 +38,11 @@ if TYPE_CHECKING:
 def open_executor(assignment: Assignment) -> Executor:
     """The artifact with its threads placed, or the other engine in its place. Raises UserError."""
     if assignment.other_engine is not None:
-        from ..engines.executor import open_engine_executor
+        from ..engines.executor import EngineExecutor
+        from ..engines.interface import EngineGraph
 
-        return open_engine_executor(assignment.other_engine, assignment.library, assignment.cores)
+        graph = read_as(EngineGraph, assignment.other_engine, "engine")
+        return EngineExecutor(graph, assignment.library, assignment.cores)
     from ..runtime.artifact import SharedCopies, open_artifact
     from ..runtime.executor import Executor
 
@@ -57,7 +60,7 @@ def main(open_engine: Callable[[Assignment], Executor] = open_executor) -> None:
     first_line = control.receive()
     if first_line is None:
         return  # the parent gave up at once
-    assignment = Assignment.from_json(first_line)
+    assignment = read_as(Assignment, first_line, "assignment")
     die_with_parent(assignment.parent_pid)
     try:
         serve(control, clock, assignment, open_engine)
@@ -92,7 +95,9 @@ def serve(
         elif command["do"] == "stream":
             control.reply(gbps=engine.stream_gbps(command["seconds"]))
         elif command["do"] == "profile":
-            control.reply(**profile(engine, batches, command["seconds"]))
+            from .profiling import profile_calls  # few runs need it
+
+            control.reply(**asdict(profile_calls(engine, batches, command["seconds"])))
         elif command["do"] == "measure":
             run = telling(engine.run, assignment) if command["telling"] else engine.run
             clock.set(command["stop_ns"])
@@ -111,7 +116,7 @@ def serve_queue(engine: Executor, assignment: Assignment, most_batches: int, clo
     from .work_queue import WorkQueue
 
     ends = assignment.queue
-    library = SampleLibrary(SampleSpec.from_json(ends.spec), ends.samples_fd)
+    library = SampleLibrary(read_as(SampleSpec, ends.spec, "samples"), ends.samples_fd)
     return serve_queue(
         engine,
         WorkQueue(ends.queue_fd, ends.bell_fd),
@@ -151,12 +156,6 @@ def check_once(engine: Executor, batch: Batch) -> None:
     predictions = engine.run(batch)
     if not (abs(predictions) < float("inf")).all():
         raise UserError("The library's predictions are not finite numbers. Check it with accuracy.py, recompile it.")
-
-
-def profile(engine: Executor, batches: list[Batch], seconds: float) -> dict[str, object]:
-    from .profiling import profile_calls
-
-    return asdict(profile_calls(engine, batches, seconds))
 
 
 def requests(command: dict, assignment: Assignment) -> list[int] | None:

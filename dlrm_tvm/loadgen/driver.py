@@ -28,6 +28,7 @@ from ..instances.protocol import Control, QueueEnds, die_with_parent
 from ..instances.queue_service import RECORD
 from ..instances.work_queue import WorkQueue
 from ..runtime.artifact import open_artifact
+from ..runtime.typed_json import read_as
 from .ledger import SampleLedger
 from .settings import LoadgenRequest, effective, test_settings
 
@@ -43,7 +44,7 @@ class DriverAssignment:
 
     library: str
     queue: QueueEnds
-    cores: list[int]
+    cores: tuple[int, ...]
     load_threads: int
     instances: int
     parent_pid: int
@@ -62,7 +63,7 @@ class Driver:
         self._loadgen = loadgen
         self._manifest = open_artifact(assignment.library).manifest
         self._assignment = assignment
-        self.spec = SampleSpec.from_json(assignment.queue.spec)
+        self.spec = read_as(SampleSpec, assignment.queue.spec, "samples")
         self._queue = WorkQueue(assignment.queue.queue_fd, assignment.queue.bell_fd)
         self._library = SampleLibrary(self.spec, assignment.queue.samples_fd)
         self._lengths = np.diff(self._library.begins)
@@ -79,7 +80,7 @@ class Driver:
         """
         loadgen = self._loadgen
         settings = test_settings(loadgen, request, self.spec.samples)
-        self._with_labels = request.mode == "accuracy"
+        self._with_labels = request.is_accuracy
         self._items_done[:] = 0
         self._queue.configure(batch_size=self._manifest.batch_size, wait_ns=wait_ns)
         first = self._queue.published
@@ -88,9 +89,7 @@ class Driver:
             self.spec.samples, settings.performance_sample_count_override, lambda _: None, lambda _: None
         )
         finished = threading.Event()
-        completing = threading.Thread(
-            target=self._complete_until, args=(finished, silence_s, request.scenario == "offline")
-        )
+        completing = threading.Thread(target=self._complete_until, args=(finished, silence_s, request.is_offline))
         completing.start()
         cpu_s, began_s = time.process_time(), time.perf_counter()
         try:
@@ -211,7 +210,7 @@ def main() -> None:
     fields = control.receive()
     if fields is None:
         return
-    assignment = DriverAssignment(**fields | {"queue": QueueEnds(**fields["queue"])})
+    assignment = read_as(DriverAssignment, fields, "assignment")
     die_with_parent(assignment.parent_pid)
     try:
         serve(control, assignment)
@@ -232,7 +231,7 @@ def serve(control: Control, assignment: DriverAssignment) -> None:
             os.sched_setaffinity(0, assignment.cores)  # only now: all may draw samples
             control.reply()
             continue
-        request = LoadgenRequest.from_json(command["request"])
+        request = read_as(LoadgenRequest, command["request"], "request")
         if command["do"] == "settings":
             settings = test_settings(mlperf_loadgen, request, driver.spec.samples)
             control.reply(**asdict(effective(settings, request)))

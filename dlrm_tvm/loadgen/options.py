@@ -11,8 +11,8 @@ from ..bench.options import MOST_QPS, count
 from ..data.query_samples import MLPERF_SAMPLES
 from ..engines.interface import OURS
 from ..errors import UserError
-from .run import NO_RATE, LoadgenOptions
-from .settings import SCENARIOS
+from .run import NO_RATE
+from .settings import SCENARIOS, LoadgenRequest
 
 _MOST_SAMPLES = 10_000_000
 
@@ -71,16 +71,14 @@ def check_loadgen_options(args: argparse.Namespace) -> None:
             raise UserError(f"{path}: no such file. LoadGen's settings were wanted, such as a user.conf.")
 
 
-def loadgen_options(args: argparse.Namespace) -> LoadgenOptions:
+def loadgen_request(args: argparse.Namespace) -> LoadgenRequest:
     mode = "accuracy" if args.accuracy else "performance"
     stamp = f"{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}"
-    return LoadgenOptions(
+    return LoadgenRequest(
         scenario=args.scenario,
-        accuracy=args.accuracy,
-        samples=args.samples or MLPERF_SAMPLES,
-        log_dir=args.log_dir or Path("loadgen_logs") / f"{args.scenario}_{mode}_{stamp}",
+        mode=mode,
+        log_dir=str(args.log_dir or Path("loadgen_logs") / f"{args.scenario}_{mode}_{stamp}"),
+        conf_files=tuple(str(path) for path in (args.mlperf_conf, args.user_conf) if path),
         duration_s=args.duration,
         target_qps=args.target_qps,
-        find_peak=args.find_peak_qps,
-        conf_files=tuple(path for path in (args.mlperf_conf, args.user_conf) if path),
     )

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -83,7 +83,7 @@ class LoadgenProcess:
         self.is_testing = False
 
     def settings(self, request: LoadgenRequest) -> EffectiveSettings:
-        return EffectiveSettings(**self._answer(do="settings", request=request.to_json()))
+        return EffectiveSettings(**self._answer(do="settings", request=asdict(request)))
 
     def load(self) -> None:
         """Read or draw the samples. Raises UserError for bad values in a file."""
@@ -100,7 +100,7 @@ class LoadgenProcess:
         fields = {"wait_ns": int(wait_ms * 1e6), "silence_s": silence_s}
         began_s, before, self.is_testing = time.monotonic(), self._queue.done, True
         try:
-            done = self._answer(do="test", request=request.to_json(), **fields)
+            done = self._answer(do="test", request=asdict(request), **fields)
         except KeyboardInterrupt:
             samples, items = (now - then for now, then in zip(self._queue.done, before))
             cut = LoadgenTest(request, samples, items, cut_after_s=time.monotonic() - began_s)
@@ -108,7 +108,7 @@ class LoadgenProcess:
         self.is_testing = False
         if not done["samples"]:
             raise UserError(f"LoadGen issued nothing; it may be unable to write to {folder}. Give another --log-dir.")
-        verdict = read_verdict(folder) if request.mode == "performance" else None
+        verdict = None if request.is_accuracy else read_verdict(folder)
         per_instance = tuple(done["items_per_instance"])
         return LoadgenTest(request, done["samples"], done["items"], per_instance, done["cpu_share"], verdict)
 
@@ -152,7 +152,7 @@ def shared_with_loadgen(spec: SampleSpec) -> Iterator[tuple[WorkQueue, QueueEnds
     """The queue; queue, samples and pipe as the instances inherit them, and as LoadGen's process does."""
     queue, samples = WorkQueue.create(), SharedArrays.create(spec.layout)
     reading, writing = os.pipe()
-    ends = QueueEnds(queue.descriptor, queue.bell, samples.descriptor, writing, spec.to_json())
+    ends = QueueEnds(queue.descriptor, queue.bell, samples.descriptor, writing, asdict(spec))
     try:
         yield queue, ends, replace(ends, completions_fd=reading)
     finally:
@@ -168,7 +168,7 @@ def loadgen_process(session: Session, queue: WorkQueue, ends: QueueEnds) -> Iter
     assignment = DriverAssignment(
         library=str(session.plan.settings.model),
         queue=ends,
-        cores=list(session.plan.placement.other_cpus),
+        cores=session.plan.placement.other_cpus,
         load_threads=sum(map(len, session.plan.cores)),
         instances=len(session.plan.cores),
         parent_pid=os.getpid(),

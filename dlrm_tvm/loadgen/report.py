@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isnan
+from pathlib import Path
 
 import numpy as np
 
@@ -35,7 +36,8 @@ class AccuracyResult:
 
 def score_accuracy_log(run: LoadgenRun) -> AccuracyResult:
     """Raises FoundWantingError where predictions are not finite."""
-    return score_pairs(*read_accuracy(run.options.log_dir), gives_logits=run.session.plan.manifest.model.gives_logits)
+    pairs = read_accuracy(Path(run.tests[-1].request.log_dir))
+    return score_pairs(*pairs, gives_logits=run.session.plan.manifest.model.gives_logits)
 
 
 def score_pairs(predictions: np.ndarray, labels: np.ndarray, *, gives_logits: bool) -> AccuracyResult:
@@ -54,9 +56,10 @@ def loadgen_text(run: LoadgenRun, accuracy: AccuracyResult | None) -> str:
     last = run.tests[-1]
     if accuracy is not None:
         of_logits = " of the logits' sigmoid" * accuracy.is_logit
+        area = "undefined (all labels are the same)" if accuracy.auc is None else f"{accuracy.auc:.6f}"
         lines = [
             line("LoadGen", f"{last.samples:,} samples, {last.items:,} items, accuracy mode"),
-            line("AUC", f"{_auc(accuracy)} from its accuracy log, log loss {accuracy.log_loss:.6f}{of_logits}"),
+            line("AUC", f"{area} from its accuracy log, log loss {accuracy.log_loss:.6f}{of_logits}"),
         ]
     elif last.cut_after_s:
         lines = _cut_lines(run)
@@ -85,7 +88,7 @@ def loadgen_json(run: LoadgenRun, accuracy: AccuracyResult | None) -> dict[str, 
         "instances": len(plan.cores),
         "threads": len(plan.cores[0]),
         "cores": [core for cores in plan.cores for core in cores],
-        "scenario": run.options.scenario,
+        "scenario": last.request.scenario,
         "mode": last.request.mode,
         "valid": last.verdict.is_valid if last.verdict else None,
         "samples": last.samples,
@@ -100,7 +103,7 @@ def loadgen_json(run: LoadgenRun, accuracy: AccuracyResult | None) -> dict[str, 
         "warnings": list(run.warnings),
         "environment": plan.environment,
     }
-    if run.options.accuracy:
+    if last.request.is_accuracy:
         return result | {key: getattr(accuracy, key, None) for key in ("auc", "log_loss")}
     verdict, items_per_s = last.verdict, last.items_per_s
     return result | {
@@ -112,7 +115,7 @@ def loadgen_json(run: LoadgenRun, accuracy: AccuracyResult | None) -> dict[str, 
         "peak_fraction": items_per_s * manifest.model.flops_per_item / 1e9 / run.peak_gflops,
         "latency_ms": verdict and verdict.latency_ms,
         "early_stopping_ms": verdict and verdict.estimate_ms,
-        "latency_bound_ms": run.settings.latency_ms if run.options.scenario == "server" else None,
+        "latency_bound_ms": run.settings.latency_ms if last.request.is_server else None,
         "target_qps": last.request.target_qps,
         "tests": [
             {
@@ -129,16 +132,12 @@ def loadgen_json(run: LoadgenRun, accuracy: AccuracyResult | None) -> dict[str, 
     }
 
 
-def _auc(accuracy: AccuracyResult) -> str:
-    return "undefined (all labels are the same)" if accuracy.auc is None else f"{accuracy.auc:.6f}"
-
-
 def _performance_lines(run: LoadgenRun) -> list[str]:
     last = run.tests[-1]
     verdict = last.verdict
     said = "VALID" if verdict.is_valid else f"INVALID: {', '.join(verdict.reasons)}"
     rate = f"{verdict.samples_per_s:,.1f} samples/s"
-    if run.options.scenario == "server":
+    if last.request.is_server:
         rate += f" of {last.request.target_qps:,.1f} asked for"
     lines = [
         line("LoadGen says", f"{said}: {rate} ({last.samples:,} samples)"),
@@ -146,10 +145,10 @@ def _performance_lines(run: LoadgenRun) -> list[str]:
     ]
     latency = percentiles_text(verdict.latency_ms, *TAIL)
     if verdict.estimate_ms:
-        query = "query" if run.options.scenario == "multistream" else "sample"
+        query = "query" if last.request.scenario == "multistream" else "sample"
         result = f"LoadGen's result {verdict.estimate_ms:.3f}"
         lines.append(line("latency", f"{latency}  ms per {query}, {result}"))
-    if run.options.scenario == "server":
+    if last.request.is_server:
         bound = f"p{100 * run.settings.latency_percentile:g} within {run.settings.latency_ms:g} wanted"
         lines.append(line("latency", f"{latency}  ms per sample, {bound}"))
         lines.append(line("batches", f"leave when full, or after {run.wait_ms:.1f} ms"))
@@ -165,7 +164,7 @@ def _cut_lines(run: LoadgenRun) -> list[str]:
     valid = [test.request.target_qps for test in run.tests if test.is_valid]
     return [
         line("LoadGen", f"no verdict: ended after {last.cut_after_s:.1f} s with {done}"),
-        *([] if run.options.accuracy else [_throughput_line(run)]),
+        *([] if last.request.is_accuracy else [_throughput_line(run)]),
         *([line("until then", f"{max(valid):,.1f} samples/s were valid")] if valid else []),
     ]
 

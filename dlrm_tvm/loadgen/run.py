@@ -62,31 +62,6 @@ _SILENCE_S, _SILENCE_BATCHES = 60.0, 20
 
 
 @dataclass(frozen=True)
-class LoadgenOptions:
-    """From the flags; None where LoadGen's files or the defaults decide. target_qps: samples per second."""
-
-    scenario: str
-    accuracy: bool
-    samples: int
-    log_dir: Path
-    duration_s: float | None = None
-    target_qps: float | None = None
-    find_peak: bool = False
-    conf_files: tuple[Path, ...] = ()
-
-    @property
-    def request(self) -> LoadgenRequest:
-        return LoadgenRequest(
-            scenario=self.scenario,
-            mode="accuracy" if self.accuracy else "performance",
-            log_dir=str(self.log_dir),
-            conf_files=tuple(map(str, self.conf_files)),
-            duration_s=self.duration_s,
-            target_qps=self.target_qps,
-        )
-
-
-@dataclass(frozen=True)
 class ClosedLoop:
     """The same instances without LoadGen: items per second, latencies of a batch in ms, warnings."""
 
@@ -108,7 +83,6 @@ class LoadgenRun:
     """
 
     session: Session
-    options: LoadgenOptions
     settings: EffectiveSettings
     spec: SampleSpec
     closed_loop: ClosedLoop | None
@@ -122,120 +96,123 @@ class LoadgenRun:
 
 
 def run_loadgen(
-    settings: RunSettings, options: LoadgenOptions, *, warmup_s: float, show: Callable[[str], None]
+    settings: RunSettings,
+    request: LoadgenRequest,
+    *,
+    samples: int,
+    find_peak: bool,
+    warmup_s: float,
+    show: Callable[[str], None],
 ) -> LoadgenRun:
-    """Raises UserError for inputs that do not fit, when a process dies, or LoadGen refuses."""
+    """request: for any model; samples: in LoadGen's library; find_peak: search the highest rate of the Server scenario.
+
+    Raises UserError for inputs that do not fit, when a process dies, or LoadGen refuses.
+    """
     require_loadgen()
     card = open_artifact(settings.model).manifest.model
-    for path in options.conf_files:
-        check_conf_file(path, model_of(card.interaction), SCENARIOS[options.scenario])
+    request = replace(request, model=model_of(card.interaction))
+    for path in request.conf_files:
+        check_conf_file(Path(path), request.model, SCENARIOS[request.scenario])
     bags = {"max_ind_range": settings.max_ind_range, "indices_per_bag": settings.indices_per_bag}
-    spec = plan_samples(card, options.samples, settings.ref_data and str(settings.ref_data), **bags)
-    if options.accuracy and not spec.has_labels:
+    spec = plan_samples(card, samples, settings.ref_data and str(settings.ref_data), **bags)
+    if request.is_accuracy and not spec.has_labels:
         raise UserError("--accuracy needs labels. Give --ref-data a file that has them, such as the demo's npz.")
     check_room(spec)
-    make_log_folder(options.log_dir)
+    make_log_folder(Path(request.log_dir))
     with (
         shared_with_loadgen(spec) as (queue, ends, driver_ends),
         open_session(replace(settings, spare_core=True), show, queue=ends) as session,
         loadgen_process(session, queue, driver_ends) as loadgen,
     ):
-        return _Conduct(session, loadgen, queue, options, spec, show).run(warmup_s)
+        effective = loadgen.settings(request)
+        return _Conduct(session, loadgen, queue, request, effective, spec, show, find_peak).run(warmup_s)
 
 
+@dataclass
 class _Conduct:
     """The steps of a run, over the session and LoadGen's process."""
 
-    def __init__(
-        self,
-        session: Session,
-        loadgen: LoadgenProcess,
-        queue: WorkQueue,
-        options: LoadgenOptions,
-        spec: SampleSpec,
-        show: Callable[[str], None],
-    ) -> None:
-        self._session, self._instances = session, session.instances
-        self._loadgen, self._queue, self._options, self._spec, self._show = loadgen, queue, options, spec, show
-        self._interrupted = False
-        self._request = replace(options.request, model=model_of(session.plan.manifest.model.interaction))
-        self._settings = loadgen.settings(self._request)
-        self._is_server = options.scenario == "server"
-        self._is_offline = options.scenario == "offline"
+    session: Session
+    loadgen: LoadgenProcess
+    queue: WorkQueue
+    request: LoadgenRequest
+    settings: EffectiveSettings
+    spec: SampleSpec
+    show: Callable[[str], None]
+    find_peak: bool
+    interrupted: bool = False
 
     def run(self, warmup_s: float) -> LoadgenRun:
-        options, session = self._options, self._session
-        if self._is_server and not (self._settings.target_qps or options.find_peak or options.accuracy):
+        session, spec, request = self.session, self.spec, self.request
+        if request.is_server and not (self.settings.target_qps or self.find_peak or request.is_accuracy):
             raise UserError(NO_RATE)
-        spec = self._spec
         size = f"{spec.items / spec.samples:.1f} items in the mean, {spec.nbytes / 1e9:.2f} GB"
-        self._show(line("samples", f"{spec.samples:,} of {size}"))
-        self._loadgen.load()
-        peak_before = None if options.accuracy else self._peak()
-        closed_loop = None if options.accuracy else self._closed_loop(warmup_s)
+        self.show(line("samples", f"{spec.samples:,} of {size}"))
+        self.loadgen.load()
+        peak_gflops, closed_loop = (None, None) if request.is_accuracy else (self._peak(), self._closed_loop(warmup_s))
         wait_ms = self._wait_ms(closed_loop)
-        self._instances.begin_service(self._most_batches(closed_loop))
-        before = self._instances.snapshot()
+        self.session.instances.begin_service(self._most_batches(closed_loop))
+        before = self.session.instances.snapshot()
         tests = self._tests(closed_loop, wait_ms)
-        after = self._instances.snapshot()
-        memory_bytes = sum(memory_use(pid).pss_bytes for pid in self._instances.pids)
-        self._queue.stop()
-        served = self._instances.end_service()
-        peak_after = None if options.accuracy else self._peak_after()
+        after = self.session.instances.snapshot()
+        memory_bytes = sum(memory_use(pid).pss_bytes for pid in self.session.instances.pids)
+        self.queue.stop()
+        served = self.session.instances.end_service()
         warnings = table_warnings(session.tables)
-        if not options.accuracy:
+        if closed_loop:
+            peak_after = self._peak_after() or peak_gflops
             warnings += load_warnings(session.plan.busiest)
             warnings += [f"In the closed loop before: {warning}" for warning in closed_loop.warnings]
             warnings += window_warnings(before, after)
-            warnings += peak_warnings(peak_before, peak_after or peak_before)
+            warnings += peak_warnings(peak_gflops, peak_after)
             warnings += self._faster_than_closed(closed_loop, tests[-1])
+            peak_gflops = max(peak_gflops, peak_after)
         return LoadgenRun(
             session=session,
-            options=options,
-            settings=self._settings,
-            spec=self._spec,
+            settings=self.settings,
+            spec=spec,
             closed_loop=closed_loop,
-            peak_gflops=None if options.accuracy else max(peak_before, peak_after or 0),
+            peak_gflops=peak_gflops,
             tests=tuple(tests),
             served=tuple(served),
             memory_bytes=memory_bytes,
             warnings=tuple(warnings),
             wait_ms=wait_ms,
-            interrupted=self._interrupted,
+            interrupted=self.interrupted,
         )
 
     def _peak(self) -> float:
-        gflops = self._instances.peak_gflops(PEAK_SECONDS)
-        self._show(peak_line(gflops))
+        gflops = self.session.instances.peak_gflops(PEAK_SECONDS)
+        self.show(peak_line(gflops))
         return sum(gflops)
 
     def _peak_after(self) -> float | None:
         """None where Ctrl-C came before or comes now: the tests count all the same."""
-        if not self._interrupted:
+        if not self.interrupted:
             with suppress(KeyboardInterrupt):
-                return sum(self._instances.peak_gflops(PEAK_SECONDS))
-        self._interrupted = True
+                return sum(self.session.instances.peak_gflops(PEAK_SECONDS))
+        self.interrupted = True
         return None
 
     def _closed_loop(self, warmup_s: float) -> ClosedLoop:
         shortest_s, longest_s = _CLOSED_LOOP_S
-        seconds = min(max(self._settings.duration_s * _CLOSED_LOOP_SHARE, shortest_s), longest_s)
+        seconds = min(max(self.settings.duration_s * _CLOSED_LOOP_SHARE, shortest_s), longest_s)
         try:
-            run = self._instances.measure(duration_s=seconds, warmup_s=warmup_s)
+            run = self.session.instances.measure(duration_s=seconds, warmup_s=warmup_s)
         except NoBatchError:
             raise UserError(
-                f"No batch of {self._session.plan.manifest.batch_size:,} items was done within {seconds:g} s. "
+                f"No batch of {self.session.plan.manifest.batch_size:,} items was done within {seconds:g} s. "
                 "Use a library of a smaller batch, or a longer --duration."
             ) from None
         if run.interrupted:
             raise KeyboardInterrupt
         measurement = run.measurement
-        items_per_s = measurement.total_batches_per_s * self._session.plan.manifest.batch_size
+        items_per_s = measurement.total_batches_per_s * self.session.plan.manifest.batch_size
         batch_ms = percentiles_ms(np.concatenate(measurement.latencies_ns))
-        items_per_sample = self._spec.items / self._spec.samples
+        items_per_sample = self.spec.items / self.spec.samples
         closed_loop = ClosedLoop(items_per_s, batch_ms, items_per_sample, tuple(run_warnings(run)))
         text = f"{items_per_s:,.0f} items/s = {closed_loop.samples_per_s:,.1f} samples/s, in {seconds:.1f} s"
-        self._show(line("closed loop", text))
+        self.show(line("closed loop", text))
         return closed_loop
 
     def _wait_ms(self, closed_loop: ClosedLoop | None) -> float:
@@ -244,18 +221,18 @@ class _Conduct:
         Waiting until the last moment would leave no time for delays, and gain next to nothing: at a high rate batches
         are full, at a low rate they need not be.
         """
-        if not self._is_server or closed_loop is None:
+        if not self.request.is_server or closed_loop is None:
             return 0.0
-        return max(self._settings.latency_ms * _WAIT_SHARE - closed_loop.batch_ms["p99"], 0.0)
+        return max(self.settings.latency_ms * _WAIT_SHARE - closed_loop.batch_ms["p99"], 0.0)
 
     def _show_plan(self, request: LoadgenRequest) -> None:
-        settings = self._loadgen.settings(request)
-        bound = f", p{100 * settings.latency_percentile:g} within {settings.latency_ms:g} ms" * self._is_server
+        settings = self.loadgen.settings(request)
+        bound = f", p{100 * settings.latency_percentile:g} within {settings.latency_ms:g} ms" * request.is_server
         scenario = f"{SCENARIOS[request.scenario]} of {request.model}"
-        self._show(line("LoadGen", f"{scenario}, {settings.least_text}{bound}"))
+        self.show(line("LoadGen", f"{scenario}, {settings.least_text}{bound}"))
 
     def _faster_than_closed(self, closed_loop: ClosedLoop, test: LoadgenTest) -> list[str]:
-        if not self._is_offline or test.verdict is None:
+        if not self.request.is_offline or test.verdict is None:
             return []
         items_per_s = test.items / (test.verdict.latency_ms["max"] / 1e3)
         return faster_than_closed_warnings(items_per_s / closed_loop.items_per_s)
@@ -267,7 +244,7 @@ class _Conduct:
         return max(_SILENCE_S, _SILENCE_BATCHES * closed_loop.batch_ms["max"] / 1e3)
 
     def _most_batches(self, closed_loop: ClosedLoop | None) -> int:
-        if not self._is_offline:
+        if not self.request.is_offline:
             return 1
         if closed_loop is None:
             return _ACCURACY_BATCHES
@@ -278,15 +255,15 @@ class _Conduct:
         tests: list[LoadgenTest] = []
 
         def test(request: LoadgenRequest) -> LoadgenTest:
-            seconds = None if closed_loop is None else self._loadgen.settings(request).least_s
+            seconds = None if closed_loop is None else self.loadgen.settings(request).least_s
             with Bar(f"LoadGen, {Path(request.log_dir).name}", seconds):
-                tests.append(self._loadgen.test(request, wait_ms=wait_ms, silence_s=self._silence_s(closed_loop)))
+                tests.append(self.loadgen.test(request, wait_ms=wait_ms, silence_s=self._silence_s(closed_loop)))
             return tests[-1]
 
         try:
             self._test_all(test, closed_loop)
         except KeyboardInterrupt as interrupt:
-            self._interrupted = True
+            self.interrupted = True
             tests += [interrupt.test] if isinstance(interrupt, CutShortError) else []
             if not tests:
                 raise
@@ -294,17 +271,17 @@ class _Conduct:
 
     def _test_all(self, test: Callable[[LoadgenRequest], LoadgenTest], closed_loop: ClosedLoop | None) -> None:
         def say(label: str, text: str) -> None:
-            self._show(line(label, text))
+            self.show(line(label, text))
 
-        request = self._request
+        request = self.request
         if closed_loop is None:
-            test(replace(request, target_qps=self._settings.target_qps or _ACCURACY_QPS))
-        elif self._options.find_peak:
+            test(replace(request, target_qps=self.settings.target_qps or _ACCURACY_QPS))
+        elif self.find_peak:
             self._show_plan(request)
-            timing = {"most_qps": closed_loop.samples_per_s, "duration_s": self._settings.duration_s}
+            timing = {"most_qps": closed_loop.samples_per_s, "duration_s": self.settings.duration_s}
             find_peak_qps(test, request, **timing, say=say)
         else:
-            estimate = closed_loop.samples_per_s * (_HEADROOM if self._is_offline else _STREAM_HEADROOM)
-            request = replace(request, target_qps=self._settings.target_qps or estimate)
+            estimate = closed_loop.samples_per_s * (_HEADROOM if self.request.is_offline else _STREAM_HEADROOM)
+            request = replace(request, target_qps=self.settings.target_qps or estimate)
             self._show_plan(request)
             until_sure(test, request, say)

@@ -12,12 +12,10 @@ Early stopping: with t queries beyond the bound of a percentile p, LoadGen wants
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
-from .conf_files import check_conf_file
 
 # What is typed -> LoadGen's name.
 SCENARIOS = {each.lower(): each for each in ("Offline", "Server", "SingleStream", "MultiStream")}
@@ -52,12 +50,17 @@ class LoadgenRequest:
     target_qps: float | None = None
     least_queries: int = 1
 
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
+    @property
+    def is_accuracy(self) -> bool:
+        return self.mode == "accuracy"
 
-    @staticmethod
-    def from_json(fields: dict) -> LoadgenRequest:
-        return LoadgenRequest(**fields | {"conf_files": tuple(fields["conf_files"])})
+    @property
+    def is_server(self) -> bool:
+        return self.scenario == "server"
+
+    @property
+    def is_offline(self) -> bool:
+        return self.scenario == "offline"
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ class EffectiveSettings:
 
 
 def test_settings(loadgen: Any, request: LoadgenRequest, samples: int) -> Any:
-    """mlperf_loadgen.TestSettings of the request, for a library of so many samples. Raises UserError for a bad file."""
+    """mlperf_loadgen.TestSettings of the request, whose files were checked, for a library of so many samples. Raises
+    UserError for a file that LoadGen cannot read, and for a test that never ends."""
     settings = loadgen.TestSettings()
     scenario = SCENARIOS[request.scenario]
     settings.scenario = getattr(loadgen.TestScenario, scenario)
@@ -101,7 +105,6 @@ def test_settings(loadgen: Any, request: LoadgenRequest, samples: int) -> Any:
         settings.server_target_latency_ns = _V1_LATENCY_MS * 10**6
     settings.min_duration_ms = _DURATION_S * 1000
     for path in request.conf_files:
-        check_conf_file(Path(path), request.model, scenario)
         if settings.FromConfig(path, request.model, scenario, _FILE) != 0:
             raise UserError(f"{path}: LoadGen cannot read it; lines such as *.Server.target_qps = 100 were wanted.")
     modes = {"performance": loadgen.TestMode.PerformanceOnly, "accuracy": loadgen.TestMode.AccuracyOnly}
@@ -116,7 +119,7 @@ def test_settings(loadgen: Any, request: LoadgenRequest, samples: int) -> Any:
     wanted = settings.performance_sample_count_override or samples
     settings.performance_sample_count_override = min(wanted, samples)
     _check(settings, request)
-    if request.scenario == "server" and request.mode == "performance":
+    if request.is_server and not request.is_accuracy:
         fewest = math.ceil(math.log(_UNSURE) / math.log(settings.server_target_latency_percentile))
         settings.min_query_count = max(settings.min_query_count, fewest)
     _check_length(settings, request)
@@ -131,9 +134,9 @@ def _gap_ns(samples: int, qps: float) -> int:
 
 def _rate(settings: Any, request: LoadgenRequest) -> float:
     """Samples per second that are issued or expected; 0 where nothing says how many."""
-    if request.scenario == "server":
+    if request.is_server:
         return settings.server_target_qps
-    if request.scenario == "offline":
+    if request.is_offline:
         return settings.offline_expected_qps
     stream = "multi" if request.scenario == "multistream" else "single"
     expected_ns = getattr(settings, f"{stream}_stream_expected_latency_ns")
@@ -156,11 +159,11 @@ def _check(settings: Any, request: LoadgenRequest) -> None:
 
 def _check_length(settings: Any, request: LoadgenRequest) -> None:
     """With all queries that early stopping wants. A million a second would fill the memory."""
-    is_server, qps = request.scenario == "server", _rate(settings, request)
-    if not qps or request.mode == "accuracy":
+    qps = _rate(settings, request)
+    if not qps or request.is_accuracy:
         return
     queries = settings.min_query_count * _samples_per_query(settings, request)
-    by_time = settings.min_duration_ms / 1000 * qps * (1 if is_server else _SLACK)
+    by_time = settings.min_duration_ms / 1000 * qps * (1 if request.is_server else _SLACK)
     if why := too_long(max(queries, by_time), qps):
         faster, fewer = "a higher --target-qps", "a lower min_query_count in the file of settings"
         if by_time > queries:

@@ -93,6 +93,13 @@ def cpu_times(root: Path = Path("/")) -> dict[int, CpuTime]:
     }
 
 
+def busiest_core(cpus: Sequence[int], sample_s: float = 0.25) -> tuple[int, float]:
+    """The one of `cpus` that is busiest right now, and its busy share; stolen time is another machine's work there."""
+    shares = dict(zip(online_cpus(), psutil.cpu_percent(sample_s, percpu=True)))
+    busiest = max(cpus, key=lambda cpu: shares.get(cpu, 0.0))
+    return busiest, shares.get(busiest, 0.0) / 100
+
+
 def _tasks(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())

@@ -15,9 +15,7 @@ from itertools import chain
 from pathlib import Path
 
 from ..bench.options import check_ours_only
-from ..bench.session import RunSettings
-from ..data.reference_data import open_reference
-from ..data.workload import bag_lengths, mean_length
+from ..bench.session import RunSettings, mean_indices_per_bag
 from ..engines.graph import engine_graph
 from ..engines.interface import OURS, TITLES, engine_version, refusal
 from ..errors import UserError
@@ -210,9 +208,7 @@ def _check_engines(run: RunSettings, spec: SweepSpec) -> None:
 
 def _check_inputs(run: RunSettings, base: Manifest, combinations: Sequence[Combination]) -> None:
     """Raises UserError where the model takes no items of --ref-data, or an engine's file no batches of a size."""
-    indices_per_bag = mean_length(bag_lengths(base.model, run.indices_per_bag))
-    if run.ref_data:
-        indices_per_bag = open_reference(run.ref_data, base.model, outputs_wanted=False).indices_per_bag
+    indices_per_bag = mean_indices_per_bag(run, base.model)
     asked = ((one.engine or run.engine, one.batch, one.precision or run.engine_precision) for one in combinations)
     for engine, batch, precision in dict.fromkeys(asked):
         if engine != OURS:

@@ -18,7 +18,6 @@ import pytest
 from fakes import CORES, fakes
 from scripts import start
 
-from dlrm_tvm.bench import warnings
 from dlrm_tvm.bench.statistics import percentiles_ms
 from dlrm_tvm.bench.warnings import (
     beyond_peak_warnings,
@@ -48,17 +47,6 @@ def snapshot(time_s: float = 0.0, **counters: object) -> Snapshot:
 
 
 # Other load
-
-
-def test_a_busy_share_is_between_0_and_1_though_counters_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {0: CpuTime(3, 5), 1: CpuTime(3, 5), 2: CpuTime(3, 5)}
-    after = {0: CpuTime(3 - 1e-12, 5.25), 1: CpuTime(3.25, 5 - 1e-12), 2: CpuTime(3.1, 5.1, 0.2)}
-    monkeypatch.setattr(warnings, "cpu_times", iter([before, after] * 3).__next__)
-    assert [warnings.busiest_core([core], sample_s=0) for core in range(3)] == [
-        (0, 0.0),
-        (1, 1.0),
-        (2, pytest.approx(0.75)),
-    ]
 
 
 def window(busy_s: float, idle_s: float, ours_s: float, stolen_s: float = 0) -> tuple[Snapshot, Snapshot]:

@@ -31,6 +31,7 @@ from dlrm_tvm.kernels.isa import family_for
 from dlrm_tvm.machine.cpu import host_flags
 from dlrm_tvm.model import reference
 from dlrm_tvm.model.card import describe
+from dlrm_tvm.runtime.typed_json import read_as
 
 BATCH, BATCHES = 40, 5
 CORES = [min(os.sched_getaffinity(0))]
@@ -85,7 +86,7 @@ def test_predictions_are_within_the_precisions_bound_and_not_those_of_fp32(
     errors = errors_of(graph, path)
     assert 1e-4 < errors.mean() <= MEAN_ERROR[precision] and errors.max() > 1e-3
     assert graph.title == f"{TITLES[engine]} {graph.version} at {precision}"
-    assert EngineGraph.from_json(json.loads(json.dumps(asdict(graph)))) == graph
+    assert read_as(EngineGraph, json.loads(json.dumps(asdict(graph))), "graph") == graph
 
 
 @pytest.mark.parametrize("precision", [pytest.param(each.values[1], marks=each.marks) for each in EACH_QUANTIZED[1:]])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 
+import psutil
 import pytest
 from sysfs_trees import ONLINE_CPU, meminfo, read_by_psutil, write
 
-from dlrm_tvm.machine.os_counters import TICKS_PER_S, cpu_times, take_snapshot
+from dlrm_tvm.machine.os_counters import TICKS_PER_S, busiest_core, cpu_times, take_snapshot
 
 
 def stat_line(name: str, *, minor: int, major: int, user: int, system: int, cpu: int) -> str:
@@ -61,3 +63,16 @@ def test_throttling_is_read_from_both_versions_of_cgroups(tree: Path) -> None:
 def test_cpus_keep_their_numbers_where_some_are_offline(tree: Path) -> None:
     write(tree, f"{ONLINE_CPU}/online", "0,3")
     assert {cpu: times.idle_s * TICKS_PER_S for cpu, times in cpu_times(tree).items()} == {0: 525, 3: 900}
+
+
+def test_a_busy_share_is_between_0_and_1_though_counters_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = psutil.cpu_times()._replace
+    zeros = dict.fromkeys(psutil.cpu_times()._fields, 0.0)
+    before = [kinds(**zeros | {"user": 3.0, "idle": 5.0})] * 3
+    after = [kinds(**zeros | {"user": 3 - 1e-12, "idle": 5.25}), kinds(**zeros | {"user": 3.25, "idle": 5 - 1e-12})]
+    after.append(kinds(**zeros | {"user": 3.1, "idle": 5.1, "steal": 0.2}))
+    looks = cycle([before, after])
+    monkeypatch.setattr("dlrm_tvm.machine.os_counters.online_cpus", lambda: [0, 1, 7])
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: next(looks))
+    for cpus, busiest in (([0], (0, 0.0)), ([1, 0], (1, 1.0)), ([0, 7], (7, 0.75)), ([9], (9, 0.0))):
+        assert busiest_core(cpus, sample_s=1e-6) == busiest

@@ -21,7 +21,7 @@ def assignments(count: int) -> list[Assignment]:
             library="none.so",
             instance=instance,
             instances=count,
-            cores=[CORES[instance % len(CORES)]],
+            cores=(CORES[instance % len(CORES)],),
             ref_data=None,
             l3_bytes=1 << 20,
             parent_pid=os.getpid(),
