@@ -6,7 +6,7 @@ The only importer of matplotlib.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle, groupby
 from pathlib import Path
@@ -21,6 +21,9 @@ from ..paths import packages_command
 from .results import Row, Summary
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
     from ..bench.profile import Profile
     from ..bench.report import RunReport
 
@@ -55,14 +58,15 @@ def throughput_picture(summary: Summary, title: str, suffix: str) -> bytes:
 
     rows = sorted(summary.rows, key=lambda row: (batches_apart and row.combination.batch, name(row), row.p99_ms))
     groups = {key: list(group) for key, group in groupby(rows, key=name)}
-    with _style():
-        figure = _figure(title, entries=len(groups) + 2)
+
+    def draw(figure: Figure) -> None:
         axes = figure.add_subplot(xscale="log", xlabel="p99 latency [ms per batch]", ylabel="throughput [items/s]")
         for (variant, group), marker in zip(groups.items(), cycle(_MARKERS)):
-            _draw_variant(axes, fill(variant, 36), group, marker)
+            x, y, lowest, highest = _figures(group)
+            spread, label = (y - lowest, highest - y), fill(variant, 36)
+            axes.errorbar(x, y, yerr=spread, fmt=marker, markersize=4, capsize=2, label=label)
         front = sorted((row for row in summary.rows if row.combination in summary.pareto), key=lambda row: row.p99_ms)
-        points = [row.p99_ms for row in front], [row.items_per_s for row in front]
-        axes.plot(*points, color="black", linewidth=1, zorder=1, label="Pareto front")
+        axes.plot(*_figures(front)[:2], color="black", linewidth=1, zorder=1, label="Pareto front")
         for number, row in enumerate(front):
             text = f"{row.combination.instances}×{row.combination.threads}"
             text += "" if batches_apart else f", {row.combination.batch}"
@@ -74,18 +78,14 @@ def throughput_picture(summary: Summary, title: str, suffix: str) -> bytes:
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter("{x:,.0f}")
         _log_ticks(axes.xaxis)
-        beside = None if batches_apart else "front: instances × threads, batch"
-        figure.legend(loc="outside right center", fontsize=8, title=beside, title_fontsize=8)
-        return _bytes(figure, suffix)
+
+    beside = None if batches_apart else "front: instances × threads, batch"
+    return _picture(draw, title, suffix, entries=len(groups) + 2, legend=beside)
 
 
-def _draw_variant(axes, variant: str, rows: list[Row], marker: str) -> None:
-    spread = [
-        [row.items_per_s - row.items_per_s_min for row in rows],
-        [row.items_per_s_max - row.items_per_s for row in rows],
-    ]
-    p99s_ms, throughputs = [row.p99_ms for row in rows], [row.items_per_s for row in rows]
-    axes.errorbar(p99s_ms, throughputs, yerr=spread, fmt=marker, markersize=4, capsize=2, label=variant)
+def _figures(rows: Sequence[Row]) -> np.ndarray:
+    """[4, rows]: p99; items/s, the lowest and the highest."""
+    return np.array([(row.p99_ms, row.items_per_s, row.items_per_s_min, row.items_per_s_max) for row in rows]).T
 
 
 def run_pictures(path: Path, report: RunReport) -> dict[Path, Callable[[], bytes]]:
@@ -107,8 +107,8 @@ def roofline_path(path: Path) -> Path:
 
 def latency_picture(latencies_ms: np.ndarray, title: str, suffix: str) -> bytes:
     """latencies_ms [batches]: their histogram, and below it their distribution function with its percentiles."""
-    with _style():
-        figure = _figure(title)
+
+    def draw(figure: Figure) -> None:
         upper, lower = figure.subplots(2, sharex=True)
         ordered = np.sort(latencies_ms)
         bins = np.geomspace(ordered[0] * 0.99, ordered[-1] * 1.01, _BINS)
@@ -124,17 +124,16 @@ def latency_picture(latencies_ms: np.ndarray, title: str, suffix: str) -> bytes:
         lower.set(xlabel="latency [ms per batch]", ylabel="share of batches", ylim=(0, 1.02))
         _log_ticks(lower.xaxis)
         _log_ticks(upper.yaxis)
-        figure.legend(loc="outside right center", fontsize=8)
-        return _bytes(figure, suffix)
+
+    return _picture(draw, title, suffix)
 
 
 def roofline_picture(profile: Profile, title: str, suffix: str) -> bytes:
     """Parts with FLOPs below min(peak, intensity × stream) of one instance; the others by name."""
-    with _style():
-        figure = _figure(title)
-        axes = figure.add_subplot(
-            xscale="log", yscale="log", xlabel="intensity [FLOP/byte]", ylabel="performance [GFLOP/s]"
-        )
+
+    def draw(figure: Figure) -> None:
+        labels = {"xlabel": "intensity [FLOP/byte]", "ylabel": "performance [GFLOP/s]"}
+        axes = figure.add_subplot(xscale="log", yscale="log", **labels)
         first, parts = profile.parts[0], [each for each in profile.parts if each.part.flops and each.part.nbytes]
         x = [each.part.flops / each.part.nbytes for each in parts]
         ridge = first.peak_gflops / first.stream_gbps
@@ -150,27 +149,29 @@ def roofline_picture(profile: Profile, title: str, suffix: str) -> bytes:
                 axes.plot([], [], " ", label=f"{each.part.name}: {profile.share(each):.0%}, {each.gbps:.1f} GB/s")
         _log_ticks(axes.xaxis)
         _log_ticks(axes.yaxis)
-        figure.legend(loc="outside right center", fontsize=8)
-        return _bytes(figure, suffix)
+
+    return _picture(draw, title, suffix)
 
 
-def _style():
-    import matplotlib
-
-    return matplotlib.rc_context(_STYLE)
-
-
-def _figure(title: str, entries: int = 0):
+def _picture(
+    draw: Callable[[Figure], None], title: str, suffix: str, entries: int = 0, legend: str | None = None
+) -> bytes:
     """entries: of the legend, perhaps of two lines each; many make it higher."""
+    import matplotlib
     from matplotlib.figure import Figure
 
     width, height = _INCHES
-    figure = Figure(figsize=(width, max(height, 1 + 0.2 * entries)), layout="constrained", dpi=200)
-    figure.suptitle(fill(title, 100), x=0.02, horizontalalignment="left", fontsize=9)
-    return figure
+    content = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, max(height, 1 + 0.2 * entries)), layout="constrained", dpi=200)
+        figure.suptitle(fill(title, 100), x=0.02, horizontalalignment="left", fontsize=9)
+        draw(figure)
+        figure.legend(loc="outside right center", fontsize=8, title=legend, title_fontsize=8)
+        figure.savefig(content, format=suffix.lower().removeprefix("."))
+    return content.getvalue()
 
 
-def _log_ticks(axis) -> None:
+def _log_ticks(axis: Axis) -> None:
     """As numbers: of many decades at 1, 10, .., of a few at 1, 2, 5, 10, .., of one at 1, 2, 3, .., of less evenly."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -179,9 +180,3 @@ def _log_ticks(axis) -> None:
     axis.set_major_locator(LogLocator(subs=subs, numticks=30) if high > 2 * low else MaxNLocator(6))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axis.set_minor_formatter(NullFormatter())
-
-
-def _bytes(figure, suffix: str) -> bytes:
-    content = io.BytesIO()
-    figure.savefig(content, format=suffix.lower().removeprefix("."))
-    return content.getvalue()
