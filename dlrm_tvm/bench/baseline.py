@@ -12,7 +12,7 @@ not tell by how much. A key that a result lacks is not compared: versions differ
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -105,29 +105,30 @@ class Comparison:
         return change.percent < -percent and change.beyond is not False
 
 
-def read_baselines(paths: Iterable[Path]) -> tuple[Baseline, ...]:
-    """Raises as read_baseline does, and UserError for a file that is given twice: runs are wanted, not copies."""
-    paths = list(paths)
+def read_baselines(paths: Sequence[Path]) -> tuple[Baseline, ...]:
+    """Runs' JSON objects, alone or as the last line of their output. Raises UserError for other content, OSError."""
+    baselines = tuple(map(Baseline, paths, read_files("--baseline", paths)))
+    for each in baselines:
+        if problem := _problem(each.fields):
+            raise _no_result("--baseline", each.path, problem)
+    return baselines
+
+
+def read_files(option: str, paths: Sequence[Path]) -> list[object]:
+    """Each one's JSON. Raises UserError for a file that is given twice: runs are wanted, not copies."""
     resolved = [path.resolve() for path in paths]
-    for at, path in enumerate(resolved):
-        if path in resolved[:at]:
-            raise UserError(f"--baseline {paths[at]}: given twice. Give a file per earlier run.")
-    return tuple(read_baseline(path) for path in paths)
+    for at, path in enumerate(paths):
+        if problem := "given twice" if resolved[at] in resolved[:at] else _file_problem(path):
+            raise _no_result(option, path, problem)
+    return list(map(json_object, paths))
 
 
-def read_baseline(path: Path) -> Baseline:
-    """A run's JSON object, alone or as the last line of its output. Raises UserError for other content, OSError."""
-    problem = file_problem(path)
-    fields = None if problem else json_object(path)
-    if problem := problem or _problem(fields):
-        raise UserError(
-            f"--baseline {path}: {problem}. A result of multi_instance.py was wanted: the JSON object that it prints "
-            "last, or its whole output."
-        )
-    return Baseline(path, fields)
+def _no_result(option: str, path: Path, problem: str) -> UserError:
+    wanted = "Results of multi_instance.py were wanted, each in a file: the JSON object that it prints last"
+    return UserError(f"{option} {path}: {problem}. {wanted}, or its whole output.")
 
 
-def file_problem(path: Path) -> str | None:
+def _file_problem(path: Path) -> str | None:
     """Why it need not be read."""
     if not path.is_file():
         return "no such file"

@@ -49,7 +49,7 @@ def measure(
 
     until_stable: end the window when throughput is stable, duration_s at the latest.
     """
-    instances = session.instances
+    plan, instances = session.plan, session.instances
     peak_before = instances.peak_gflops(PEAK_SECONDS)
     show(peak_line(peak_before))
     run = instances.measure(duration_s=duration_s, warmup_s=warmup_s, arrivals=arrivals, until_stable=until_stable)
@@ -58,7 +58,7 @@ def measure(
     overloaded = overload_warnings(run.measurement)
     stable = run.stable and not overloaded if run.stable is not None else None  # a queue that grows is not stable
     report = RunReport(
-        plan=session.plan,
+        plan=plan,
         tables=session.tables,
         measurement=run.measurement,
         memory=memory,
@@ -66,7 +66,9 @@ def measure(
         peak_after_gflops=peak_after,
         stream_gbps=stream,
         warnings=[
-            *_plan_warnings(session),
+            *table_warnings(session.tables),
+            *engine_warnings(plan.manifest, plan.other_engine, host_flags()),
+            *load_warnings(plan.busiest),
             *run_warnings(run, with_arrivals=arrivals.is_open),
             *peak_warnings(sum(peak_before), sum(peak_after or peak_before)),
             *stability_warnings(stable, run.interrupted),
@@ -109,16 +111,6 @@ def _limits_after(session: Session, run: MeasuredRun) -> tuple[Sequence[float], 
     except KeyboardInterrupt:
         return peak, stream, True  # the window itself is whole
     return peak, stream, False
-
-
-def _plan_warnings(session: Session) -> list[str]:
-    """What was known before the start."""
-    plan = session.plan
-    return [
-        *table_warnings(session.tables),
-        *engine_warnings(plan.manifest, plan.other_engine, host_flags()),
-        *load_warnings(plan.busiest),
-    ]
 
 
 def profiled(session: Session, report: RunReport) -> RunReport:

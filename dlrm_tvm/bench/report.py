@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 # MLPerf Inference's DLRM sample is a query of 100 to 700 user-item pairs; its fixed draw averages 270.06.
 MLPERF_ITEMS_PER_SAMPLE = 270.06
+_MEMORY = ("pss", "private", "shared")
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,16 +103,9 @@ class RunReport:
         return percentiles_ms(np.concatenate(self.measurement.latencies_ns))
 
     @property
-    def pss_bytes(self) -> int:
-        return sum(use.pss_bytes for use in self.memory)
-
-    @property
-    def private_bytes(self) -> int:
-        return sum(use.private_bytes for use in self.memory)
-
-    @property
-    def shared_bytes(self) -> int:
-        return sum(use.shared_bytes for use in self.memory)
+    def memory_mb(self) -> dict[str, float]:
+        """Of all instances together."""
+        return {kind: sum(getattr(use, f"{kind}_bytes") for use in self.memory) / 1e6 for kind in _MEMORY}
 
     @property
     def streamed_fraction(self) -> float | None:
@@ -125,12 +119,12 @@ class RunReport:
 def results_text(report: RunReport) -> str:
     """The measured table, each figure beside its limit."""
     latency = report.latency_ms
-    measurement = report.measurement
+    measurement, counted = report.measurement, "batches asked for" if report.arrivals.is_open else "whole batches"
     lines = [
         line(
             "throughput",
             f"{report.items_per_s:,.0f} items/s = {measurement.total_batches_per_s:,.1f} batches/s "
-            f"({measurement.batches:,} {_counted(report)} in {measurement.duration_s:.2f} s)",
+            f"({measurement.batches:,} {counted} in {measurement.duration_s:.2f} s)",
         ),
         *_arrival_lines(report),
         line("latency", f"{percentiles_text(latency, 'min', *TAIL)}  ms per batch"),
@@ -138,7 +132,10 @@ def results_text(report: RunReport) -> str:
         *_streamed_lines(report),
         *_clock_lines(report),
         line("MLPerf", f"{report.mlperf_qps:,.1f} samples/s (items/s ÷ {MLPERF_ITEMS_PER_SAMPLE} items per sample)"),
-        line("memory", _memory(report)),
+        line(
+            "memory",
+            "{pss:,.0f} MB PSS together: {shared:,.0f} shared, {private:,.0f} private".format(**report.memory_mb),
+        ),
         *_instance_lines(report),
         *profile_lines(report.profile),
         *(f"Warning: {warning}" for warning in report.warnings),
@@ -195,9 +192,7 @@ def results_json(report: RunReport) -> dict[str, object]:
         "stream_gbps": sum(report.stream_gbps) if report.stream_gbps else None,
         "streamed_fraction": report.streamed_fraction,
         "clocks_mhz": list(report.clocks_mhz),
-        "pss_mb": report.pss_bytes / 1e6,
-        "private_mb": report.private_bytes / 1e6,
-        "shared_mb": report.shared_bytes / 1e6,
+        **{f"{kind}_mb": size for kind, size in report.memory_mb.items()},
         **report.tables.to_json(),
         "weights_mb": (card.mlp_bytes + card.table_bytes) / 1e6,
         "per_instance": [_instance_json(report, instance) for instance in range(len(report.cores))],
@@ -255,10 +250,6 @@ def _clock_lines(report: RunReport) -> list[str]:
     return [line("clock", f"{mean:,.0f} MHz in the window ({lowest:,.0f} to {highest:,.0f}), mean of these cores")]
 
 
-def _counted(report: RunReport) -> str:
-    return "batches asked for" if report.arrivals.is_open else "whole batches"
-
-
 def _arrival_lines(report: RunReport) -> list[str]:
     measurement, lines = report.measurement, []
     if report.arrivals.is_open:
@@ -273,10 +264,3 @@ def _peaks(report: RunReport) -> str:
     after = f"{sum(report.peak_after_gflops):,.1f}" if report.peak_after_gflops else "not measured"
     rates = f"before {sum(report.peak_before_gflops):,.1f}, after {after}"
     return f"{report.peak_gflops:,.1f} GFLOP/s of {report.peak_family} ({rates})"
-
-
-def _memory(report: RunReport) -> str:
-    pss_mb, shared_mb, private_mb = (
-        size / 1e6 for size in (report.pss_bytes, report.shared_bytes, report.private_bytes)
-    )
-    return f"{pss_mb:,.0f} MB PSS together: {shared_mb:,.0f} shared, {private_mb:,.0f} private"

@@ -38,7 +38,7 @@ def describe_environment(topology: Topology, root: Path = Path("/")) -> dict[str
         "virtual_machine": _virtual_machine(root, flags),
         "hardware_threads": len(topology.threads),
         "physical_cores": topology.num_cores,
-        "smt": _switch(_text(root / "sys/devices/system/cpu/smt/active")),
+        "smt": {"1": True, "0": False}.get(_text(root / "sys/devices/system/cpu/smt/active")),
         "numa_nodes": topology.num_nodes,
         "l3_mb": round(topology.l3_bytes / 1e6, 1),
         "usable_cpus": format_cpu_list(topology.usable),
@@ -63,10 +63,6 @@ def _virtual_machine(root: Path, flags: frozenset[str]) -> str | None:
     if "hypervisor" not in flags:
         return _text(root / "sys/hypervisor/type")  # Xen, where the CPU has no such flag
     return _text(root / "sys/hypervisor/type") or _text(root / "sys/class/dmi/id/sys_vendor") or "unknown"
-
-
-def _switch(text: str | None) -> bool | None:
-    return {"1": True, "0": False}.get(text or "")
 
 
 def _mb(size: int | None) -> float | None:

@@ -45,9 +45,8 @@ def available_bytes(root: Path = Path("/")) -> int:
 
     root: where the cgroups are.
     """
-    limits = [_left_v2(folder) for folder in cgroup_folders(root, "")]
-    limits += [_left_v1(folder) for folder in cgroup_folders(root, "memory")]
-    return min([psutil.virtual_memory().available, *(left for left in limits if left is not None)])
+    left = [_left(*files) for files in _limits_and_uses(root)]
+    return min([psutil.virtual_memory().available, *(each for each in left if each is not None)])
 
 
 def total_bytes() -> tuple[int | None, int | None]:
@@ -76,24 +75,24 @@ def _swap() -> tuple[int, int, int]:
 
 def limit_bytes(root: Path = Path("/")) -> int | None:
     """The tightest limit of this process's cgroups; None where there is none."""
-    files = [folder / "memory.max" for folder in cgroup_folders(root, "")]
-    files += [folder / "memory.limit_in_bytes" for folder in cgroup_folders(root, "memory")]
-    limits = [int(text) for text in map(system_text, files) if text.isdecimal()]  # the rest is "max" or missing
+    texts = [system_text(limit) for limit, _ in _limits_and_uses(root)]
+    limits = [int(text) for text in texts if text.isdecimal()]  # the rest is "max" or missing
     return min((limit for limit in limits if limit < _NO_LIMIT_V1), default=None)
 
 
-def _left_v2(folder: Path) -> int | None:
+def _limits_and_uses(root: Path) -> list[tuple[Path, Path]]:
+    """The files of cgroup v2 and of v1."""
+    v2, v1 = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    folders = [(folder, v2) for folder in cgroup_folders(root, "")]
+    folders += [(folder, v1) for folder in cgroup_folders(root, "memory")]
+    return [(folder / limit, folder / use) for folder, (limit, use) in folders]
+
+
+def _left(limit: Path, use: Path) -> int | None:
     """What is left of one cgroup's limit, clean file pages included; None where it has no limit."""
-    return _left(folder / "memory.max", folder / "memory.current", folder / "memory.stat")
-
-
-def _left_v1(folder: Path) -> int | None:
-    return _left(folder / "memory.limit_in_bytes", folder / "memory.usage_in_bytes", folder / "memory.stat")
-
-
-def _left(limit: Path, usage: Path, stat: Path) -> int | None:
     try:
-        most, used, counters = limit.read_text().strip(), int(usage.read_text()), stat.read_text()
+        most, used = limit.read_text().strip(), int(use.read_text())
+        counters = limit.with_name("memory.stat").read_text()
     except (OSError, ValueError):
         return None
     if not most.isdecimal():  # "max"

@@ -123,9 +123,11 @@ def format_cpu_list(cpus: Iterable[int]) -> str:
 
 def cgroup_quota(root: Path) -> float | None:
     """CPUs' worth of time per wall time: the tightest limit on the way from this process's cgroup to the root."""
-    limits = [_quota_v2(folder) for folder in cgroup_folders(root, "")]
-    limits += [_quota_v1(folder) for folder in cgroup_folders(root, "cpu")]
-    return min((limit for limit in limits if limit is not None), default=None)
+    texts = [system_text(folder / "cpu.max").split() for folder in cgroup_folders(root, "")]
+    v1 = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+    texts += [[system_text(folder / name) for name in v1] for folder in cgroup_folders(root, "cpu")]
+    limited = [text for text in texts if text and all(map(str.isdecimal, text))]  # the rest is "max", -1 or missing
+    return min((int(quota) / int(period) for quota, period in limited), default=None)
 
 
 def cgroup_cpuset(root: Path) -> set[int] | None:
@@ -134,16 +136,6 @@ def cgroup_cpuset(root: Path) -> set[int] | None:
     texts += [system_text(folder / "cpuset.cpus") for folder in cgroup_folders(root, "cpuset")]
     sets = [set(parse_cpu_list(text)) for text in texts if text]
     return set.intersection(*sets) if sets else None
-
-
-def _quota_v2(folder: Path) -> float | None:
-    quota, _, period = system_text(folder / "cpu.max").partition(" ")
-    return int(quota) / int(period) if quota.isdecimal() else None
-
-
-def _quota_v1(folder: Path) -> float | None:
-    quota, period = system_text(folder / "cpu.cfs_quota_us"), system_text(folder / "cpu.cfs_period_us")
-    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None
 
 
 def cgroup_folders(root: Path, controller: str) -> list[Path]:

@@ -134,15 +134,10 @@ def run_parts(parts: Iterator, read: Callable[[tuple, int], int], progress: Call
                 done += size
                 progress(size)
 
-    parts_left = _shared(parts)
+    parts_left = iter(list(parts))  # for several threads: a list's, which the interpreter's lock guards
     with ThreadPoolExecutor(readers) as pool:
         try:
             for result in as_completed([pool.submit(work, reader) for reader in range(readers)]):
                 result.result()
         finally:
             stop.set()
-
-
-def _shared(parts: Iterator) -> Iterator:
-    """An iterator for several threads: a list's, which the interpreter's lock guards."""
-    return iter(list(parts))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..bench.baseline import file_problem, json_object
+from ..bench.baseline import read_files
 from ..console import result_line, show, show_result
 from ..errors import UserError, printable
 from ..machine.files import write_whole_file
@@ -25,12 +25,8 @@ def read_results(paths: Sequence[Path], max_latency_ms: float | None) -> tuple[S
     names = [path.stem.removesuffix(".sweep") for path in paths]
     if len(set(names)) < len(names):  # of several folders
         names = [str(path) for path in paths]
-    for at, (path, name) in enumerate(zip(paths, names)):
-        problem = "given twice" if path.resolve() in {each.resolve() for each in paths[:at]} else file_problem(path)
-        if problem:
-            raise UserError(f"--results {path}: {problem}. Give files of multi_instance.py's --output.")
+    for path, name, fields in zip(paths, names, read_files("--results", paths)):
         try:
-            fields = json_object(path)
             outcomes += outcomes_of(fields, printable(name) if len(paths) > 1 else None)
             models[printable(f"{fields['model']}: {fields['environment']['cpu']}")] = None
         except (KeyError, TypeError, AttributeError, ValueError):

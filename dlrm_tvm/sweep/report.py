@@ -85,7 +85,8 @@ def _cells(summary: Summary, columns: Sequence[_Column], rounds: int) -> list[li
     for row in summary.rows:
         runs = f"{row.repeats} of {max(rounds, row.repeats)}"  # an earlier part of the sweep may have had more rounds
         figures = (_figure(column, row) for column in columns)
-        cells.append([*figures, runs, ", ".join(_marks(summary, row))])
+        marks = ["Pareto"] * (row.combination in summary.pareto) + ["best"] * (row is summary.best)
+        cells.append([*figures, runs, ", ".join(marks)])
     return cells
 
 
@@ -108,10 +109,6 @@ def _table(cells: Sequence[Sequence[str]]) -> list[str]:
         "  " + "  ".join([*(cell.rjust(width) for cell, width in zip(line[:-1], widths)), line[-1]]).rstrip()
         for line in cells
     ]
-
-
-def _marks(summary: Summary, row: Row) -> list[str]:
-    return ["Pareto"] * (row.combination in summary.pareto) + ["best"] * (row is summary.best)
 
 
 def comparison_lines(summary: Summary) -> list[str]:

@@ -14,7 +14,6 @@ from dlrm_tvm.bench.baseline import (
     compare_with_baselines,
     comparison_json,
     comparison_text,
-    read_baseline,
     read_baselines,
 )
 from dlrm_tvm.errors import UserError
@@ -217,7 +216,7 @@ def test_the_object_alone_and_the_whole_output_are_read(tmp_path: Path) -> None:
         f"demo, fp32\n  peak 1\n{json.dumps(result())}\n",
     ):
         (tmp_path / "run").write_text(text)
-        assert read_baseline(tmp_path / "run").fields == result()
+        assert read_baselines([tmp_path / "run"])[0].fields == result()
 
 
 BAD = {
@@ -243,8 +242,8 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_what_is_no_result_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text(BAD[name])
-    with pytest.raises(UserError, match=r"A result of multi_instance\.py was wanted") as error:
-        read_baseline(tmp_path / "bad.json")
+    with pytest.raises(UserError, match=r"Results of multi_instance\.py were wanted") as error:
+        read_baselines([tmp_path / "bad.json"])
     assert "\n" not in str(error.value) and "bad.json" in str(error.value)
 
 
@@ -252,15 +251,15 @@ def test_a_file_that_is_given_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_text(json.dumps(result()))
     (tmp_path / "b").write_text(json.dumps(result(1010)))
     assert [each.fields["items_per_s"] for each in read_baselines([tmp_path / "a", tmp_path / "b"])] == [1000, 1010]
-    with pytest.raises(UserError, match=r"a: given twice\. Give a file per earlier run"):
+    with pytest.raises(UserError, match=r"a: given twice\. Results of multi_instance\.py were wanted, each in a file"):
         read_baselines([tmp_path / "a", tmp_path / "b", tmp_path / "." / "a"])
 
 
 def test_bytes_folders_and_absent_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes").write_bytes(bytes(range(256)))
     for name in ("bytes", "absent", "."):
-        with pytest.raises(UserError, match=r"of multi_instance\.py was wanted"):
-            read_baseline(tmp_path / name)
+        with pytest.raises(UserError, match=r"of multi_instance\.py were wanted"):
+            read_baselines([tmp_path / name])
 
 
 # The command line
