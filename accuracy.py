@@ -11,6 +11,12 @@ Exit status 0 for PASS, 3 for FAIL. Ctrl-C scores what there is.
 
 from __future__ import annotations
 
+import os
+import sys
+
+if __name__ == "__main__":  # python -I and -P leave it out
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+
 from dlrm_tvm.errors import (
     FOUND_WANTING,
     UserError,
@@ -23,7 +29,6 @@ from dlrm_tvm.errors import (
 
 with reported(), interrupts_blocked():
     import argparse
-    import os
     from contextlib import AbstractContextManager, nullcontext
     from pathlib import Path
 

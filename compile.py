@@ -8,6 +8,12 @@ The phases are listed in dlrm_tvm/compiler/pipeline.py. Exit status 3: no precis
 
 from __future__ import annotations
 
+import os
+import sys
+
+if __name__ == "__main__":  # python -I and -P leave it out
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+
 from dlrm_tvm.errors import UserError, interrupts_blocked, reported, run_script
 
 with reported(), interrupts_blocked():

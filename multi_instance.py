@@ -14,6 +14,12 @@ LoadGen finds the run invalid, combinations of a sweep failed, --fail-on-regress
 
 from __future__ import annotations
 
+import os
+import sys
+
+if __name__ == "__main__":  # python -I and -P leave it out
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+
 from dlrm_tvm.errors import FOUND_WANTING, UserError, interrupted_status, interrupts_blocked, reported, run_script
 
 with reported(), interrupts_blocked():

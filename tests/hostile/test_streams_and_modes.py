@@ -89,6 +89,14 @@ def test_help_needs_no_docstrings(name) -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_find_their_package_in_isolated_mode(tmp_path, name) -> None:
+    """Which leaves the script's own folder out of sys.path; a link to a script is not where the package is."""
+    (tmp_path / name).symlink_to(ROOT / name)
+    done = sh(f"{sys.executable} -I {tmp_path / name} --version", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_a_folder_that_is_gone_is_one_line(tmp_path, name) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
