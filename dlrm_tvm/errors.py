@@ -11,16 +11,21 @@ traceback. Exit status of a script:
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from errno import EAGAIN
 from typing import IO, NoReturn
 
 FOUND_WANTING = 3
 
+_NO_THREAD = "No process or thread can be started. Raise the limit: ulimit -u, ulimit -v or the cgroup's pids.max."
+_MORE_MEMORY = "Give a smaller file or batch, or a machine with more memory."
+_OF_TVM = 512 << 20
 _LONGEST = 300  # characters of an error that somebody else raised
 _ENDING_SIGNALS = {  # with the handlers that are replaced; another one ignores, as under nohup, or is somebody's
     signal.SIGINT: signal.default_int_handler,
@@ -96,23 +101,46 @@ def reported() -> Iterator[None]:
     except BrokenPipeError:
         _fail("Whoever read the output is gone.")
     except MemoryError:
-        _fail("Out of memory. Give a smaller file or batch, or a machine with more memory.")
+        _fail(f"Out of memory. {_MORE_MEMORY}")
     except OSError as error:
-        _fail(one_line(error) if _has_folder() else "The current folder was deleted. Change to another one.")
-    except RuntimeError as error:
+        limited = _NO_THREAD if error.errno == EAGAIN and not error.filename else one_line(error)
+        _fail(limited if _has_folder() else "The current folder was deleted. Change to another one.")
+    except Exception as error:
         if _ended_by and _is_interrupt(error):
             _fail_interrupted()
-        if "Symlink loop" not in str(error):  # pathlib's, before Python 3.13
-            raise
-        _fail(f"{error}. Give a path without it.")
+        if "Symlink loop" in str(error):  # pathlib's, before Python 3.13
+            _fail(f"{error}. Give a path without it.")
+        if "can't start new thread" in str(error):
+            _fail(_NO_THREAD)
+        if _is_out_of_memory():
+            _fail(f"Out of memory ({one_line(error)}). {_MORE_MEMORY}")
+        raise
     finally:
         for number, handler in taken.items():
             signal.signal(number, handler)
 
 
-def _is_interrupt(error: RuntimeError) -> bool:
+def _is_interrupt(error: Exception) -> bool:
     """What Python up to 3.11 makes of one while it makes a class; and TVM in a function that it calls, without text."""
     return isinstance(error.__cause__, KeyboardInterrupt) or (hasattr(error, "__tvm_ffi_error__") and not str(error))
+
+
+def _is_out_of_memory() -> bool:
+    """Whether a limit (ulimit -v) leaves less than TVM takes. A library that is loaded in part, or gets no memory,
+    raises errors of any kind."""
+    try:
+        mmap.mmap(-1, _OF_TVM).close()
+    except OSError:
+        return True
+    return False
+
+
+def _starts_threads() -> bool:
+    try:
+        threading.Thread(target=int).start()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -156,6 +184,8 @@ def interrupted_status() -> int:
 
 def _fail_interrupted() -> NoReturn:
     by_ctrl_c = _ended_by in (None, signal.SIGINT)
+    if by_ctrl_c and not _starts_threads():  # OpenBLAS raises SIGINT where it cannot start its own
+        _fail(_NO_THREAD)
     _fail("Interrupted." if by_ctrl_c else f"Ended by {_ended_by.name}.", interrupted_status())
 
 

@@ -35,6 +35,7 @@ from .roofline import roofline
 
 COMPILERS = ("g++", "gcc", "clang++", "clang", "c++", "cc")
 _STALE_SECONDS = 60  # a running build writes, or creates a file, more often
+_NO_REASONS = ("Command line:", "compilation terminated", "collect2: error: ld returned")  # how a compiler's text ends
 LINK_BYTES = 16 << 20  # for object files and the library; those of the MLPerf model take 0.3 MB
 
 
@@ -140,7 +141,7 @@ def _link(executable: relax.VMExecutable, path: Path) -> None:
     status, said = _in_child(lambda: executable.export_library(str(path), workspace_dir=str(path.parent)))
     if status:
         lines = [line.strip() for line in said.splitlines()]
-        lines = [line for line in lines if line and not line.startswith("Command line:")]
+        lines = [line for line in lines if line and not line.startswith(_NO_REASONS)]
         of_llvm = [line for line in lines if line.startswith("LLVM ERROR")]
         reason = (of_llvm or lines or [f"its process ended with status {status}"])[-1]
         kind = NoRoomError if os.strerror(ENOSPC) in said else UserError

@@ -32,9 +32,10 @@ class TableSetup:
     copies: tuple[str, ...]
 
     def to_json(self) -> dict[str, object]:
+        resident = self.memory.resident_bytes
         return {
             "tables_mb": self.memory.table_bytes / 1e6,
-            "tables_in_memory_mb": self.memory.resident_bytes / 1e6,
+            "tables_in_memory_mb": None if resident is None else resident / 1e6,
             "memory_available_mb": self.memory.available_bytes / 1e6,
             "table_copies": list(self.copies),
             "numa_policy": self.numa_policy,

@@ -93,6 +93,12 @@ def test_json_has_the_contracts_keys_and_is_one_line(report: RunReport) -> None:
     assert "\n" not in json.dumps(fields)
 
 
+def test_tables_of_another_users_files_are_in_memory_to_an_unknown_part(report: RunReport) -> None:
+    unknown = TableSetup(TableMemory(77_000_000, None, 8_000_000_000), None, ())
+    assert results_json(replace(report, tables=unknown))["tables_in_memory_mb"] is None
+    assert results_json(report)["tables_in_memory_mb"] == 70
+
+
 def test_the_precision_is_that_of_the_engine_that_ran(report: RunReport) -> None:
     other_engine = EngineGraph("openvino", "1.0", "a.onnx", 100, (), {}, "int8", "a.xml", "items of a.npz")
     for shown, precision, calibration in (

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from graphs import write_dlrm
 from models import build_plain, random_dlrm
 
 import dlrm_tvm
 from dlrm_tvm.errors import UserError, interrupts_blocked, printable
-from dlrm_tvm.paths import ROOT
+from dlrm_tvm.paths import PREBUILT, ROOT
 
 SCRIPTS = ("compile.py", "accuracy.py", "multi_instance.py")
 MODEL = random_dlrm(table_rows=(11, 5, 7))
@@ -156,6 +157,45 @@ def test_an_interrupt_while_a_class_is_made_is_one_line() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (130, "Interrupted.\n")
+
+
+@pytest.mark.parametrize("mb", [60, 140, 300])
+def test_a_limit_of_memory_in_which_libraries_do_not_load_is_one_line(mb) -> None:
+    """NumPy's, and TVM's, which is loaded in part."""
+    command = script("compile.py", "--onnx-model", "missing.onnx")
+    done = sh(f"ulimit -v {1000 * mb}; {command}", env={"OPENBLAS_NUM_THREADS": "1"})
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("Out of memory") or done.stderr.endswith(": Cannot allocate memory\n")
+
+
+@pytest.mark.parametrize("limit", ["-n 5", "-n 10", "-f 1", "-f 20"])
+def test_a_compilation_that_hits_a_limit_leaves_nothing(tmp_path, limit) -> None:
+    model = write_dlrm(tmp_path / "m.onnx", table_rows=(11, 5, 7))
+    flags = ("--onnx-model", model, "--tuning-log-file", "none", "--quiet", "--output-name", "pytest_limited")
+    done = sh(f"ulimit {limit}; {script('compile.py', *flags)}")
+    assert list(PREBUILT.rglob("*pytest_limited*")) == []
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "Too many open files" in done.stderr or "File too large" in done.stderr, done.stderr
+
+
+THREADS = "No process or thread can be started. Raise the limit: ulimit -u, ulimit -v or the cgroup's pids.max.\n"
+
+
+@pytest.mark.parametrize(
+    "work", ["threading.Thread(target=int).start()", "os.fork()", "signal.raise_signal(signal.SIGINT)"]
+)
+def test_a_limit_of_processes_is_one_line(work) -> None:
+    """The last is what OpenBLAS does while NumPy is imported."""
+    code = (
+        f"import os, signal, sys, threading; sys.path[:0] = [{str(ROOT)!r}]\nfrom dlrm_tvm.errors import run_script\n"
+        "import errno\n"
+        'def none(*arguments):\n    raise RuntimeError("can\'t start new thread")\n'
+        "def fork():\n    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
+        "threading._start_new_thread = threading._start_joinable_thread = none; os.fork = fork\n"
+        f"run_script(lambda: {work})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (1, THREADS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
