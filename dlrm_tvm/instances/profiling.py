@@ -28,14 +28,12 @@ _FEWEST_CALLS = 2  # two stamps make a rate
 @dataclass(frozen=True)
 class ProfiledCalls:
     """Of one instance. calls: those with stamps, of which the faster half counts; call_ns, main_ns: a call with stamps
-    and one without; parts_ns: each part's share of the former; ticks_per_ns: of the stamp counter.
-    """
+    and one without; parts_ns: each part's share of the former."""
 
     calls: int
     call_ns: float
     main_ns: float
     parts_ns: list[float]
-    ticks_per_ns: float
 
 
 def profile_calls(engine: Executor, batches: Sequence[Batch], seconds: float) -> ProfiledCalls:
@@ -73,7 +71,6 @@ def _summary(threads: int, main_ns: np.ndarray, spans_ns: np.ndarray, ticks: np.
         call_ns=float(calls_ns[fast].mean()),
         main_ns=float(main_ns[_faster_half(main_ns)].mean()),
         parts_ns=parts_ns.tolist(),
-        ticks_per_ns=rate,
     )
 
 

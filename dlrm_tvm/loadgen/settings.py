@@ -73,7 +73,6 @@ class EffectiveSettings:
     target_qps: float | None
     latency_ms: float
     latency_percentile: float
-    samples: int
     min_queries: int = 1
 
     @property
@@ -190,6 +189,5 @@ def effective(settings: Any, request: LoadgenRequest) -> EffectiveSettings:
         target_qps=_rate(settings, request) or None,
         latency_ms=settings.server_target_latency_ns / 1e6,
         latency_percentile=settings.server_target_latency_percentile,
-        samples=settings.performance_sample_count_override,
         min_queries=settings.min_query_count * _samples_per_query(settings, request),
     )

@@ -69,7 +69,7 @@ def take_snapshot(pids: Sequence[int], groups: Sequence[Sequence[int]], root: Pa
     siblings = {sibling for cpu in cpus for sibling in core_siblings(root, cpu)} & times.keys()
     return Snapshot(
         time_s=now_s,
-        waited_ns=tuple(sum(_waited_ns(task) for task in each) for each in tasks),
+        waited_ns=tuple(sum((_schedstat(task) or (0, 0))[1] for task in each) for each in tasks),
         minor_faults=tuple(minor for minor, _ in faults),
         major_faults=tuple(major for _, major in faults),
         stolen_s={cpu: times[cpu].stolen_s for cpu in cpus},
@@ -107,12 +107,10 @@ def _tasks(folder: Path) -> list[Path]:
         return []
 
 
-def _waited_ns(task: Path) -> int:
-    """0 where the kernel keeps no such counter."""
-    try:
-        return int((task / "schedstat").read_text().split()[1])
-    except (OSError, IndexError):
-        return 0
+def _schedstat(task: Path) -> tuple[int, int] | None:
+    """ns on a core, and ns of waiting for one; None where the kernel keeps no such counters."""
+    fields = system_text(task / "schedstat").split()
+    return (int(fields[0]), int(fields[1])) if fields else None
 
 
 def _ran(task: Path) -> tuple[int, float] | None:
@@ -120,11 +118,8 @@ def _ran(task: Path) -> tuple[int, float] | None:
     fields = _stat_fields(task / "stat")
     if not fields:
         return None
-    try:
-        ran_s = int((task / "schedstat").read_text().split()[0]) / 1e9
-    except (OSError, IndexError):
-        ran_s = (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-    return int(fields[36]), ran_s
+    counters, ticks = _schedstat(task), int(fields[11]) + int(fields[12])
+    return int(fields[36]), counters[0] / 1e9 if counters else ticks / TICKS_PER_S
 
 
 def _faults(stat: Path) -> tuple[int, int]:
@@ -135,10 +130,7 @@ def _faults(stat: Path) -> tuple[int, int]:
 
 def _stat_fields(stat: Path) -> list[str]:
     """From the third, the state, on: the command's name, in parentheses, may hold blanks. Empty for one that ended."""
-    try:
-        return stat.read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
+    return system_text(stat).rpartition(")")[2].split()
 
 
 def _throttled(root: Path) -> dict[str, tuple[int, float]]:

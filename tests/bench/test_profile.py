@@ -144,7 +144,7 @@ def test_rows_of_bags_are_counted_where_they_are_pooled() -> None:
     rows = Part("gather", "rows located", 0, 100.0, 1.0, 60.0, 520.0)
     dots, layer = Part("interaction", "351 dots", 2000, 400.0, 1.0, 0.0), Part("top 1", "4-1", 8, 16.0)
     manifest = SimpleNamespace(profile=(rows, dots, layer), batch_size=10)
-    calls = [ProfiledCalls(6, 1100.0, 1000.0, [200.0, 600.0, 200.0], 2.4)]
+    calls = [ProfiledCalls(6, 1100.0, 1000.0, [200.0, 600.0, 200.0])]
 
     def found(indices: float | None) -> list[tuple[str, float]]:
         profile = summarize(manifest, calls, peak_gflops=50.0, stream_gbps=10.0, indices_per_item=indices)
@@ -163,8 +163,8 @@ def test_table_and_json_say_the_same(require_fma: None, tmp_path: Path) -> None:
     )
     manifest = replace(manifest, profile=parts, batch_size=10)
     calls = [
-        ProfiledCalls(6, 1100.0, 1000.0, [200.0, 600.0], 2.4),
-        ProfiledCalls(4, 1300.0, 1200.0, [400.0, 600.0], 2.4),
+        ProfiledCalls(6, 1100.0, 1000.0, [200.0, 600.0]),
+        ProfiledCalls(4, 1300.0, 1200.0, [400.0, 600.0]),
     ]
     profile = summarize(manifest, calls, peak_gflops=50.0, stream_gbps=10.0)
     gather, layer = profile_json(profile)["profile"]

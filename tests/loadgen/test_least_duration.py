@@ -23,7 +23,7 @@ from dlrm_tvm.loadgen.settings import EffectiveSettings, LoadgenRequest, _check_
     ],
 )
 def test_least_duration_is_the_longer_of_duration_and_query_count(rate, queries, text):
-    settings = EffectiveSettings(60, rate, 30, 0.99, 40, queries)
+    settings = EffectiveSettings(60, rate, 30, 0.99, queries)
     assert settings.least_text == text
 
 
