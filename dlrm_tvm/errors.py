@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import signal
 import sys
 import threading
@@ -26,6 +27,7 @@ FOUND_WANTING = 3
 _NO_THREAD = "No process or thread can be started. Raise the limit: ulimit -u, ulimit -v or the cgroup's pids.max."
 _MORE_MEMORY = "Give a smaller file or batch, or a machine with more memory."
 _OF_TVM = 512 << 20
+_LONG_WORD = re.compile(r"(\S{200})\S{200,}(\S{50})")
 _LONGEST = 300  # characters of an error that somebody else raised
 _ENDING_SIGNALS = {  # with the handlers that are replaced; another one ignores, as under nohup, or is somebody's
     signal.SIGINT: signal.default_int_handler,
@@ -37,12 +39,13 @@ _ended_by: signal.Signals | None = None  # where KeyboardInterrupt was raised
 
 
 class UserError(ValueError):
-    """Bad input, said in one line that tells what to do about it. Names from files in it cannot steer a terminal."""
+    """Bad input, said in one line that tells what to do about it. Names from files in it cannot steer a terminal, nor
+    fill it: of a number of thousands of digits some are shown."""
 
     status = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+        super().__init__(_LONG_WORD.sub(r"\1...\2", printable(message)))
 
 
 class FoundWantingError(UserError):

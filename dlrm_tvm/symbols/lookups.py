@@ -18,6 +18,7 @@ import onnx
 from .expressions import Expressions, Symbols
 from .functions import Function
 from .operators import ON_CONSTANTS, is_float
+from .sizes import check_size
 
 Value = np.ndarray | Symbols
 
@@ -62,6 +63,7 @@ class Lookups:
         """
         arrays = [value.ids if isinstance(value, Symbols) else np.asarray(value) for value in operands]
         symbolic = [isinstance(value, Symbols) for value in operands]
+        check_size(operator, arrays, {})
         shape = np.broadcast_shapes(*(array.shape for array in arrays))
         arrays = [np.broadcast_to(array, shape) for array in arrays]
         if 0 in shape:  # of no index
@@ -98,6 +100,7 @@ class Lookups:
 
     def one_hot(self, indices: np.ndarray, depth: int, dtype: np.dtype) -> np.ndarray | None:
         """-> [.., depth]"""
+        check_size("OneHot", [indices, np.array(depth)], {})
         made = self._of_each(indices, lambda index: self.functions.one_hot(index, depth, dtype))
         return None if made is None else made.reshape(*indices.shape, depth)
 

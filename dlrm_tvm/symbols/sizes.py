@@ -76,6 +76,8 @@ def _elements(operator: str, inputs: list[np.ndarray | None], attributes: dict) 
         return math.prod(np.broadcast_shapes(given[0].shape, tuple(map(int, given[1]))))
     if operator == "Gather" and given[0].ndim:
         return given[0].size // max(given[0].shape[attributes.get("axis", 0)], 1) * given[1].size
+    if operator == "OneHot":
+        return given[0].size * int(given[1])
     if operator == "Concat":
         return sum(value.size for value in given)
     if operator == "GatherND" and given[1].ndim:

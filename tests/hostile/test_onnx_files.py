@@ -119,6 +119,33 @@ def before_layers(model: ModelProto, *steps: tuple) -> None:
     model.graph.node[at + len(steps)].input[0] = made
 
 
+def one_hot(model: ModelProto, depth: int | None) -> None:
+    """In place of the rows of table 0. depth None: by comparison."""
+    gather = next(each for each in model.graph.node if "table.0" in each.input)
+    rows, index = gather.output[0], gather.input[1]
+    at, made = list(model.graph.node).index(gather), "one_hot"
+    if depth:
+        model.graph.initializer.append(numpy_helper.from_array(np.int64(depth), "depth"))
+        model.graph.initializer.append(numpy_helper.from_array(np.float32([0, 1]), "values"))
+        nodes = [helper.make_node("OneHot", [index, "depth", "values"], [made])]
+    else:
+        model.graph.initializer.append(numpy_helper.from_array(np.int64([1]), "last"))
+        ends = (np.int64(0), np.int64(1 << 25), np.int64(1))
+        for name, value in zip(("start", "limit", "delta"), ends):
+            model.graph.initializer.append(numpy_helper.from_array(value, name))
+        nodes = [
+            helper.make_node("Range", ["start", "limit", "delta"], ["places"]),
+            helper.make_node("Unsqueeze", [index, "last"], ["column"]),
+            helper.make_node("Equal", ["column", "places"], ["equal"]),
+            helper.make_node("Cast", ["equal"], [made], to=TensorProto.FLOAT),
+        ]
+    del model.graph.node[at]
+    for each in [helper.make_node("Slice", [made, "from", "to", "axis"], [rows]), *reversed(nodes)]:
+        model.graph.node.insert(at, each)
+    for name, value in (("from", [0]), ("to", [16]), ("axis", [1])):
+        model.graph.initializer.append(numpy_helper.from_array(np.int64(value), name))
+
+
 COLUMNS = ("Slice", (None, np.int64([0]), np.int64([13]), np.int64([1])), {})
 FIRST = ("Slice", (None, np.int64([0]), np.int64([1])), {})
 MANY, WIDE = 1 << 40, np.zeros((1, 1 << 16), np.float32)
@@ -137,6 +164,8 @@ REFUSED: dict[str, Change] = {
         m, ("Einsum", (WIDE[0], WIDE[0]), {"equation": "i,j->ij"}), FIRST
     ),
     "rows repeated": lambda m: before_layers(m, ("Gather", (WIDE, np.zeros(1 << 16, np.int64)), {}), FIRST),
+    "one-hot vectors of 2^30": lambda m: one_hot(m, 1 << 30),
+    "indices compared with 2^25 numbers": lambda m: one_hot(m, None),
     "rows repeated by places": lambda m: before_layers(
         m, ("GatherND", (WIDE, np.zeros((1 << 16, 1), np.int64)), {}), FIRST
     ),

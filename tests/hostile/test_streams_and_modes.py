@@ -295,6 +295,13 @@ def test_names_that_steer_terminals_are_written_as_escapes(name, shown) -> None:
     assert printable(name) == str(UserError(name)) == shown
 
 
+def test_a_number_of_thousands_of_digits_is_shown_in_part() -> None:
+    shown = f"version {'9' * 200}...{'9' * 49}; 1 was wanted"
+    assert str(UserError(f"version {'9' * 5000}; 1 was wanted")) == shown
+    path = "/".join(["folder"] * 60)
+    assert str(UserError(f"{path}: no such file")) == f"{path}: no such file"
+
+
 def test_a_link_that_leads_to_itself_is_one_line(tmp_path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     loop = tmp_path / "loop"
