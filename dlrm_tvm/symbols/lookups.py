@@ -81,7 +81,10 @@ class Lookups:
 
     def linear(self, ids: np.ndarray, weight: np.ndarray, transposed: bool, name: str) -> np.ndarray | None:
         """ids [.., K] times weight ([N, K] if transposed, else [K, N]) -> [.., N]"""
-        made, outputs = [], weight.shape[0 if transposed else 1]
+        inputs, outputs = weight.shape[::-1] if transposed else weight.shape
+        if ids.shape[-1] != inputs:
+            raise ValueError(f"multiplies {ids.shape[-1]} values by a weight for {inputs}")
+        made = []
         for row in ids.reshape(-1, ids.shape[-1]):
             found = self.of_row(row)
             if found is None:

@@ -246,6 +246,23 @@ def test_tables_that_one_hot_vectors_are_multiplied_by_have_the_names_of_their_w
     assert [table.name for table in model.tables] == named and len({*named}) == len(ROWS)
 
 
+@pytest.mark.parametrize("rows", [3, 5])
+@pytest.mark.parametrize("vectors", ["one-hot", "compared", "rows"])
+def test_a_weight_for_another_number_of_values_than_an_embedding_gives_is_refused(vectors, rows, tmp_path) -> None:
+    """No runtime multiplies them. The bag's index is of a table of 4 rows, or its rows are of 4 values."""
+
+    def embed(b: Builder, indices: list[str]) -> list[str]:
+        made = {
+            "one-hot": lambda: _one_hot_of(b, indices[0], 4),
+            "compared": lambda: _compared_to(b, _shifted(b, indices), 4),
+            "rows": lambda: b.add("Gather", b.table(11, 4), indices[0]),
+        }[vectors]()
+        return [b.add("MatMul", made, b.table(rows)), *plain(b, indices[1:])]
+
+    with pytest.raises(UserError, match=f"multiplies 4 values by a weight for {rows}"):
+        read_dlrm(write_graph(tmp_path / "g.onnx", embed=embed))
+
+
 def test_indices_beyond_the_known_ones_are_one_row(tmp_path: Path) -> None:
     def embed(b: Builder, indices: list[str]) -> list[str]:
         known = b.add("Less", indices[0], b.constant(11))
