@@ -23,7 +23,8 @@ def card(job: Job) -> list[str]:
     model, cpu, settings = job.model, job.cpu, job.settings
     sizes = f"MLPs {_megabytes(model.mlp_bytes)}, tables {_megabytes(model.table_bytes)}"
     work = f"{model.macs_per_item:,} multiply-adds per item"
-    here = " (this machine)" if cpu.is_host else ""
+    number = f", by its flags: its model number says {cpu.by_number}" if cpu.by_number else ""
+    here = f" (this machine{number})" if cpu.is_host else ""
     return [
         *(_line("auto", f"not {precision}: {reason}") for precision, reason in job.candidates.refused.items()),
         *([_line("graph", f"{job.onnx_model}, which points into the weights")] if settings.torch_weights else []),

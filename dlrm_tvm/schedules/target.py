@@ -20,12 +20,14 @@ _INSTRUCTION_SETS = ("amx-", "avx", "cmpccxadd", "movrs", "raoint", "sha", "sm3"
 
 @dataclass(frozen=True, eq=False)
 class CpuTarget:
-    """cpu: LLVM's -mcpu; flags: those of /proc/cpuinfo that the code needs; is_host: it is this machine's CPU."""
+    """cpu: LLVM's -mcpu; flags: those of /proc/cpuinfo that the code needs; is_host: it is this machine's CPU;
+    by_number: what LLVM calls this machine's CPU by its model number, where that is another name."""
 
     cpu: str
     tvm_target: tvm.target.Target
     flags: tuple[str, ...]
     is_host: bool
+    by_number: str | None = None
 
     def has(self, flag: str) -> bool:
         return flag in self.flags
@@ -74,7 +76,9 @@ def cpu_target(name: str | None) -> CpuTarget:
     hidden = _hidden_features(features, on_host=cpu == host)
     if hidden:
         options["mattr"] = [f"-{feature}" for feature in hidden]
-    return CpuTarget(cpu, tvm.target.Target(options), required_flags(features - set(hidden)), cpu == host)
+    numbered = codegen.llvm_get_system_cpu()
+    other = numbered if cpu == host != numbered else None
+    return CpuTarget(cpu, tvm.target.Target(options), required_flags(features - set(hidden)), cpu == host, other)
 
 
 def host_cpu() -> str:

@@ -72,6 +72,7 @@ def test_a_host_whose_model_number_hides_instructions_that_it_has_is_named_by_th
     monkeypatch.setattr(target, "host_flags", lambda: frozenset(flags))
     made = target.cpu_target(None)
     assert (made.cpu, made.is_host) == (cpu, True)
+    assert made.by_number == (None if cpu == named else named)
     assert set(made.flags) <= flags
     of_kernels = {flag for family in FAMILIES for flag in family.flags}
     assert vendor != "intel" or of_kernels & set(flags) <= set(made.flags)
