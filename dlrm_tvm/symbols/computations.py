@@ -246,7 +246,7 @@ class Computations:
         """A constant bias added to computed values, or x_l to a cross layer's product; shape: that of the result,
         checked where given."""
         found = on_lookups(self.lookups, "Add", [a, b], {})
-        if found is not None:
+        if found is not None and shape in (None, found.ids.shape):
             return found
         if self._is_combined(a, b, {"product"}):
             return Symbols(self.expressions.elementwise("plus", a.ids, b.ids), True)

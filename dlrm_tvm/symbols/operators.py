@@ -166,7 +166,7 @@ def divide(left: np.ndarray, right: np.ndarray) -> np.ndarray:
         return np.divide(left, right)
     if not np.all(right):
         raise ValueError("divides whole numbers by 0")
-    return (np.sign(left) * np.sign(right) * (np.abs(left) // np.abs(right))).astype(left.dtype)  # towards 0, as in C
+    return left // right + ((left % right != 0) & ((left < 0) != (right < 0)))  # towards 0, as in C
 
 
 def where(condition: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:

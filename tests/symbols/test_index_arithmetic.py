@@ -18,6 +18,7 @@ from dlrm_tvm.frontend.reader import read_dlrm
 from dlrm_tvm.model.bags import wrapped_indices
 from dlrm_tvm.model.dlrm import Dlrm
 from dlrm_tvm.model.reference import predict
+from dlrm_tvm.symbols.operators import divide
 
 ITEMS = 60
 MOST_INT64 = np.iinfo(np.int64).max
@@ -63,6 +64,11 @@ NARROW = (TensorProto.INT8, TensorProto.INT64)
 # Per function of the index: rows of its table, the function, rows that we read.
 FINITE = {
     "int8": (200, lambda b, i: _cast(b, i, *NARROW), 200),
+    "divided by the lowest number": (
+        200,
+        lambda b, i: b.add("Add", i, b.add("Div", i, b.constant(np.iinfo(np.int64).min))),
+        200,
+    ),
     "int8 moved": (200, lambda b, i: b.add("Add", _cast(b, i, *NARROW), b.constant(3)), 200),
 }
 
@@ -80,6 +86,16 @@ def test_what_does_not_repeat_itself_is_read_for_as_many_indices_as_the_table_ha
     rows, at, found = FINITE[name]
     model = _read(tmp_path, _first(rows, at))
     assert (model.tables[0].num_rows, model.graph_inputs.wraps) == (found, ())
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.int64])
+def test_whole_numbers_are_divided_towards_zero(dtype) -> None:
+    least, most = (int(each) for each in (np.iinfo(dtype).min, np.iinfo(dtype).max))
+    numbers = [n for n in (least, least + 1, -7, -3, -1, 0, 1, 2, 3, 7, most - 1, most) if least <= n]
+    pairs = [(n, by) for n in numbers for by in numbers if by and (n, by) != (least, -1)]
+    found = divide(*(np.array(each, dtype) for each in zip(*pairs)))
+    wanted = [abs(n) // abs(by) * (-1 if (n < 0) != (by < 0) else 1) for n, by in pairs]
+    assert found.dtype == dtype and found.tolist() == wanted
 
 
 @pytest.mark.parametrize("name", UNREPEATED)
