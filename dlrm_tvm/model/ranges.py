@@ -14,7 +14,7 @@ from .dlrm import Dlrm
 
 LARGEST_SUM = 3.38e38  # beyond it rounding to bfloat16 gives Inf
 LARGEST_WEIGHT = 1e20  # beyond it the losses below 1.2e-38 could be seen
-LARGEST_INPUT = 1e5  # of dense inputs and pooled rows: far more than a trained model meets
+LARGEST_INPUT = 1e4  # of dense inputs and pooled rows: logarithms of counts, which models are trained on, are far below
 
 
 def why_not_in_parts(model: Dlrm) -> str | None:

@@ -42,7 +42,7 @@ def test_layers_that_can_overflow_are_named() -> None:
     assert why_not_in_parts(with_layer(with_self, 1, 1, bias=1e19)).startswith("layer 3 of 4 can overflow"), "squared"
     assert why_not_in_parts(with_layer(model, 1, 1, bias=1e19)) is None
     twice = with_layer(with_layer(model, 0, 1e18), 1, 1e18)
-    assert why_not_in_parts(twice).startswith("layer 2 of 4 can overflow for inputs of 100000")
+    assert why_not_in_parts(twice).startswith("layer 2 of 4 can overflow for inputs of 10000")
     assert why_not_in_parts(with_layer(model, 2, 1, bias=3.39e38)).startswith("layer 3 of 4 can overflow")
 
 

@@ -9,13 +9,14 @@ import pytest
 from dlrm_tvm.machine.caches import Caches, caches_of
 from dlrm_tvm.schedules.machine_model import MOST_ITEMS
 from dlrm_tvm.schedules.rules import LayerShape
-from dlrm_tvm.schedules.tile_rules import tile_network
+from dlrm_tvm.schedules.tile_rules import tile_network, tile_schedules
 
 # The widest layers of MLPerf's model: words of the inputs, outputs.
 BF16 = (LayerShape("relu", 256, 256, "bf16"), LayerShape("relu", 512, 1024, "bf16"))
 INT8 = (LayerShape("relu", 128, 256, "int8"), LayerShape("relu", 256, 1024, "int8"))
 FP32 = (LayerShape("relu", 768, 512, "bf16", 2, 3), LayerShape("relu", 1536, 1024, "bf16", 2, 3))
-WIDEST = {BF16: 4096, INT8: 2048, FP32: 12288 * 4 // 3}  # bytes of an item's inputs and outputs, by their share of L2
+# Bytes of an item's inputs and outputs; in three parts of a k block's inputs, beside the sums.
+WIDEST = {BF16: 4096, INT8: 2048, FP32: 4 * (192 + 1024)}
 EMERALD_RAPIDS = caches_of("emeraldrapids")
 
 
@@ -51,6 +52,8 @@ def test_int8_with_dynamic_scales_goes_in_blocks_of_256_where_static_ones_go_in_
     assert [tile_network(each, 2048, EMERALD_RAPIDS).items for each in (layers, INT8)] == [256, 512]
 
 
-def test_fp32_in_three_parts_goes_in_blocks_of_128() -> None:
-    network = tile_network(FP32, 2048, EMERALD_RAPIDS)
-    assert (network.mr, network.block_tiles) == (16, 8)
+def test_fp32_in_three_parts_goes_in_blocks_of_256_k_block_by_k_block() -> None:
+    """An item's 1024 inputs take 6 KB: 256 items' would not stay in L2 as a whole."""
+    schedules = tile_schedules(FP32, 2048, EMERALD_RAPIDS)
+    assert (schedules.network.mr, schedules.network.block_tiles) == (16, 16)
+    assert [schedules.dense[layer].k_outermost for layer in FP32] == [False, True]
