@@ -165,7 +165,8 @@ def schedules(job: Job) -> list[str]:
     if chosen.probed:
         network, ahead = chosen.probed.network, "" if chosen.probed.ahead else "not "
         share = chosen.probed.gflops / job.machine.peak_gflops
-        found = f"{network.mr} items a tile, {network.items} a block, weights {ahead}prefetched"
+        steps = f", {chosen.probed.unroll} k a loop body" if chosen.probed.unroll else ""
+        found = f"{network.mr} items a tile, {network.items} a block{steps}, weights {ahead}prefetched"
         lines.append(_line("", f"{found}: {share:.2f} of peak in the largest layer, so about that expected"))
     return lines
 

@@ -30,7 +30,7 @@ from .target import CpuTarget
 BLOCK_ITEMS = (100, 200, 50, 400, 25, 512, 12)  # of equally fast ones the first is taken
 # Items of a tile and k steps of a loop body, by registers. A Granite Rapids runs 14 x 32 outputs, four steps a body, at
 # 0.92 of its peak, and 5 x 64, one step, which a Zen 4 likes best, at 0.80.
-_HEIGHTS = {REGISTERS: (5, 6, 9, 10, 12, 13, 14), REGISTERS_AVX2: (4, 5, 6)}
+_HEIGHTS = {REGISTERS: (4, 5, 6, 8, 9, 10, 12, 13, 14), REGISTERS_AVX2: (4, 5, 6)}
 _UNROLLS = (1, 4)
 _SECONDS = 0.7  # of finding the fastest of some candidates
 _LEAST_TURNS = 3
@@ -114,8 +114,13 @@ def probe_blocks(
 
     found = Probed(*blocks_of(start.mr, BLOCK_ITEMS[0]))
     if len(tile_heights(batch, registers, precision)) > 1:  # a small batch is one tile
-        heights = [block for mr in _HEIGHTS[registers] for block in blocks_of(mr, BLOCK_ITEMS[0])]
-        found = best([found, *(Probed(each, unroll=unroll) for each in heights for unroll in _UNROLLS)])
+        heights = [
+            *blocks_of(start.mr, BLOCK_ITEMS[0]),
+            *(blocks_of(mr, BLOCK_ITEMS[0])[0] for mr in _HEIGHTS[registers]),
+        ]
+        of_rule = default_dense(start.mr, layer.outputs, registers, layer.unit).unroll
+        unrolls = sorted(_UNROLLS, key=lambda each: each != of_rule)
+        found = best([Probed(each, unroll=unroll) for each in dict.fromkeys(heights) for unroll in unrolls])
     mr = found.network.mr
     aheads = (True, False) if mr > 1 else (False,)  # the kernel for one item prefetches nothing
     blocks = blocks_of(mr, start.items, *BLOCK_ITEMS)

@@ -71,6 +71,14 @@ def test_the_fastest_tile_wins_then_the_fastest_block(made_up_layer) -> None:
     assert found.gflops == pytest.approx(2 * layer.inputs * layer.outputs / 9e-4 / 1e9, rel=0.03)
 
 
+@pytest.mark.parametrize("batch, mr, unroll", [(16, 4, 4), (16, 8, 4), (32, 8, 1), (100, 13, 4), (256, 4, 4)])
+def test_each_height_is_tried_with_each_number_of_steps(made_up_layer, batch, mr, unroll) -> None:
+    """The rule's own height too."""
+    made_up_layer.seconds = lambda *tile: tile[0] * tile[1] * (1e-3 if (tile[0], tile[3]) == (mr, unroll) else 2e-3)
+    found = probed(batch, default_network(batch))
+    assert (found.network.mr, found.unroll) == (mr, unroll)
+
+
 def test_padding_counts(made_up_layer) -> None:
     """Tiles of 8 items compute 16 for a batch of 10."""
     candidates = [Probed(NetworkSchedule(mr, 1, FETCH)) for mr in (5, 8)]

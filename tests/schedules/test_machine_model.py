@@ -65,14 +65,14 @@ def test_weights_are_counted_in_the_bytes_that_stream(precision, family, first, 
 def test_schedules_by_rule_are_told_with_the_share_that_the_largest_layer_reached() -> None:
     log = CompileSettings().tuning_log_file
     by_rule = f"by rule (no records of these kernels on znver3 in {os.path.relpath(log)}); --tune may find better"
-    probed = Probed(NetworkSchedule(6, 17, Prefetch(4, 2)), ahead=False, gflops=71.3)
+    probed = Probed(NetworkSchedule(6, 17, Prefetch(4, 2)), ahead=False, unroll=4, gflops=71.3)
     schedules = Schedules(probed.network, {}, untuned=("network_fp32 batch=100",), probed=probed)
     cpu = CpuTarget("znver3", None, ("avx2", "fma"), is_host=True)
     machine = MachineModel(caches_of("znver3"), peak_gflops=92, stream_gbps=50)
     job = Job(CompileSettings(), cpu=cpu, isa=AVX2, machine=machine, schedules=schedules)
     first, second = summary.schedules(job)
     assert first.endswith(by_rule)
-    found = "6 items a tile, 102 a block, weights not prefetched: 0.78 of peak in the largest layer"
+    found = "6 items a tile, 102 a block, 4 k a loop body, weights not prefetched: 0.78 of peak in the largest layer"
     assert found in second
     (only,) = summary.schedules(replace(job, schedules=replace(schedules, probed=None)))
     assert only == first, "of another CPU, and of weights that L2 keeps, nothing was measured"
