@@ -17,6 +17,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from errno import EAGAIN
@@ -115,7 +116,7 @@ def reported() -> Iterator[None]:
             _fail(f"{error}. Give a path without it.")
         if "can't start new thread" in str(error):
             _fail(_NO_THREAD)
-        if _is_out_of_memory():
+        if _is_of_loading(error) and _is_out_of_memory():
             _fail(f"Out of memory ({one_line(error)}). {_MORE_MEMORY}")
         raise
     finally:
@@ -128,9 +129,15 @@ def _is_interrupt(error: Exception) -> bool:
     return isinstance(error.__cause__, KeyboardInterrupt) or (hasattr(error, "__tvm_ffi_error__") and not str(error))
 
 
+def _is_of_loading(error: Exception) -> bool:
+    """Raised while a module is imported, or by TVM. A library that is loaded in part, or gets no memory, raises errors
+    of any kind there; our own bugs elsewhere keep their traceback."""
+    in_module = any(frame.f_code.co_name == "<module>" for frame, _ in traceback.walk_tb(error.__traceback__))
+    return in_module or isinstance(error, ImportError) or hasattr(error, "__tvm_ffi_error__")
+
+
 def _is_out_of_memory() -> bool:
-    """Whether a limit (ulimit -v) leaves less than TVM takes. A library that is loaded in part, or gets no memory,
-    raises errors of any kind."""
+    """Whether a limit (ulimit -v) leaves less than TVM takes."""
     try:
         mmap.mmap(-1, _OF_TVM).close()
     except OSError:

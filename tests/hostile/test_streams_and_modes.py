@@ -168,6 +168,25 @@ def test_a_limit_of_memory_in_which_libraries_do_not_load_is_one_line(mb) -> Non
     assert done.stderr.startswith("Out of memory") or done.stderr.endswith(": Cannot allocate memory\n")
 
 
+@pytest.mark.parametrize(
+    ("work", "last"),
+    [
+        ("{}['our own']", "KeyError: 'our own'"),
+        ("__import__('no_such_library')", "Out of memory (ModuleNotFoundError: "),
+    ],
+)
+def test_a_bug_of_ours_keeps_its_traceback_under_a_limit_of_memory(work, last) -> None:
+    """Where less is left than TVM takes, only what fails while it is loaded is the limit's fault."""
+    code = (
+        "import resource; from dlrm_tvm.errors import run_script\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (400 << 20, resource.RLIM_INFINITY))\n"
+        f"run_script(lambda: {work})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=100)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(last)
+    assert ("Traceback" in done.stderr) == ("own" in work)
+
+
 @pytest.mark.parametrize("limit", ["-n 5", "-n 10", "-f 1", "-f 20"])
 def test_a_compilation_that_hits_a_limit_leaves_nothing(tmp_path, limit) -> None:
     model = write_dlrm(tmp_path / "m.onnx", table_rows=(11, 5, 7))
