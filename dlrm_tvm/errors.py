@@ -28,7 +28,8 @@ FOUND_WANTING = 3
 _NO_THREAD = "No process or thread can be started. Raise the limit: ulimit -u, ulimit -v or the cgroup's pids.max."
 _MORE_MEMORY = "Give a smaller file or batch, or a machine with more memory."
 _OF_TVM = 512 << 20
-_LONG_WORD = re.compile(r"(\S{200})\S{200,}(\S{50})")
+# No path: a name in one has 255 bytes at most, the whole 4096. Numbers with commas are a list of cores to type.
+_LONG_WORD = re.compile(r"(?<![^\s/,])([^\s/,]{200})[^\s/,]{200,}([^\s/,]{50})|(?<!\S)(\S{200})\S{4000,}(\S{50})")
 _LONGEST = 300  # characters of an error that somebody else raised
 _ENDING_SIGNALS = {  # with the handlers that are replaced; another one ignores, as under nohup, or is somebody's
     signal.SIGINT: signal.default_int_handler,
@@ -46,7 +47,7 @@ class UserError(ValueError):
     status = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(_LONG_WORD.sub(r"\1...\2", printable(message)))
+        super().__init__(_LONG_WORD.sub(r"\1\3...\2\4", printable(message)))
 
 
 class FoundWantingError(UserError):

@@ -317,8 +317,18 @@ def test_names_that_steer_terminals_are_written_as_escapes(name, shown) -> None:
 def test_a_number_of_thousands_of_digits_is_shown_in_part() -> None:
     shown = f"version {'9' * 200}...{'9' * 49}; 1 was wanted"
     assert str(UserError(f"version {'9' * 5000}; 1 was wanted")) == shown
-    path = "/".join(["folder"] * 60)
-    assert str(UserError(f"{path}: no such file")) == f"{path}: no such file"
+
+
+@pytest.mark.parametrize(
+    "word", ["/data/" + "folder/" * 500 + "m.onnx", "n" * 255 + "/" + "m" * 255, ",".join(map(str, range(768)))]
+)
+def test_a_path_or_a_list_of_cores_to_type_is_whole_however_long(word) -> None:
+    assert str(UserError(f"{word}: no such file. Try: ls {word}")) == f"{word}: no such file. Try: ls {word}"
+
+
+@pytest.mark.parametrize("name", ["n" * 70_000, "/n" * 35_000, "/a/" + "n" * 70_000 + "/b", "1," * 35_000])
+def test_a_name_that_is_no_path_for_its_length_is_shown_in_part(name) -> None:
+    assert len(str(UserError(f"m.onnx: node {name}: unknown"))) < 300
 
 
 def test_a_link_that_leads_to_itself_is_one_line(tmp_path) -> None:
