@@ -65,6 +65,8 @@ def check_constants(operator: str, inputs: list[np.ndarray | None], attributes: 
 def _elements(operator: str, inputs: list[np.ndarray | None], attributes: dict) -> int:
     """At most, 0 of operators that make no more than they are given. Python's integers: sizes in a file may be any."""
     given = [value for value in inputs if value is not None]
+    if operator in ("Compress", "GatherElements", "ScatterElements") or operator.startswith("Reduce"):
+        return 0  # a condition, indices and axes are not broadcast
     if operator == "ConstantOfShape":
         return math.prod(map(int, given[0]))
     if operator == "Range":

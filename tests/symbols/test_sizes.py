@@ -19,6 +19,10 @@ AS_MUCH_AS_GIVEN = {
     "tables joined": ("Concat", [TABLE, _of(5, 2)], {"axis": 0}),
     "a table multiplied": ("MatMul", [TABLE, _of(2, 2)], {}),
     "a table normalized": ("BatchNormalization", [TABLE, *[_of(2)] * 4], {}),
+    "rows by a condition": ("Compress", [_of(SIDE, 1), _of(SIDE)], {"axis": 0}),
+    "elements by indices": ("GatherElements", [_of(1, SIDE), _of(SIDE, 1)], {"axis": 1}),
+    "elements replaced": ("ScatterElements", [_of(SIDE, 1), _of(1, SIDE), _of(1, SIDE)], {}),
+    "a product over two axes": ("ReduceProd", [_of(MOST_MADE_ELEMENTS, 1), np.array([0, 1])], {}),
     "a table summed": ("Einsum", [TABLE], {"equation": "ij->j"}),
 }
 MORE = {
