@@ -17,7 +17,9 @@ missing.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, pairwise
@@ -31,7 +33,7 @@ from ..model.interactions import Concat, Dot
 from ..model.precision import from_bf16
 from .demo_weights import V2_INDICES_PER_BAG, V2_TABLE_ROWS
 from .stored_model import StoredLayer, StoredModel, StoredTensor
-from .torch_file import TorchTensor, torch_tensors
+from .torch_file import TorchTensor, files_of_index, is_index, torch_tensors
 
 _PART = re.compile(
     r"(?P<root>(?:.*\.)?)(?:"
@@ -55,9 +57,15 @@ _OTHER_TABLES = {".weight_q": _QUOTIENT, ".weight_r": _QUOTIENT, ".embs.weight":
 
 
 def graph_path(path: Path) -> Path:
-    """PATH.onnx; of a link, beside what it points to: a graph may not point out of its own folder."""
-    path = path.resolve() if path.is_symlink() else path
-    return path.with_name(f"{path.name}.onnx")
+    """PATH.onnx; of a link, beside what it points to: a graph may not point out of its own folder.
+
+    Revisions in Hugging Face's cache may share the index and not its files, by which its graph is named there."""
+    folder, files = files_of_index(path) if is_index(path) else (path.resolve().parent, {})
+    if not path.is_symlink() or path.resolve().parent != folder:
+        return path.with_name(f"{path.name}.onnx")
+    names = b"\0".join(map(os.fsencode, files.values()))
+    others = f".{hashlib.sha256(names).hexdigest()[:8]}" if any(name != files[name] for name in files) else ""
+    return folder / f"{path.resolve().name}{others}.onnx"
 
 
 def graph_of_weights(path: Path) -> Path:
@@ -119,15 +127,16 @@ def read_weights(path: Path) -> StoredModel:
     _check_chain(path, top)
     if top[-1].outputs != 1:
         raise UserError(f"{path}: {_called(top[-1].weight)} is the last layer; a DLRM's gives one prediction.")
+    folder = graph_path(path).parent
     for layer in (*bottom, *chain.from_iterable(crossings), *top):
         for tensor in filter(None, (layer.weight, layer.bias)):
-            _check_finite(path, tensor)
+            _check_finite(path, folder / tensor.file if tensor.file else path, tensor)
     return stored
 
 
-def _check_finite(path: Path, tensor: StoredTensor) -> None:
+def _check_finite(path: Path, file: Path, tensor: StoredTensor) -> None:
     """Of a layer. Rows of tables may hold anything: it is their items' predictions that are NaN then."""
-    file, is_bf16 = graph_path(path).parent / tensor.file if tensor.file else path, tensor.dtype == "bfloat16"
+    is_bf16 = tensor.dtype == "bfloat16"
     values = np.fromfile(file, "<u2" if is_bf16 else tensor.dtype, math.prod(tensor.shape), offset=tensor.offset)
     values = from_bf16(values) if is_bf16 else values
     if not np.isfinite(values).all():

@@ -18,6 +18,7 @@ import pickle
 import pickletools
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -51,7 +52,7 @@ _BROKEN = (
 
 class TorchTensor(NamedTuple):
     """A tensor of the file: its first value is at byte `offset`; is_whole: its values lie in C order without gaps;
-    file: the one of several that it is in, from the index's own folder on."""
+    file: the one of several that it is in, from the folder of `files_of_index` on."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -75,20 +76,14 @@ def torch_tensors(path: Path) -> dict[str, TorchTensor]:
         raise UserError(f"{path}: a folder; one file was wanted. Of a distributed checkpoint PyTorch makes it: {again}")
     if not path.is_file():
         raise UserError(f"{path}: no such file; PyTorch weights were wanted. Check --torch-weights.")
-    with path.open("rb") as file:
+    with path.open("rb") as file, _damage_named(path):
         head = file.read(len(_LEGACY))
-        try:
-            if is_index(path):
-                return _of_several(path, file)
-            if is_zip(path):
-                return _of_zip(path, file)
-            if not head.startswith(_LEGACY) and head[8:9] == b"{":
-                return _of_safetensors(path, file)
-        except UserError:
-            raise
-        except _BROKEN as error:
-            found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise UserError(f"{path}: damaged or truncated ({found}). Copy or save it again.") from None
+        if is_index(path):
+            return _of_several(path)
+        if is_zip(path):
+            return _of_zip(path, file)
+        if not head.startswith(_LEGACY) and head[8:9] == b"{":
+            return _of_safetensors(path, file)
     if head.startswith(_LEGACY):
         again = f'torch.save(torch.load("{path.name}", map_location="cpu"), "new.pt")'
         raise UserError(
@@ -97,23 +92,49 @@ def torch_tensors(path: Path) -> dict[str, TorchTensor]:
     raise UserError(f"{path}: neither a zip as torch.save writes it nor safetensors, or truncated. {_SAVE}")
 
 
-def _of_several(path: Path, file: IO[bytes]) -> dict[str, TorchTensor]:
-    file.seek(0)
-    places = json.loads(file.read(_LONGEST_HEADER), object_pairs_hook=_unique)["weight_map"]
-    folder, tensors = path.resolve().parent, {}
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except _BROKEN as error:
+        found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{path}: damaged or truncated ({found}). Copy or save it again.") from None
+
+
+def files_of_index(path: Path) -> tuple[Path, dict[str, str]]:
+    """A folder, and of each file that the index names the place within it, links followed. The folder is that of the
+    file that the index links to, as in Hugging Face's cache; where not all are in it, that of the index's own name.
+
+    Raises UserError where they are in neither.
+    """
+    with _damage_named(path):
+        files = {name: path.with_name(name).resolve() for name in sorted(set(_places(path).values()))}
+    for folder in (path.resolve().parent, path.parent.resolve()):
+        outside = [name for name, file in files.items() if not file.is_relative_to(folder)]
+        if not outside:
+            return folder, {name: str(file.relative_to(folder)) for name, file in files.items()}
+    raise UserError(f"{path}: {outside[0]} leads out of {folder}, where the index is. Put all files there.")
+
+
+def _places(path: Path) -> dict[str, str]:
+    """By tensor the file, without a folder: `with_name` takes none."""
+    with path.open("rb") as file:
+        return json.loads(file.read(_LONGEST_HEADER), object_pairs_hook=_unique)["weight_map"]
+
+
+def _of_several(path: Path) -> dict[str, TorchTensor]:
+    places, tensors = _places(path), {}
     for name in sorted(set(places.values())):
-        part = path.with_name(name)  # which takes no folder
+        part = path.with_name(name)
         if is_index(part):
             raise ValueError(f"an index in an index, {name}")
-        found = {key: each for key, each in torch_tensors(part).items() if places.get(key) == name}
-        # In Hugging Face's cache the index and its files are links into one folder.
-        if not part.resolve().is_relative_to(folder):
-            raise UserError(f"{path}: {name} is a link out of {folder}, where the index is. Put all files there.")
-        file = str(part.resolve().relative_to(folder))
-        tensors |= {key: each._replace(file=file) for key, each in found.items()}
+        tensors |= {key: each for key, each in torch_tensors(part).items() if places.get(key) == name}
     if missing := sorted(places.keys() - tensors.keys()):
         raise UserError(f"{path}: {missing[0]} is not in {places[missing[0]]}. Copy all of them again.")
-    return tensors
+    _, files = files_of_index(path)
+    return {key: each._replace(file=files[places[key]]) for key, each in tensors.items()}
 
 
 # --- torch.save

@@ -19,7 +19,7 @@ import pytest
 
 from dlrm_tvm.data.demo_weights import V2_TABLE_ROWS
 from dlrm_tvm.data.dlrm_graph import dlrm_graph
-from dlrm_tvm.data.state_dict import graph_of_weights, read_weights
+from dlrm_tvm.data.state_dict import graph_of_weights, graph_path, read_weights
 from dlrm_tvm.data.torch_file import torch_tensors
 from dlrm_tvm.errors import UserError
 from dlrm_tvm.frontend.reader import read_dlrm
@@ -98,19 +98,22 @@ def link(folder: Path, blobs: Path, pattern: str) -> None:
     ("links", "graph"),
     [
         ("", "snapshots/0f/model.safetensors.index.json.onnx"),
-        ("model*", "blobs/4a5b2.onnx"),
+        ("model*", "blobs/4a5b2.????????.onnx"),
+        ("*.json", "snapshots/0f/model.safetensors.index.json.onnx"),
         ("model-*", "snapshots/0f/model.safetensors.index.json.onnx"),
     ],
 )
 def test_weights_in_several_files_are_read_by_their_index(tmp_path, links, graph):
-    """Files; links to files beside each other, the index too; links to files in a folder within."""
+    """Files; links to files beside each other, the index too; files beside an index that is a link; links to files in a
+    folder within."""
     folder = tmp_path / "snapshots" / "0f"
     folder.mkdir(parents=True)
     index = in_two_files(folder)
     if links:
-        link(folder, tmp_path / "blobs" if links == "model*" else folder / "within", links)
-    assert graph_of_weights(index) == tmp_path / graph
-    graph = tmp_path / graph
+        link(folder, folder / "within" if links == "model-*" else tmp_path / "blobs", links)
+    found = graph_of_weights(index)
+    assert found == graph_path(index) and found.relative_to(tmp_path).match(graph)
+    graph = found
     onnx.load(graph)  # which refuses external data outside the graph's folder
     found, wanted = (
         read_dlrm(graph),
@@ -145,12 +148,32 @@ def test_an_index_without_its_files_or_of_other_tensors_is_refused(tmp_path):
         graph_of_weights(index)
 
 
+def test_two_revisions_with_one_index_have_graphs_of_their_own(tmp_path):
+    """In Hugging Face's cache, where equal files are stored once."""
+    graphs = []
+    for revision in ("0f", "1e"):
+        folder = tmp_path / "snapshots" / revision
+        folder.mkdir(parents=True)
+        index = in_two_files(folder)
+        link(folder, tmp_path / revision, "model*")
+        (tmp_path / "blobs").mkdir(exist_ok=True)
+        for path in folder.glob("model*"):
+            shared = tmp_path / "blobs" / (path.suffix if path == index else f"{revision}-{path.name}")
+            path.resolve().replace(shared)
+            path.unlink()
+            path.symlink_to(shared)
+        graphs.append(graph_of_weights(index))
+        assert graph_of_weights(index) == graphs[-1]
+    first, second = (graph.read_bytes() for graph in graphs)
+    assert b"0f-model-0" in first and b"1e-model" not in first and b"1e-model-0" in second
+
+
 def test_an_index_whose_files_are_links_out_of_its_folder_is_refused(tmp_path):
     folder = tmp_path / "0f"
     folder.mkdir()
     index = in_two_files(folder)
     link(folder, tmp_path / "blobs", "model-*")
-    refused(index, r"model-0\.safetensors is a link out of .*/0f, where the index is")
+    refused(index, r"model-0\.safetensors leads out of .*/0f, where the index is")
 
 
 @pytest.mark.parametrize("checkpoint", ["torchrec_dcn.pt"], indirect=True)
