@@ -114,13 +114,11 @@ def probe_blocks(
 
     found = Probed(*blocks_of(start.mr, BLOCK_ITEMS[0]))
     if len(tile_heights(batch, registers, precision)) > 1:  # a small batch is one tile
-        heights = [
-            *blocks_of(start.mr, BLOCK_ITEMS[0]),
-            *(blocks_of(mr, BLOCK_ITEMS[0])[0] for mr in _HEIGHTS[registers]),
-        ]
+        heights = dict.fromkeys((start.mr, *_HEIGHTS[registers]))
         of_rule = default_dense(start.mr, layer.outputs, registers, layer.unit).unroll
         unrolls = sorted(_UNROLLS, key=lambda each: each != of_rule)
-        found = best([Probed(each, unroll=unroll) for each in dict.fromkeys(heights) for unroll in unrolls])
+        tiles = [blocks_of(mr, BLOCK_ITEMS[0])[0] for mr in heights]
+        found = best([Probed(each, unroll=unroll) for each in tiles for unroll in unrolls])
     mr = found.network.mr
     aheads = (True, False) if mr > 1 else (False,)  # the kernel for one item prefetches nothing
     blocks = blocks_of(mr, start.items, *BLOCK_ITEMS)
