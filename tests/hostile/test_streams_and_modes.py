@@ -208,7 +208,7 @@ def test_a_limit_of_processes_is_one_line(work) -> None:
     code = (
         f"import os, signal, sys, threading; sys.path[:0] = [{str(ROOT)!r}]\nfrom dlrm_tvm.errors import run_script\n"
         "import errno\n"
-        'def none(*arguments):\n    raise RuntimeError("can\'t start new thread")\n'
+        'def none(*_, **__):\n    raise RuntimeError("can\'t start new thread")\n'
         "def fork():\n    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
         "threading._start_new_thread = threading._start_joinable_thread = none; os.fork = fork\n"
         f"run_script(lambda: {work})\n"
