@@ -100,7 +100,7 @@ def probe_blocks(
     def run_of(candidate: Probed) -> Callable[[int], None]:
         mr, ahead, unroll = key = candidate.network.mr, candidate.ahead, candidate.unroll
         if key not in runs:
-            most = max(default_block(mr, batch, items) for items in (*BLOCK_ITEMS, candidate.network.items))
+            most = max(default_block(mr, batch, items) for items in (start.items, *BLOCK_ITEMS))
             rule = default_dense(mr, layer.outputs, registers, layer.unit, ahead, unroll)
             runs[key] = LayerProbe(layer, mr, cpu, family, weights, most).compiled(rule)
         return runs[key]

@@ -79,6 +79,15 @@ def test_each_height_is_tried_with_each_number_of_steps(made_up_layer, batch, mr
     assert (found.network.mr, found.unroll) == (mr, unroll)
 
 
+def test_a_rule_of_more_than_512_items_has_room_in_tiles_of_another_height(made_up_layer) -> None:
+    """515 items are one block of 103 tiles of 5 by the rule, and one of 129 tiles of 4."""
+    start = default_network(515, block_items=512)
+    assert start.items == 515
+    made_up_layer.seconds = lambda mr, tiles, *_: mr * tiles * (1e-3 if mr == 4 else 2e-3)
+    assert probed(515, start).network.mr == 4
+    assert max(tiles for mr, tiles, *_ in made_up_layer.calls if mr == 4) == 129
+
+
 def test_padding_counts(made_up_layer) -> None:
     """Tiles of 8 items compute 16 for a batch of 10."""
     candidates = [Probed(NetworkSchedule(mr, 1, FETCH)) for mr in (5, 8)]
