@@ -111,7 +111,7 @@ def _form_of(layer: LayerNumerics, network: Family | None) -> Form:
         return FP32
     if takes == "bf16":
         return Form("bf16", family=family)
-    return Form("int8", signed=layer.signed, by_row=layer.scales is None, family=family)
+    return Form(takes, signed=layer.signed, by_row=layer.scales is None, family=family)
 
 
 def layer_columns(model: Dlrm, numerics: Numerics, family: Family = AVX512) -> list[np.ndarray]:
@@ -190,10 +190,10 @@ class _LayerPacker(Packer):
         arrays: dict[str, np.ndarray] = {}
         if form.precision == "bf16" and form.parts == 1:
             weight = to_bf16(weight)
-        elif form.precision == "int8":
+        elif form.is_whole:
             weight = weight if scales is None else weight * scales
             scale = scales_of(np.abs(weight).max(axis=1))
-            weight = to_int8(weight, scale[:, None])
+            weight = to_int8(weight, scale[:, None]).astype(form.precision)
             compensation = -form.zero_point * weight.astype(np.int32).sum(axis=1, dtype=np.int32)
             arrays = {"scale_at": pack_numbers(scale), "compensation_at": pack_numbers(compensation)}
         if form.parts == 1:

@@ -60,7 +60,7 @@ def _layers(model: Dlrm, plan: NetworkPlan) -> list[tuple[str, int, float, float
 
 def _layer(layer: Dense, packed: PackedDense, items: int, network: Family) -> tuple[str, int, float, float]:
     """network: whose multiply-adds the library's peak counts; an instruction of a layer that stays fp32 does fewer."""
-    numbers = layer.outputs * (3 if packed.takes.precision == "int8" else 1)  # biases; scales, compensation
+    numbers = layer.outputs * (3 if packed.takes.is_whole else 1)  # biases; scales, compensation
     nbytes = layer.weight.size * _WORD * packed.takes.parts / packed.takes.values + numbers * _WORD
     widths = f"{layer.inputs}-{layer.outputs}"
     share = _flops_per_cycle(packed.takes.family) / _flops_per_cycle(network)

@@ -188,7 +188,8 @@ def machine(job: Job) -> list[str]:
     lines = [_line("machine", f"{rates}, {l2}: both measured on one core")]
     if found.fp32_gflops is not None and found.peak_gflops < found.fp32_gflops:
         peaks = f"{found.peak_gflops:,.0f} GFLOP/s where fp32 does {found.fp32_gflops:,.0f}"
-        lines.append(_line("", f"bf16 without AMX is not worth it here: {peaks}. Try --precision fp32"))
+        name = {"bf16": "bf16 without AMX", "int8": "int8 without VNNI"}[job.precision]
+        lines.append(_line("", f"{name} is not worth it here: {peaks}. Try --precision fp32"))
     return lines
 
 

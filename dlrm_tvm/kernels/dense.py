@@ -78,13 +78,13 @@ class PackedDense:
 
     def first_sum(self, weights, output):
         """The first values of 16 sums: the biases, for int8 the compensation."""
-        if self.takes.precision == "int8":
+        if self.takes.is_whole:
             return bits_of(load(weights, self.compensation_at + output))
         return load(weights, self.bias_at + output)
 
     def finish(self, weights, output, count: int) -> Callable:
         """A function (v, sums, row's scale or None) -> 16 outputs, for `count` vectors from `output` on."""
-        if self.takes.precision != "int8":
+        if not self.takes.is_whole:
             return lambda v, sums, _: self._activated(sums)
         scales = [T.bind(load(weights, self.scale_at + output + v * LANES)) for v in range(count)]
         biases = [T.bind(load(weights, self.bias_at + output + v * LANES)) for v in range(count)]
@@ -98,7 +98,7 @@ class PackedDense:
     def finish_sums(self, weights, output, sums, row_scale):
         """16 outputs from `output` on out of sums that began with zero, of signed bytes as they are."""
         bias = load(weights, self.bias_at + output)
-        if self.takes.precision != "int8":
+        if not self.takes.is_whole:
             return self._activated(sums + bias)
         scale = load(weights, self.scale_at + output)
         return self._activated(fma(floats(sums), scale if row_scale is None else scale * row_scale, bias))
@@ -222,7 +222,7 @@ class _RegisterTiles:
                     value = self.layer.first_sum(self.weights, at.output + v * LANES)
                 else:
                     value = load(self.sums, kept + (row * at.vectors + v) * LANES)
-                    value = bits_of(value) if self.layer.takes.precision == "int8" else value
+                    value = bits_of(value) if self.layer.takes.is_whole else value
                 store(acc[row], v * LANES, value)
 
     def _multiply(self, acc: list, at: _Place, weight_at, part: tuple[int, int], hook: Hook | None) -> None:

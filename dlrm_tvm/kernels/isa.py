@@ -7,24 +7,28 @@
     avx512_vnni    int8        128
     avx512_bf16    bf16         64
     avx512         fp32         32
+    avx2_int8      int8         64, in two instructions and two additions
     avx2           fp32         32, in two instructions
 
 `family_for` chooses one for a CPU and a precision. In a bf16 or int8 network the layers that stay fp32 run on the
 fp32 multiply-add of the same registers. So do the interaction and the last layer of an fp32 network on tiles.
 
 TVM's passes turn bfloat16 into float32 on CPUs, and its vpdpbusd has another LLVM's signature. So bf16 and int8 values
-travel as words: a float32x16 is 16 words of 32 bits, each with one fp32, two bf16 or four int8 values, and only the
-helpers look inside. `imported()` attaches them to the function that is being emitted; LLVM inlines them.
+travel as words: a float32x16 is 16 words of 32 bits, each with one fp32, two bf16, four int8 values, or two of those in
+16 bits, and only the helpers look inside. `imported()` attaches them to the function that is being emitted; LLVM
+inlines them. Their texts are in llvm_ir.py.
 
 Scalar meaning, for every lane l (Intel SDM; Intel Architecture Instruction Set Extensions, AVX512_BF16):
 
     dot_bf16(acc, x, w)[l]    = acc[l] + x[l].bf16[1] * w[l].bf16[1] + x[l].bf16[0] * w[l].bf16[0]       vdpbf16ps
                                 denormals count as zero; rounds to nearest even whatever MXCSR says
     dot_int8(acc, x, w)[l]    = acc[l] + sum over b < 4 of x[l].u8[b] * w[l].s8[b], as int32, no saturation  vpdpbusd
+    dot_int16(acc, x, w)[l]   = acc[l] + x[l].s16[1] * w[l].s16[1] + x[l].s16[0] * w[l].s16[0]           vpmaddwd
     pair_bf16(lo, hi)         = 16 words of the 32 values lo, hi, rounded to nearest even           vcvtne2ps2bf16
     bytes_unsigned(a, b)      = 8 words of round(a), round(b), kept within 0 .. 255, columns in the order BYTE_ORDER
     bytes_signed(a, b)        = the same within -128 .. 127
     bytes_raised(a, b)        = those with 128 added
+    halves_unsigned(a), halves_signed(a) = 8 words of round(a) in 16 bits, within the same bounds, columns in order
     unpack_0(w), unpack_1(w)  = the first and last 16 columns of such 8 words, signed, times 2^24
 
 Rounding is to nearest even (cvtps2dq); NaN and values beyond int32 become the least value.
@@ -39,95 +43,11 @@ from dataclasses import dataclass, field, replace
 
 from tvm.tirx.script.builder import ir as T
 
+from . import llvm_ir
 from .vectors import LANES, fma
 
 REGISTERS = 32  # vectors of 16 float32: AVX-512's
 REGISTERS_AVX2 = 8  # its 16 registers of 8 float32, in pairs
-BYTE_ORDER = [4 * part + 16 * half + at for part in range(4) for half in range(2) for at in range(4)]
-"""The column in each byte of 32: the pack instructions work on quarters of a register."""
-
-_DECLARATIONS = """
-declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
-declare <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float>, <16 x float>)
-declare <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32>, <64 x i8>, <64 x i8>)
-declare <16 x i32> @llvm.x86.avx512.mask.cvtps2dq.512(<16 x float>, <16 x i32>, i16, i32)
-declare <32 x i16> @llvm.x86.avx512.packusdw.512(<16 x i32>, <16 x i32>)
-declare <32 x i16> @llvm.x86.avx512.packssdw.512(<16 x i32>, <16 x i32>)
-declare <32 x i8> @llvm.x86.avx512.mask.pmovus.wb.512(<32 x i16>, <32 x i8>, i32)
-declare <32 x i8> @llvm.x86.avx512.mask.pmovs.wb.512(<32 x i16>, <32 x i8>, i32)
-attributes #0 = { alwaysinline nounwind willreturn memory(none) }
-"""
-
-_BF16_HELPERS = """
-define linkonce_odr <16 x float> @dlrm_dot_bf16(<16 x float> %acc, <16 x float> %x, <16 x float> %w) #0 {
-  %a = bitcast <16 x float> %x to <32 x bfloat>
-  %b = bitcast <16 x float> %w to <32 x bfloat>
-  %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %acc, <32 x bfloat> %a, <32 x bfloat> %b)
-  ret <16 x float> %r
-}
-define linkonce_odr <16 x float> @dlrm_pair_bf16(<16 x float> %lo, <16 x float> %hi) #0 {
-  %p = call <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float> %hi, <16 x float> %lo)
-  %r = bitcast <32 x bfloat> %p to <16 x float>
-  ret <16 x float> %r
-}
-"""
-
-_INT8_HELPERS = """
-define linkonce_odr <16 x i32> @dlrm_dot_int8(<16 x i32> %acc, <16 x float> %x, <16 x float> %w) #0 {
-  %a = bitcast <16 x float> %x to <64 x i8>
-  %b = bitcast <16 x float> %w to <64 x i8>
-  %r = call <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32> %acc, <64 x i8> %a, <64 x i8> %b)
-  ret <16 x i32> %r
-}
-""" + "".join(
-    f"""
-define linkonce_odr <8 x float> @dlrm_bytes_{name}(<16 x float> %a, <16 x float> %b) #0 {{
-  %c = call <16 x i32> @llvm.x86.avx512.mask.cvtps2dq.512(<16 x float> %a, <16 x i32> zeroinitializer, i16 -1, i32 4)
-  %d = call <16 x i32> @llvm.x86.avx512.mask.cvtps2dq.512(<16 x float> %b, <16 x i32> zeroinitializer, i16 -1, i32 4)
-  %e = call <32 x i16> @llvm.x86.avx512.{pack}.512(<16 x i32> %c, <16 x i32> %d)
-  %f = call <32 x i8> @llvm.x86.avx512.mask.{move}.wb.512(<32 x i16> %e, <32 x i8> zeroinitializer, i32 -1)
-  %g = xor <32 x i8> %f, splat (i8 {flip})
-  %r = bitcast <32 x i8> %g to <8 x float>
-  ret <8 x float> %r
-}}
-"""
-    for name, pack, move, flip in (
-        ("unsigned", "packusdw", "pmovus", 0),
-        ("signed", "packssdw", "pmovs", 0),
-        ("raised", "packssdw", "pmovs", -128),
-    )
-)
-
-_WHOLE = ", ".join(f"i32 {byte}" for byte in range(64))
-_UPPER_BYTES = 0x8888888888888888 - (1 << 64)  # of each int32, as a mask
-
-
-def _unpack_helpers(with_vbmi: bool) -> str:
-    """Of AVX512_VBMI or any CPU. LLVM makes vpermt2b of the plain shuffle, three times as long as vpermb."""
-    helpers = ""
-    for half in range(2):
-        places = [BYTE_ORDER.index(half * LANES + column) for column in range(LANES)]
-        if with_vbmi:
-            order = ", ".join(f"i8 0, i8 0, i8 0, i8 {place}" for place in places)
-            body = f"""  %w = shufflevector <32 x i8> %b, <32 x i8> poison, <64 x i32> <{_WHOLE}>
-  %s = call <64 x i8> asm "vpermb $2, $1, $0 {{$3}} {{z}}", "=v,v,v,^Yk"(
-    <64 x i8> <{order}>, <64 x i8> %w, i64 {_UPPER_BYTES})"""
-        else:
-            order = ", ".join(f"i32 32, i32 32, i32 32, i32 {place}" for place in places)
-            body = f"  %s = shufflevector <32 x i8> %b, <32 x i8> zeroinitializer, <64 x i32> <{order}>"
-        helpers += f"""
-define linkonce_odr <16 x float> @dlrm_unpack_{half}(<8 x float> %v) #0 {{
-  %b = bitcast <8 x float> %v to <32 x i8>
-{body}
-  %i = bitcast <64 x i8> %s to <16 x i32>
-  %r = sitofp <16 x i32> %i to <16 x float>
-  ret <16 x float> %r
-}}
-"""
-    return helpers
-
-
-UNPACK_HELPERS = _unpack_helpers(with_vbmi=False)
 
 
 def unpack_bytes(half: int, words):
@@ -148,6 +68,16 @@ def dot_int8(acc, x, w):
     return T.call_pure_extern("int32x16", "dlrm_dot_int8", acc, x, w)
 
 
+def dot_int16(acc, x, w):
+    """acc: int32x16."""
+    return T.call_pure_extern("int32x16", "dlrm_dot_int16", acc, x, w)
+
+
+def scaled_int16(acc, x, y):
+    """y + acc . x, for the peak loop: of acc + x . y LLVM would take the product, always the same, out of the loop."""
+    return dot_int16(T.reinterpret("int32x16", y), T.reinterpret("float32x16", acc), x)
+
+
 def pair_bf16(lo, hi):
     return T.call_pure_extern("float32x16", "dlrm_pair_bf16", lo, hi)
 
@@ -155,6 +85,11 @@ def pair_bf16(lo, hi):
 def pack_bytes(kind: str, a, b):
     """float32x8: 32 bytes; kind: "unsigned", "signed" or "raised"."""
     return T.call_pure_extern("float32x8", f"dlrm_bytes_{kind}", a, b)
+
+
+def pack_halves(kind: str, vector):
+    """float32x8: 16 values of 16 bits within a byte's bounds; kind: "unsigned" or "signed"."""
+    return T.call_pure_extern("float32x8", f"dlrm_halves_{kind}", vector)
 
 
 WHOLE = ((0, 0),)
@@ -170,6 +105,9 @@ class Family:
     flags: of /proc/cpuinfo, needed to run them; registers: of vectors of 16 lanes; chains: independent multiply-adds
     of the peak loop (peak.py), each a peak_step(acc, x, y). multiply_add(acc, x, w): acc + x . w over the values of
     each word, `flops_per_step` FLOPs; helpers: the LLVM IR of both.
+
+    words: what layers take where it is not the precision's own (words.py): bf16 for fp32 on AMX; "int16" for int8
+    without VNNI, as no other instruction multiplies bytes without saturation. Rows of tables stay bytes.
 
     tiles: layers and dots run on AMX's tiles (tile_unit.py), whose products flops_per_step and chains are of; emulated:
     by loops instead, for tests on CPUs without AMX. products: (part of x, part of w) of the tile products that make a
@@ -188,11 +126,12 @@ class Family:
     tiles: bool = False
     emulated: bool = False
     products: tuple[tuple[int, int], ...] = WHOLE
+    words: str = ""
 
     @property
     def takes(self) -> str:
-        """The precision of the words that it multiplies."""
-        return self.precision if self.products == WHOLE else "bf16"
+        """The kind of the words that it multiplies (words.py)."""
+        return self.words or self.precision
 
     @property
     def parts(self) -> int:
@@ -207,14 +146,18 @@ class Family:
 
 # fp32's peak loop: acc = acc * x + y stays a normal number.
 AVX2 = Family("avx2", "fp32", ("avx2", "fma"), REGISTERS_AVX2, 2 * LANES, 6, dot_fp32, fma)
+AVX2_INT8 = Family(
+    "avx2_int8", "int8", AVX2.flags, REGISTERS_AVX2, 4 * LANES, 6, dot_int16, scaled_int16,
+    llvm_ir.AVX2_INT8 + llvm_ir.UNPACK, words="int16",
+)  # fmt: skip
 AVX512 = Family("avx512", "fp32", ("avx512f",), REGISTERS, 2 * LANES, 20, dot_fp32, fma)
 AVX512_BF16 = Family(
     "avx512_bf16", "bf16", ("avx512bw", "avx512_bf16"), REGISTERS, 4 * LANES, 20, dot_bf16, dot_bf16,
-    _DECLARATIONS + _BF16_HELPERS,
+    llvm_ir.AVX512 + llvm_ir.BF16,
 )  # fmt: skip
 AVX512_VNNI = Family(
     "avx512_vnni", "int8", ("avx512bw", "avx512_vnni"), REGISTERS, 8 * LANES, 20, dot_int8, dot_int8,
-    _DECLARATIONS + _INT8_HELPERS + UNPACK_HELPERS,
+    llvm_ir.AVX512 + llvm_ir.INT8 + llvm_ir.UNPACK,
 )  # fmt: skip
 
 _TILE_FLOPS = 2 * 16 * 16 * 16  # of the words of a product of two tiles, each of one value
@@ -225,15 +168,15 @@ AMX_BF16 = Family(
 AMX_INT8 = Family(
     "amx_int8", "int8", ("amx_tile", "amx_int8", "avx512vbmi", *AVX512_VNNI.flags, *AMX_BF16.flags), REGISTERS,
     4 * _TILE_FLOPS, 4, dot_int8, dot_int8,
-    _DECLARATIONS + _BF16_HELPERS + _INT8_HELPERS + _unpack_helpers(with_vbmi=True), tiles=True,
+    llvm_ir.AVX512 + llvm_ir.BF16 + llvm_ir.INT8 + llvm_ir.UNPACK_VBMI, tiles=True,
 )  # fmt: skip
 AMX_FP32 = Family(
     "amx_fp32", "fp32", ("amx_tile", "amx_bf16", *AVX512.flags), REGISTERS, 2 * _TILE_FLOPS, 4, dot_fp32, fma,
-    tiles=True, products=SIX_PRODUCTS,
+    tiles=True, products=SIX_PRODUCTS, words="bf16",
 )  # fmt: skip
 
 # Of one precision, the fastest first.
-FAMILIES = (AMX_INT8, AMX_BF16, AMX_FP32, AVX512_VNNI, AVX512_BF16, AVX512, AVX2)
+FAMILIES = (AMX_INT8, AMX_BF16, AMX_FP32, AVX512_VNNI, AVX512_BF16, AVX2_INT8, AVX512, AVX2)
 # CPUs without AVX2 get TVM's default code and this peak loop, but none of our kernels.
 GENERIC = Family("generic", "fp32", (), 4, 2 * LANES, 3, dot_fp32, fma)
 

@@ -15,7 +15,7 @@ from .topology import online_cpus
 
 BF16_FLAG, VNNI_FLAG = "avx512_bf16", "avx512_vnni"  # multiply-adds of bfloat16 pairs, of four bytes
 # The least that a library of ours in a precision needs, for those who may not import kernels/isa.py.
-PRECISION_FLAGS = {"fp32": (), "bf16": ("avx512bw", BF16_FLAG), "int8": ("avx512bw", VNNI_FLAG)}
+PRECISION_FLAGS = {"fp32": (), "bf16": ("avx512bw", BF16_FLAG), "int8": ("avx2", "fma")}
 
 # LLVM's feature name -> flag in /proc/cpuinfo, for every feature that makes LLVM emit other instructions. The others
 # only tune (slow-*, fast-*, prefer-*), or are never emitted unless a program asks for them (pku, shstk, rdseed, which

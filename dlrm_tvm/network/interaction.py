@@ -101,7 +101,7 @@ class DotPlan:
         scales = numerics.layers[model.first_top].scales
         if scales is None:
             return cls(grouping, numerics.x_scale)
-        dots = cls._dot_columns(model, "int8", tiles)
+        dots = cls._dot_columns(model, forms[-1].precision, tiles)
         units = np.where(dots >= 0, 1 / scales[dots], 0).astype(np.float32)
         return cls(grouping, numerics.x_scale, packer.add(units))
 
@@ -166,7 +166,7 @@ class DotEmitter:
         """x divided by its static scale if the first top layer is int8, else its values."""
         count, value = self._x_segment(item)
         scale = self._dot_plan.x_scale
-        if scale is None or self._top.form.precision == "int8":
+        if scale is None or self._top.form.is_whole:
             return count, value
         return count, lambda v: value(v) * broadcast(T.float32(scale))
 

@@ -227,10 +227,10 @@ class JoinedEmitter:
                     write(tile, item, (table + 1) * per_vector, values)
 
     def _values(self, table, words) -> list:
-        """16 words of a vector as float32."""
+        """16 words of a vector as float32, in the units of x0's form."""
         form = self._plan.table_form
         values = form.planes(words)
-        if form.precision == "int8":
+        if form.precision == "int8" and not self._lookup.scales_vectors:
             factor = T.bind(T.broadcast(self._factors[table + 1], LANES))
             values = [value * factor for value in values]
         return values

@@ -31,7 +31,7 @@ BLOCK_ITEMS = (100, 200, 50, 400, 25, 512, 12)  # of equally fast ones the first
 # Items of a tile and k steps of a loop body, by registers. A Granite Rapids runs 14 x 32 outputs, four steps a body, at
 # 0.92 of its peak, and 5 x 64, one step, which a Zen 4 likes best, at 0.80.
 _HEIGHTS = {REGISTERS: (4, 5, 6, 8, 9, 10, 12, 13, 14), REGISTERS_AVX2: (4, 5, 6)}
-_UNROLLS = (1, 4)
+_UNROLLS = {REGISTERS: (1, 4), REGISTERS_AVX2: (1, 2, 4)}
 _SECONDS = 0.7  # of finding the fastest of some candidates
 _LEAST_TURNS = 3
 _ITEMS_PER_TURN = 256
@@ -93,7 +93,7 @@ def probe_blocks(
     all weights. All on the calling thread.
     """
     layer = max(layers, key=lambda each: each.inputs * each.outputs)
-    family, registers = cpu.family(layer.precision), cpu.family(precision).registers
+    family, registers = cpu.layer_family(layer.precision, precision), cpu.family(precision).registers
     runs: dict[tuple[int, bool, int | None], Callable[[int], None]] = {}
     weights = rotating_weights(layer, network_bytes)
 
@@ -116,7 +116,7 @@ def probe_blocks(
     if len(tile_heights(batch, registers, precision)) > 1:  # a small batch is one tile
         heights = dict.fromkeys((start.mr, *_HEIGHTS[registers]))
         of_rule = default_dense(start.mr, layer.outputs, registers, layer.unit).unroll
-        unrolls = sorted(_UNROLLS, key=lambda each: each != of_rule)
+        unrolls = sorted(_UNROLLS[registers], key=lambda each: each != of_rule)
         tiles = [blocks_of(mr, BLOCK_ITEMS[0])[0] for mr in heights]
         found = best([Probed(each, unroll=unroll) for each in tiles for unroll in unrolls])
     mr = found.network.mr

@@ -85,9 +85,9 @@ def default_block(mr: int, batch: int, block_items: int) -> int:
 
 def tile_heights(batch: int, registers: int = REGISTERS, precision: str = "fp32") -> list[int]:
     """Sensible mr for a batch, the fastest by the rule first: little padding, few loads per multiply-add."""
-    costs, small = (_TILE_COST, _SMALL_BATCH) if registers == REGISTERS else (_TILE_COST_AVX2, _SMALL_BATCH_AVX2)
-    if precision != "fp32":
-        costs = _TILE_COST_QUANTIZED
+    costs, small = _TILE_COST if precision == "fp32" else _TILE_COST_QUANTIZED, _SMALL_BATCH
+    if registers != REGISTERS:
+        costs, small = _TILE_COST_AVX2, _SMALL_BATCH_AVX2
     if batch <= small:
         return [batch]
     return sorted(costs, key=lambda mr: -(-batch // mr) * mr * costs[mr])

@@ -53,6 +53,11 @@ class CpuTarget:
             "Use --precision fp32, or --target-cpu of a CPU that has it."
         )
 
+    def layer_family(self, words: str, precision: str) -> Family:
+        """Of a layer that takes such words (words.py) in a network of this precision, on vectors."""
+        network = self.family(precision)
+        return network if words == network.takes else self.family(words)
+
     @property
     def caches(self) -> Caches:
         """This machine's as sysfs has them; other CPUs' by name."""

@@ -176,7 +176,7 @@ class _Space:
     def of(model: Dlrm, batch: int, cpu: CpuTarget, numerics: Numerics, machine: MachineModel) -> _Space:
         registers = cpu.family(numerics.precision).registers
         heights = tile_heights(batch, registers, numerics.precision)[:_HEIGHTS_TRIED]
-        shapes = dict.fromkeys(layer_shapes(model, numerics))
+        shapes = dict.fromkeys(layer_shapes(model, numerics, cpu.family(numerics.precision)))
         layers = sorted(shapes, key=lambda layer: -layer.inputs * layer.outputs)
         start = default_network(batch, registers, numerics.precision, machine.block_items(model, numerics, layers))
         nbytes = weight_bytes(model, numerics)
@@ -186,7 +186,7 @@ class _Space:
     def trial_of(self, cpu: CpuTarget, peak: Peak, network_bytes: int) -> Callable[[LayerShape, int], DenseTrial]:
         def trial(layer: LayerShape, mr: int) -> DenseTrial:
             tiles = default_block(mr, self.batch, self.block_items)
-            return DenseTrial(layer, mr, cpu, peak, network_bytes, tiles)
+            return DenseTrial(layer, mr, cpu, peak, self.precision, network_bytes, tiles)
 
         return trial
 

@@ -44,10 +44,17 @@ class DenseTrial:
     """One dense layer on a block of tiles of mr items, its weights from the same cache level as in the network."""
 
     def __init__(
-        self, layer: LayerShape, mr: int, cpu: CpuTarget, peak: Peak, network_bytes: int, block_tiles: int = 1
+        self,
+        layer: LayerShape,
+        mr: int,
+        cpu: CpuTarget,
+        peak: Peak,
+        precision: str,
+        network_bytes: int,
+        block_tiles: int = 1,
     ) -> None:
-        """network_bytes: of the weights of all layers."""
-        family = cpu.family(layer.precision)
+        """precision: of the network; network_bytes: of the weights of all layers."""
+        family = cpu.layer_family(layer.precision, precision)
         self._probe = LayerProbe(layer, mr, cpu, family, rotating_weights(layer, network_bytes), block_tiles)
         self._peak, self._tiles = peak, block_tiles
         self._flops = mr * block_tiles * flops_of(layer, family)

@@ -90,7 +90,7 @@ VECTORS = CpuTarget("znver4", None, ("avx512f", "avx512bw", "avx512_bf16", "avx5
         ({"precision": "auto"}, replace(VECTORS, is_host=False), r"--precision auto .* not a znver4\. .*--target-cpu"),
         ({}, CpuTarget("sandybridge", None, ("avx",), is_host=True), "sandybridge.*AVX-512"),
         ({"precision": "auto"}, CpuTarget("sandybridge", None, ("avx",), is_host=True), "sandybridge.*AVX-512"),
-        ({"precision": "int8"}, CpuTarget("znver3", None, ("avx2", "fma"), is_host=True), "int8 needs avx512bw"),
+        ({"precision": "bf16"}, CpuTarget("znver3", None, ("avx2", "fma"), is_host=True), "bf16 needs avx512bw"),
         ({"isa": AMX}, VECTORS, "--isa amx: znver4 lacks amx_tile"),
     ],
 )

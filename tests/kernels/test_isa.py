@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from dlrm_tvm.errors import UserError
-from dlrm_tvm.kernels.isa import AMX_FP32, AVX2, AVX512, AVX512_BF16, AVX512_VNNI, FAMILIES, family_for
+from dlrm_tvm.kernels.isa import AMX_FP32, AVX2, AVX2_INT8, AVX512, AVX512_BF16, AVX512_VNNI, FAMILIES, family_for
 from dlrm_tvm.kernels.vectors import LANES
 from dlrm_tvm.kernels.words import VALUES, Form
 from dlrm_tvm.machine.cpu import BF16_FLAG, FLAG_OF_FEATURE, PRECISION_FLAGS, VNNI_FLAG
@@ -18,8 +18,8 @@ FAMILIES_OF_CPUS = [
     ("znver4", AVX512, AVX512_BF16, AVX512_VNNI),
     ("sapphirerapids", AVX512, AVX512_BF16, AVX512_VNNI),
     ("cascadelake", AVX512, None, AVX512_VNNI),
-    ("skylake-avx512", AVX512, None, None),
-    ("haswell", AVX2, None, None),
+    ("skylake-avx512", AVX512, None, AVX2_INT8),
+    ("haswell", AVX2, None, AVX2_INT8),
     ("sandybridge", None, None, None),
 ]
 
@@ -35,6 +35,8 @@ def test_a_cpu_gets_the_family_of_each_precision_that_it_has(cpu, families):
 def test_a_cpu_without_a_family_is_refused_with_what_to_type():
     with pytest.raises(UserError, match=r"sandybridge has neither AVX-512 nor AVX2.*--tuning-log-file none"):
         cpu_target("sandybridge").family("fp32")
+    with pytest.raises(UserError, match=r"--precision int8 needs avx2, fma, which sandybridge lacks"):
+        cpu_target("sandybridge").family("int8")
     with pytest.raises(UserError, match=r"--precision bf16 needs avx512_bf16, which (cascadelake|this CPU) lacks"):
         cpu_target("cascadelake").family("bf16")
 

@@ -23,8 +23,8 @@ from dlrm_tvm.kernels.words import Form
 class Layer:
     """One dense kernel: its form, shape and schedule, and numbers to run it on. tiles 0: the kernel for one item.
 
-    form: "bf16", "u8" or "s8", with "row" behind it where rows have scales of their own. extreme: the largest numbers
-    that there are, of one sign. k_blocks: that K is cut into.
+    form: "bf16", "u8", "s8", or "u16", "s16" of bytes in 16 bits, with "row" behind it where rows have scales
+    of their own. extreme: the largest numbers that there are, of one sign. k_blocks: that K is cut into.
     """
 
     form: str
@@ -43,11 +43,12 @@ class Layer:
     def takes(self) -> Form:
         if self.precision == "bf16":
             return Form("bf16", family=FAMILY["bf16"])
-        return Form("int8", signed=self.form.startswith("s8"), by_row=self.form.endswith("row"), family=FAMILY["int8"])
+        family = FAMILY[self.precision]
+        return Form(self.precision, signed=self.form[0] == "s", by_row=self.form.endswith("row"), family=family)
 
     @property
     def precision(self) -> str:
-        return "bf16" if self.form == "bf16" else "int8"
+        return {"bf16": "bf16", "u8": "int8", "s8": "int8"}.get(self.form.removesuffix("row"), "int16")
 
     @property
     def zero_point(self) -> int:
@@ -80,7 +81,7 @@ class Layer:
         if self.precision == "bf16":
             x, w = rng.normal(size=x_shape), rng.normal(size=w_shape) / np.sqrt(columns)
             return numbers | {"x": rounded(x), "w": rounded(w)}
-        least, most = (-127, 127) if self.zero_point else (0, 255)
+        least, most = (-127, 127) if self.form[0] == "s" else (0, 255)
         if self.extreme:
             x, w = np.full(x_shape, most), np.full(w_shape, -127)
         else:
@@ -95,7 +96,7 @@ class Layer:
         words = in_register_tiles(words_of(numbers["w"], self.precision), self.nr)
         buffer[LANES : LANES + words.size] = words
         buffer[packed.bias_at : packed.bias_at + width] = pack_bias(numbers["bias"], self.activation)
-        if self.precision == "int8":
+        if self.precision != "bf16":
             buffer[packed.scale_at : packed.compensation_at] = np.pad(numbers["scale"], (0, width - self.outputs))
             compensation = np.zeros(width, np.int32)
             compensation[: self.outputs] = -self.zero_point * numbers["w"].sum(axis=1)
@@ -104,7 +105,7 @@ class Layer:
 
     def formula(self, numbers: dict[str, np.ndarray]) -> np.ndarray:
         sums = numbers["x"].astype("f8") @ numbers["w"].astype("f8").T
-        if self.precision == "int8":
+        if self.precision != "bf16":
             sums = sums * numbers["scale"].astype("f8") * numbers["scales"].astype("f8")[:, None]
         return activated(sums + numbers["bias"], self.activation) * self.gain
 
@@ -133,6 +134,13 @@ LAYERS = [
     Layer("s8", 3, 1, 512, 17, "relu", 32, extreme=True),
     Layer("s8row", 10, 3, 125, 100, "relu", 32),
     Layer("s8row", 9, 1, 16, 1, "none", 32),
+    Layer("u16", 6, 2, 8, 16, "relu", 16, 2),
+    Layer("u16", 3, 1, 1024, 17, "none", 32, extreme=True),
+    Layer("u16row", 5, 1, 33, 31, "sigmoid", 16, 4),
+    Layer("s16", 4, 2, 17, 48, "none", 32, gain=100.0),
+    Layer("s16", 2, 1, 1024, 17, "relu", 32, extreme=True),
+    Layer("s16row", 6, 3, 125, 33, "relu", 16),
+    Layer("s16", 5, 2, 240, 17, "none", 16, k_blocks=3),
     Layer("bf16", 4, 3, 47, 100, "relu", 64, 2, k_blocks=2),
     Layer("u8", 5, 2, 240, 33, "none", 32, k_blocks=7, gain=0.5),
     Layer("u8row", 3, 2, 33, 17, "sigmoid", 32, k_blocks=5),
@@ -143,6 +151,8 @@ LAYERS = [
     Layer("u8row", 1, 0, 17, 33, "none", 32),
     Layer("s8", 1, 0, 120, 17, "sigmoid", 16, gain=3.0),
     Layer("s8row", 1, 0, 31, 49, "relu", 32),
+    Layer("u16", 1, 0, 33, 100, "none", 64),
+    Layer("s16row", 1, 0, 31, 49, "relu", 32),
 ]  # fmt: skip
 CASES = [pytest.param(case, marks=needs(case.precision), id=str(case)) for case in LAYERS]
 GEMV = [param for param, case in zip(CASES, LAYERS) if case.tiles == 0]
@@ -182,7 +192,7 @@ def library(require_fma):
 
 def run(library, case: Layer, numbers: dict[str, np.ndarray]) -> np.ndarray:
     """Outputs [items, padded outputs]."""
-    x = numbers["x"] + (case.zero_point if case.precision == "int8" else 0)
+    x = numbers["x"] + case.zero_point
     scales = numbers.get("scales", np.ones(case.items, np.float32))
     y, live = np.full(case.items * up(case.outputs), np.nan, np.float32), np.zeros(case.words + 1, np.int32)
     x = to_tiles(words_of(x, case.precision), case.mr)
@@ -216,7 +226,7 @@ def test_quantized_gemv_matches_its_formula_whichever_inputs_are_zero(library, c
 def test_quantized_gemv_takes_bytes_of_zero_and_zeros_of_either_sign(library, case):
     """A signed byte 0 stands for -128; bfloat16 has a -0."""
     numbers = case.numbers()
-    numbers["x"][0, : VALUES[case.precision]] = {"bf16": -0.0, "u8": 0, "s8": -128}[case.form.removesuffix("row")]
+    numbers["x"][0, : VALUES[case.precision]] = {"bf16": -0.0, "s8": -128}.get(case.form.removesuffix("row"), 0)
     check(library, case, numbers)
 
 
@@ -228,7 +238,7 @@ def test_bf16_gemv_does_not_skip_nan(library):
     assert np.isnan(run(library, case, numbers)[0, : case.outputs]).all()
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("precision", ["bf16", "int8", "int16"])
 @pytest.mark.parametrize("outputs, nr", [(1, 32), (33, 32), (48, 32), (100, 64), (17, 64)])
 def test_quantized_weights_are_packed_as_words_with_columns_in_the_order_of_activations(precision, outputs, nr):
     rng = np.random.default_rng(outputs)
@@ -238,6 +248,6 @@ def test_quantized_weights_are_packed_as_words_with_columns_in_the_order_of_acti
     wanted = np.where(columns < 0, 0, weight[:, columns]).astype(np.float32)
     if precision == "bf16":
         weight = words_of(weight, "bf16").view(np.uint16)
-    wanted = words_of(wanted if precision == "bf16" else byte_order(wanted), precision)
-    packed = pack_weight(weight, nr, columns, precision)
+    wanted = words_of(byte_order(wanted) if precision == "int8" else wanted, precision)
+    packed = pack_weight(weight.astype(np.int16) if precision == "int16" else weight, nr, columns, precision)
     np.testing.assert_array_equal(packed.view("u4"), in_register_tiles(wanted, nr).view("u4"))

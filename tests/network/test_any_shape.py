@@ -11,13 +11,13 @@ from quantized import dynamic, static
 from quantized_formulas import quantized_predictions
 
 from dlrm_tvm.compiler.plan import layer_shapes
-from dlrm_tvm.kernels.isa import AVX2, AVX512, AVX512_BF16, AVX512_VNNI, Family
+from dlrm_tvm.kernels.isa import AVX2, AVX2_INT8, AVX512, AVX512_BF16, AVX512_VNNI, Family
 from dlrm_tvm.model.dlrm import Dlrm
 from dlrm_tvm.model.precision import Numerics, numerics_of
 from dlrm_tvm.schedules.rules import Schedules, default_dense, default_network
 
 CLOSE, STEP = 1e-5, 0.05
-FAMILIES = (AVX512, AVX512_BF16, AVX512_VNNI, AVX2, AVX512_VNNI, AVX512_BF16)
+FAMILIES = (AVX512, AVX512_BF16, AVX512_VNNI, AVX2, AVX2_INT8, AVX512_BF16, AVX512_VNNI)
 
 
 def random_shape(rng: np.random.Generator) -> dict:
@@ -49,7 +49,7 @@ def schedules(model: Dlrm, numerics: Numerics, family: Family, batch: int) -> Sc
     return Schedules.given(network, rule, layers)
 
 
-@pytest.mark.parametrize("seed", [1, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, 24))])
+@pytest.mark.parametrize("seed", [1, 2, 4, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, 24))])
 def test_a_network_of_any_shape_gives_what_the_formulas_give(seed: int, require_fma: None) -> None:
     family = FAMILIES[seed % len(FAMILIES)]
     rng = np.random.default_rng(seed)

@@ -15,7 +15,7 @@ from dlrm_tvm.compiler.calibration import _largest, with_ranges
 from dlrm_tvm.compiler.plan import layer_shapes
 from dlrm_tvm.kernels.dense import DenseSchedule
 from dlrm_tvm.kernels.gather import Prefetch
-from dlrm_tvm.kernels.isa import AMX_BF16, AMX_INT8, AVX512_BF16, AVX512_VNNI, Family
+from dlrm_tvm.kernels.isa import AMX_BF16, AMX_INT8, AVX2_INT8, AVX512_BF16, AVX512_VNNI, Family
 from dlrm_tvm.kernels.tile_dense import PANEL
 from dlrm_tvm.model import reference_quantized
 from dlrm_tvm.model.dlrm import Dlrm
@@ -45,7 +45,9 @@ def network(model: Dlrm, family: Family, batch: int, mr: int, numerics: Numerics
     schedule = NetworkSchedule(mr, 4 if family.tiles else 2, Prefetch(every=4, locality=2))
 
     def dense(layer) -> DenseSchedule:
-        return DenseSchedule(PANEL, 1) if family.tiles else default_dense(mr, layer.outputs, 32, layer.unit)
+        return (
+            DenseSchedule(PANEL, 1) if family.tiles else default_dense(mr, layer.outputs, family.registers, layer.unit)
+        )
 
     schedules = Schedules.given(schedule, dense, layer_shapes(model, numerics, family))
     return numerics, library_in_memory(model, batch, schedules, numerics, portable(family))
@@ -54,18 +56,20 @@ def network(model: Dlrm, family: Family, batch: int, mr: int, numerics: Numerics
 def cases() -> list:
     """Compiling takes seconds each, on tiles half a minute."""
     quick = {("avx512_bf16", "odd widths"), ("avx512_bf16", "no hidden top"), ("avx512_vnni", "low rank")}
+    quick |= {("avx2_int8", "odd widths")}
     return [
         pytest.param(family, name, id=f"{family.name} {name}", marks=[] if (family.name, name) in quick else SLOW)
-        for family in (AVX512_BF16, AVX512_VNNI, AMX_BF16, AMX_INT8)
+        for family in (AVX512_BF16, AVX512_VNNI, AVX2_INT8, AMX_BF16, AMX_INT8)
         for name in MODELS
     ]
 
 
 def static_cases() -> list:
     quick = {("avx512_vnni", "odd widths"), ("avx512_vnni", "no cross layers"), ("amx_int8", "low rank")}
+    quick |= {("avx2_int8", "low rank")}
     return [
         pytest.param(family, name, id=f"{family.name} {name}", marks=[] if (family.name, name) in quick else SLOW)
-        for family in (AVX512_VNNI, AMX_INT8)
+        for family in (AVX512_VNNI, AVX2_INT8, AMX_INT8)
         for name in MODELS
     ]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from models import flat_bags, random_bags, random_batch, random_dlrm
-from quantized import QUANTIZED, dynamic, needs, network_of, quantized_cases
+from quantized import QUANTIZED, dynamic, needs_library, network_of, quantized_cases
 
 from dlrm_tvm.compiler.table_conversion import table_scales
 from dlrm_tvm.kernels import embedding_bag
@@ -69,7 +69,11 @@ def compiled(numerics: Numerics, batch: int = BATCH, model: Dlrm = MODEL) -> Com
 @pytest.fixture(scope="module")
 def networks(require_fma) -> dict[str, Compiled]:
     """One per precision that this CPU has; tiles of 5 items, the last one not full."""
-    return {precision: compiled(dynamic(MODEL, precision)) for precision in QUANTIZED if not needs(precision).args[0]}
+    return {
+        precision: compiled(dynamic(MODEL, precision))
+        for precision in QUANTIZED
+        if not needs_library(precision).args[0]
+    }
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +133,7 @@ def test_tiny_rows_give_what_zeros_give(precision):
         assert_agree(got, wanted, most=3)
 
 
-@needs("int8")
+@needs_library("int8")
 def test_given_scales_agree_with_numpy_in_the_same_steps(coarse):
     for seed in range(4):
         dense, indices = random_batch(MODEL, BATCH, seed)
@@ -137,7 +141,7 @@ def test_given_scales_agree_with_numpy_in_the_same_steps(coarse):
     assert np.abs(coarse.narrow(dense, indices) - coarse.fp32(dense, indices)).max() < 0.5
 
 
-@needs("int8")
+@needs_library("int8")
 @pytest.mark.parametrize(
     "outlier",
     [30.0, -30.0, 1e3, 1e6, 1e12, 1e30],
@@ -152,7 +156,7 @@ def test_values_beyond_given_scales_are_cut_off_and_move_no_other_item(coarse, o
     assert abs(got[7] - wanted) <= 0.1 + 0.02 * abs(wanted), (got[7], wanted)
 
 
-@needs("int8")
+@needs_library("int8")
 def test_negative_values_beyond_given_scales_are_cut_off_where_numpy_has_it():
     model = linear(random_dlrm(table_rows=(50, 1, 20), bottom=(24,), top=(40, 24), bottom_activation="none"))
     network = compiled(static(0.01, model), model=model)

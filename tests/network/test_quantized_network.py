@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from models import random_batch, random_dlrm
-from quantized import QUANTIZED, SHAPES, check_one_hot_and_in_bags, dynamic, needs, network_of, on_tiles, static
+from quantized import QUANTIZED, SHAPES, check_one_hot_and_in_bags, dynamic, needs_library, network_of, on_tiles, static
 
 from dlrm_tvm.model import reference, reference_quantized
 
@@ -37,7 +37,7 @@ def cases() -> list:
     for precision in QUANTIZED:
         for at, (name, shape) in enumerate(MODELS.items()):
             is_slow = precision == "bf16" and name in LARGE
-            marks = [needs(precision), *([pytest.mark.slow] if is_slow else [])]
+            marks = [needs_library(precision), *([pytest.mark.slow] if is_slow else [])]
             found.append(pytest.param(precision, shape, BATCHES[at % 3], marks=marks, id=f"{precision} {name}"))
     return found
 
@@ -49,7 +49,7 @@ def test_a_network_agrees_with_numpy_in_the_same_numbers_one_hot_and_in_bags(pre
     check_one_hot_and_in_bags(network_of(model, numerics, batch), model, numerics, batch, assert_agree)
 
 
-@needs("int8")
+@needs_library("int8")
 @pytest.mark.parametrize(
     "name",
     [
@@ -72,7 +72,7 @@ def test_static_scales_agree_with_numpy_in_the_same_numbers(name):
     assert np.abs(run(dense, indices) - reference.predict(model, dense, indices)).max() < 0.05
 
 
-@pytest.mark.parametrize("precision", [pytest.param(each, marks=needs(each)) for each in QUANTIZED])
+@pytest.mark.parametrize("precision", [pytest.param(each, marks=needs_library(each)) for each in QUANTIZED])
 def test_wrong_input_is_nan_for_its_item_alone(precision):
     model = random_dlrm(table_rows=(50,) * 6, dim=32)
     run = network_of(model, dynamic(model, precision), 23)
@@ -86,7 +86,7 @@ def test_wrong_input_is_nan_for_its_item_alone(precision):
     np.testing.assert_array_equal(np.delete(got, wrong), np.delete(right, wrong))
 
 
-@needs("bf16")
+@needs_library("bf16")
 @pytest.mark.parametrize("tiles", [False, True])
 def test_rows_that_are_not_finite_give_nan_in_bf16(tiles):
     model = random_dlrm(table_rows=(5, 40, 7), bottom=(20,), top=(24, 17))
@@ -102,7 +102,7 @@ def test_rows_that_are_not_finite_give_nan_in_bf16(tiles):
     assert np.abs(got - wanted)[[0, 2, 4, 6]].max() <= STEP
 
 
-@needs("int8")
+@needs_library("int8")
 def test_a_table_of_zeros_and_inputs_of_zeros_divide_by_nothing():
     model = random_dlrm(table_rows=(5, 7, 3))
     zero = replace(model.tables[1], rows=np.zeros_like(model.tables[1].rows))

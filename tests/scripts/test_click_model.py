@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click_data import TABLE_ROWS, draw_day, multi_hot
-from quantized import needs
+from quantized import needs_library
 from scripts import read_result
 
 from dlrm_tvm.data.demo_weights import DEMOS, V2_INDICES_PER_BAG
@@ -26,7 +26,7 @@ MIN_AUC_RATIO = {
     "v1": {"fp32": 0.99999, "bf16": 0.9999, "int8": 0.9997},
     "v2": {"fp32": 0.99999, "bf16": 0.9999, "int8": 0.9995},
 }
-LIBRARIES = [pytest.param(each, id=" ".join(each), marks=needs(each[0])) for each in (
+LIBRARIES = [pytest.param(each, id=" ".join(each), marks=needs_library(each[0])) for each in (
     ("fp32",), ("bf16",), ("int8",), ("int8", "static"),
 )]  # fmt: skip
 

@@ -250,7 +250,7 @@ def test_code_for_a_cpu_with_other_instructions_is_written_but_not_claimed_to_be
         (["--output-name", "../up"], "--output-name ../up: a plain name was wanted"),
         (["--output-name", ""], "--output-name : a plain name was wanted"),
         (["--precision", "bf16", "--target-cpu", "znver2"], "bf16 needs avx512bw, avx512_bf16, which znver2 lacks."),
-        (["--precision", "int8", "--target-cpu", "haswell"], "int8 needs avx512bw, avx512_vnni, which haswell lacks."),
+        (["--precision", "bf16", "--target-cpu", "haswell"], "bf16 needs avx512bw, avx512_bf16, which haswell lacks."),
         (["--precision", "bf16", "--target-cpu", "icelake-server"], "needs avx512_bf16, which icelake-server lacks."),
         (["--precision", "int8", "--tuning-log-file", "none"], "--tuning-log-file none compiles in fp32 alone"),
         (["--precision", "bf16", "--calibration-data", "a.npz"], "--calibration-data is for int8, not for"),

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from graphs import write_dlrm
-from quantized import FAMILY, QUANTIZED, needs
+from quantized import QUANTIZED, needs_library
 from scripts import read_result
 
 import compile as script
 from dlrm_tvm import load
 from dlrm_tvm.errors import run_script
-from dlrm_tvm.machine.cpu import host_flags
+from dlrm_tvm.machine.cpu import PRECISION_FLAGS, host_flags
 
 ROWS = (50, 7, 30)
 
@@ -59,7 +59,7 @@ def reference_file(path: Path, onnx_model: Path, *, spoiled: bool = False) -> Pa
     return path
 
 
-@pytest.mark.parametrize("precision", [pytest.param(each, marks=needs(each)) for each in QUANTIZED])
+@pytest.mark.parametrize("precision", [pytest.param(each, marks=needs_library(each)) for each in QUANTIZED])
 def test_a_quantized_library_says_what_it_computes_in_and_predicts_nearly_as_fp32_does(run, onnx_model, precision):
     _, wide, _, _ = run("--onnx-model", onnx_model, "--output-name=wide")
     flags = ("--output-name=narrow", "--precision", precision, "--isa=avx512")  # tiles keep one layer more in words
@@ -73,14 +73,14 @@ def test_a_quantized_library_says_what_it_computes_in_and_predicts_nearly_as_fp3
     manifest = json.loads(Path(result["library"]).with_suffix(".json").read_text())
     layers = manifest["numerics"]["layers"]
     assert (layers[0], layers[-1], set(layers[1:-1])) == ("fp32", "fp32", {precision})
-    assert {"bf16": "avx512_bf16", "int8": "avx512_vnni"}[precision] in manifest["cpu_features"]
+    assert set(PRECISION_FLAGS[precision]) <= set(manifest["cpu_features"])
     assert manifest["model"]["table_bytes"] * {"bf16": 2, "int8": 4}[precision] == 4 * sum(ROWS) * 16
     if precision == "int8":
         assert manifest["numerics"]["activation_scales"] == result["activation_scales"] == "dynamic"
         assert len(manifest["numerics"]["table_scales"]) == len(ROWS)
 
 
-@needs("int8")
+@needs_library("int8")
 def test_int8_with_calibration_data_has_static_scales_and_records_their_source(run, onnx_model, tmp_path):
     data = reference_file(tmp_path / "sample.npz", onnx_model)
     arguments = ("--onnx-model", onnx_model, "--precision=int8", "--calibration-data", data)
@@ -92,7 +92,7 @@ def test_int8_with_calibration_data_has_static_scales_and_records_their_source(r
     assert [scales is None for scales in numerics["layer_scales"]] == [each == "fp32" for each in numerics["layers"]]
 
 
-@pytest.mark.parametrize("precision", [pytest.param(each, marks=needs(each)) for each in ("bf16", "int8")])
+@pytest.mark.parametrize("precision", [pytest.param(each, marks=needs_library(each)) for each in ("bf16", "int8")])
 def test_a_library_for_one_item_is_verified_on_enough_of_them_to_tell_a_share(run, onnx_model, precision):
     """One item whose rounding differs somewhere is no wrong library."""
     status, _, out, error = run("--onnx-model", onnx_model, f"--precision={precision}", "--batch-size", "1")
@@ -100,7 +100,7 @@ def test_a_library_for_one_item_is_verified_on_enough_of_them_to_tell_a_share(ru
     assert int(re.search(r"^verified +(\d+) random items", out, re.MULTILINE).group(1)) >= 24
 
 
-@needs("int8")
+@needs_library("int8")
 def test_calibration_data_of_another_model_is_refused_and_nothing_is_left(run, onnx_model, tmp_path):
     np.savez(tmp_path / "other.npz", X_int=np.ones((4, 5), np.float32), X_cat=np.zeros((4, 3), np.int64),
              torch_res=np.ones(4, np.float32), target=np.ones(4, np.int32))  # fmt: skip
@@ -124,7 +124,7 @@ def test_auto_takes_the_fastest_of_those_that_keep_to_the_ratio(run, onnx_model,
     assert f"auto        {fastest} is taken, with {rates[fastest]:,.0f} items/s here" in out
     assert out.count("400 items, passed") == len(rates)
     tried = {label.split()[0] for label in result["candidates_items_per_s"]}
-    assert tried == {"fp32", *(each for each in QUANTIZED if set(FAMILY[each].flags) <= host_flags())}
+    assert tried == {"fp32", *(each for each in QUANTIZED if set(PRECISION_FLAGS[each]) <= host_flags())}
     manifest = json.loads(Path(result["library"]).with_suffix(".json").read_text())
     assert fastest == f"{manifest['precision']} on {manifest['family']}"
     assert len(list((tmp_path / "prebuilt").iterdir())) == 3
@@ -149,7 +149,7 @@ def test_auto_wants_labels(run, onnx_model, tmp_path):
     assert os.path.exists(path)
 
 
-@needs("int8")
+@needs_library("int8")
 def test_int8_takes_concatenated_vectors(run, tmp_path):
     model = write_dlrm(tmp_path / "cat.onnx", table_rows=ROWS, interaction="cat")
     status, result, _, error = run("--onnx-model", model, "--precision=int8")

@@ -10,11 +10,10 @@ import pytest
 from graphs import onnxruntime_outputs, onnxruntime_session, write_dlrm
 from scripts import read_result, run, score
 
-from dlrm_tvm.machine.cpu import host_flags
+from dlrm_tvm.machine.cpu import PRECISION_FLAGS, host_flags
 from dlrm_tvm.model.precision import PRECISIONS
 from dlrm_tvm.paths import PREBUILT
 
-NEEDS = {"bf16": "avx512_bf16", "int8": "avx512_vnni"}
 ITEMS = 150
 # Of the mean difference to fp32; these small random models have logits of about unit spread.
 MEAN_ERROR = {"fp32": 1e-6, "bf16": 0.01, "int8": 0.03}
@@ -44,7 +43,7 @@ def random_shape(seed: int) -> dict:
 def precision_of(seed: int) -> str:
     """In turn, where the CPU has it."""
     precision = PRECISIONS[seed // 2 % 3]
-    return precision if precision == "fp32" or NEEDS[precision] in host_flags() else "fp32"
+    return precision if set(PRECISION_FLAGS[precision]) <= host_flags() else "fp32"
 
 
 def write_items(path: Path, model: Path, shape: dict, seed: int) -> Path:

@@ -225,13 +225,13 @@ def schedules_of(
     from dlrm_tvm.schedules.target import cpu_target
 
     precision = "fp32" if numerics is None else numerics.precision
-    registers = cpu_target(None).family(precision).registers
-    network = network or default_network(batch, registers)
+    family = cpu_target(None).family(precision)
+    network = network or default_network(batch, family.registers)
 
     def rule(layer: LayerShape) -> DenseSchedule:
-        return default_dense(network.mr, layer.outputs, registers, layer.unit)
+        return default_dense(network.mr, layer.outputs, family.registers, layer.unit)
 
-    return Schedules.given(network, dense or rule, layer_shapes(model, numerics))
+    return Schedules.given(network, dense or rule, layer_shapes(model, numerics, family))
 
 
 def job_of(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dlrm_tvm.kernels.isa import BYTE_ORDER, UNPACK_HELPERS, Family
+from dlrm_tvm.kernels.isa import REGISTERS, Family
+from dlrm_tvm.kernels.llvm_ir import BYTE_ORDER, UNPACK
 
 _ORDER = ", ".join(f"i32 {column}" for column in BYTE_ORDER)
 _BOTH = ", ".join(f"i32 {at}" for at in range(32))
@@ -100,10 +101,12 @@ attributes #0 = { alwaysinline nounwind willreturn memory(none) }
     + _bytes("unsigned", 0, 255, 0)
     + _bytes("signed", -128, 127, 0)
     + _bytes("raised", -128, 127, -128)
-    + UNPACK_HELPERS
+    + UNPACK
 )
 
 
 def portable(family: Family) -> Family:
-    """The family with these helpers, and with AMX's tiles by loops."""
+    """The family with these helpers, and with AMX's tiles by loops; AVX2's as it is."""
+    if family.registers != REGISTERS:
+        return family
     return replace(family, helpers=PORTABLE, emulated=family.tiles)

@@ -1,7 +1,7 @@
 """bf16 and int8 for tests: which CPUs run them, numbers as words of 32 bits, rounding by a library not ours;
 whole networks.
 
-word of bf16: 2 numbers, of int8: 4; arrays of words are float32 whatever they hold
+word of bf16 and int16: 2 numbers, of int8: 4; arrays of words are float32 whatever they hold
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from dlrm_tvm.kernels.isa import AMX_BF16, AMX_FP32, AMX_INT8, AVX512, AVX512_BF16, AVX512_VNNI
+from dlrm_tvm.kernels.isa import AMX_BF16, AMX_FP32, AMX_INT8, AVX2_INT8, AVX512, AVX512_BF16, AVX512_VNNI
 from dlrm_tvm.kernels.tile_dense import PANEL
-from dlrm_tvm.machine.cpu import host_flags
+from dlrm_tvm.machine.cpu import PRECISION_FLAGS, host_flags
 from dlrm_tvm.model import reference, reference_quantized
 from dlrm_tvm.model.dlrm import Dlrm
 from dlrm_tvm.model.precision import Numerics, numerics_of
@@ -31,13 +31,22 @@ SHAPES = {
     "signed x": {"bottom_activation": "none"},
     "sigmoid inside": {"sigmoid_layer": 0, "top": (24, 16)},
 }
-VALUES = {"fp32": 1, "bf16": 2, "int8": 4}  # per word
-FAMILY = {"fp32": AVX512, "bf16": AVX512_BF16, "int8": AVX512_VNNI}
+VALUES = {"fp32": 1, "bf16": 2, "int8": 4, "int16": 2}  # per word
+FAMILY = {"fp32": AVX512, "bf16": AVX512_BF16, "int8": AVX512_VNNI, "int16": AVX2_INT8}
 
 
 def needs(precision: str) -> pytest.MarkDecorator:
-    """Skips where the CPU lacks an instruction of that precision."""
-    missing = sorted({"avx512f", *FAMILY[precision].flags} - host_flags())
+    """Skips where the CPU lacks an instruction of FAMILY's."""
+    return _needs_flags(precision, FAMILY[precision].flags)
+
+
+def needs_library(precision: str) -> pytest.MarkDecorator:
+    """Skips where no library of that precision runs."""
+    return _needs_flags(precision, PRECISION_FLAGS[precision])
+
+
+def _needs_flags(precision: str, flags: tuple[str, ...]) -> pytest.MarkDecorator:
+    missing = sorted(set(flags) - host_flags())
     return pytest.mark.skipif(bool(missing), reason=f"{precision} needs {', '.join(missing)}, which this CPU lacks")
 
 
@@ -52,11 +61,13 @@ def rounded(values: np.ndarray) -> np.ndarray:
 
 
 def words_of(values: np.ndarray, precision: str) -> np.ndarray:
-    """[.., columns] -> [.., columns / values per word] float32: bf16 rounds, int8 takes whole numbers -128 .. 255."""
+    """[.., columns] -> [.., columns / values per word] float32: bf16 rounds, others take whole numbers -128 .. 255."""
     if precision == "fp32":
         return np.ascontiguousarray(values, np.float32)
     if precision == "bf16":
         return np.ascontiguousarray(values, np.float32).astype(ml_dtypes.bfloat16).view(np.float32)
+    if precision == "int16":
+        return np.ascontiguousarray(np.asarray(values).astype(np.int16)).view(np.float32)
     return np.ascontiguousarray(np.asarray(values).astype(np.int64) & 255).astype(np.uint8).view(np.float32)
 
 

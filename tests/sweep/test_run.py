@@ -553,7 +553,7 @@ def with_engines(settings, tmp_path: Path, monkeypatch) -> SweepSettings:
 
     for room in ("sweep.prepare", "engines.graph"):
         monkeypatch.setattr(f"dlrm_tvm.{room}.engine_version", version)
-    monkeypatch.setattr("dlrm_tvm.sweep.prepare.host_flags", lambda: {"avx512bw", "avx512_vnni", "avx512_bf16"})
+    monkeypatch.setattr("dlrm_tvm.sweep.prepare.host_flags", lambda: {"avx2", "fma", "avx512bw", "avx512_bf16"})
     path = write_dlrm(tmp_path / "small.onnx", table_rows=(5, 7), dim=16)
     library = build_without_code(read_dlrm(path), 4, tmp_path)
     for precision in ("int8", "bf16"):
@@ -613,7 +613,7 @@ def test_precisions_that_the_cpu_lacks_are_left_out_before_anything_is_compiled(
     _, shown, _ = sweep(replace(settings, spec="batch=4;precision=fp32,bf16"), measuring)
     assert {one.precision for one in measuring.asked} == {"fp32"}
     assert "  left out    1: bf16 needs avx512_bf16, which this CPU lacks." in shown
-    with pytest.raises(UserError, match=r"nothing can be measured\. int8 needs avx512_vnni, which this CPU lacks"):
+    with pytest.raises(UserError, match=r"nothing can be measured\. int8 needs avx2 and fma, which this CPU lacks"):
         run_sweep(replace(settings, spec="batch=4,9;precision=int8"), lambda text: None, measuring)
 
 

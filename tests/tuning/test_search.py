@@ -323,7 +323,7 @@ def test_trials_measure_on_this_machine(require_fma, monkeypatch, precision):
         layer = layer_shapes(MODEL, numerics)[1]
         timings = []
         for mr in (1, network.mr):  # the two dense kernels: gemv and tiles
-            trial = trials.DenseTrial(layer, mr, cpu, peak, MODEL.mlp_bytes)
+            trial = trials.DenseTrial(layer, mr, cpu, peak, "fp32", MODEL.mlp_bytes)
             timings += [trial.time(schedule) for schedule in search.dense_candidates(mr, layer)[:2]]
         rule = lambda mr, layer: default_dense(mr, layer.outputs, unit=layer.unit)  # noqa: E731
         whole = trials.NetworkTrial(MODEL, batch, cpu, peak, rule, numerics)
