@@ -93,7 +93,7 @@ class NetworkTrial:
         return [_filled(source) for source in self._job.tables.sources]
 
     def _schedules(self, schedule: NetworkSchedule) -> Schedules:
-        layers = layer_shapes(self._job.model, self._job.numerics)
+        layers = layer_shapes(self._job.model, self._job.numerics, self._job.family)
         l2 = self._job.cpu.caches.l2
 
         def dense(layer: LayerShape) -> DenseSchedule:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tvm
 from models import on_threads, random_dlrm
-from quantized import quantized_cases
+from quantized import needs_library
 
 from dlrm_tvm.compiler.plan import layer_shapes
 from dlrm_tvm.console import Bar
@@ -306,26 +306,31 @@ def test_tune_taken_up_again_ends_as_if_never_interrupted(tmp_path, made_up_tria
     assert log.read_text() == whole.read_text()
 
 
-SLOW = [pytest.param(*each.values, marks=[*each.marks, pytest.mark.slow]) for each in quantized_cases(("bf16",))]
-
-
-@pytest.mark.parametrize("precision", [*quantized_cases(("fp32",), ("int8",)), *SLOW])
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "fp32",
+        pytest.param("int8", marks=needs_library("int8")),
+        pytest.param("bf16", marks=[needs_library("bf16"), pytest.mark.slow]),
+    ],
+)
 def test_trials_measure_on_this_machine(require_fma, monkeypatch, precision):
     """Real kernels, for an instant: whether the numbers are good is for --tune, that they are numbers is for here."""
     for name, value in {"_DENSE_SECONDS": 0.01, "_NETWORK_SECONDS": 0.01, "_ITEMS": 100}.items():
         monkeypatch.setattr(trials, name, value)
     cpu, batch = cpu_target(None), 16
     numerics = numerics_of(MODEL, precision, np.ones(3, np.float32))
-    network = default_network(batch, precision=precision)
+    family = cpu.family(precision)
+    network = default_network(batch, family.registers, precision)
 
     def measure() -> list[Timing]:
-        peak = Peak(cpu, cpu.family(precision))
-        layer = layer_shapes(MODEL, numerics)[1]
+        peak = Peak(cpu, family)
+        layer = layer_shapes(MODEL, numerics, family)[1]
         timings = []
         for mr in (1, network.mr):  # the two dense kernels: gemv and tiles
-            trial = trials.DenseTrial(layer, mr, cpu, peak, "fp32", MODEL.mlp_bytes)
-            timings += [trial.time(schedule) for schedule in search.dense_candidates(mr, layer)[:2]]
-        rule = lambda mr, layer: default_dense(mr, layer.outputs, unit=layer.unit)  # noqa: E731
+            trial = trials.DenseTrial(layer, mr, cpu, peak, precision, MODEL.mlp_bytes)
+            timings += [trial.time(schedule) for schedule in search.dense_candidates(mr, layer, family.registers)[:2]]
+        rule = lambda mr, layer: default_dense(mr, layer.outputs, family.registers, layer.unit)  # noqa: E731
         whole = trials.NetworkTrial(MODEL, batch, cpu, peak, rule, numerics)
         return [*timings, whole.time(network), whole.time(NetworkSchedule(network.mr, 2, Prefetch(0, 2)))]
 
