@@ -150,6 +150,8 @@ AVX2_INT8 = Family(
     "avx2_int8", "int8", AVX2.flags, REGISTERS_AVX2, 4 * LANES, 6, dot_int16, scaled_int16,
     llvm_ir.AVX2_INT8 + llvm_ir.UNPACK, words="int16",
 )  # fmt: skip
+# For a batch of one, which reading weights limits: they stay bytes, at twice the instructions for each.
+AVX2_BYTES = replace(AVX2_INT8, multiply_add=dot_int8, words="")
 AVX512 = Family("avx512", "fp32", ("avx512f",), REGISTERS, 2 * LANES, 20, dot_fp32, fma)
 AVX512_BF16 = Family(
     "avx512_bf16", "bf16", ("avx512bw", "avx512_bf16"), REGISTERS, 4 * LANES, 20, dot_bf16, dot_bf16,

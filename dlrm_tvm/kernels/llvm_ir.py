@@ -153,21 +153,22 @@ define linkonce_odr <16 x i32> @dlrm_dot_int8(<16 x i32> %acc, <16 x float> %x, 
   %r = add <16 x i32> %acc, %both
   ret <16 x i32> %r
 }}
-define linkonce_odr <8 x float> @dlrm_bytes_signed(<16 x float> %a, <16 x float> %b) #0 {{{
-    _rounded("c", "a", -128, 127)
-}{_rounded("d", "b", -128, 127)}
-  %e = shufflevector <16 x i32> %c, <16 x i32> %d, <32 x i32> <{_BYTES}>
-  %f = trunc <32 x i32> %e to <32 x i8>
-  %r = bitcast <32 x i8> %f to <8 x float>
-  ret <8 x float> %r
-}}
 """ + "".join(
     f"""
+define linkonce_odr <8 x float> @dlrm_bytes_{kind}(<16 x float> %a, <16 x float> %b) #0 {{{
+        _rounded("c", "a", least, most)
+    }{_rounded("d", "b", least, most)}
+  %e = shufflevector <16 x i32> %c, <16 x i32> %d, <32 x i32> <{_BYTES}>
+  %f = trunc <32 x i32> %e to <32 x i8>
+  %g = xor <32 x i8> %f, splat (i8 {flip})
+  %r = bitcast <32 x i8> %g to <8 x float>
+  ret <8 x float> %r
+}}
 define linkonce_odr <8 x float> @dlrm_halves_{kind}(<16 x float> %a) #0 {{{_rounded("c", "a", least, most)}
   %d = trunc <16 x i32> %c to <16 x i16>
   %r = bitcast <16 x i16> %d to <8 x float>
   ret <8 x float> %r
 }}
 """
-    for kind, least, most in (("unsigned", 0, 255), ("signed", -128, 127))
+    for kind, least, most, flip in (("unsigned", 0, 255, 0), ("signed", -128, 127, 0), ("raised", -128, 127, -128))
 )
