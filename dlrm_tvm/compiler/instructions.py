@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import UserError
-from ..kernels.isa import AVX2_BYTES, AVX2_INT8, GENERIC, Family
+from ..kernels.isa import GENERIC, Family
 from ..machine.tile_state import TILE_FLAGS, tile_refusal
 from ..model.dlrm import Dlrm
 from ..model.ranges import why_not_in_parts
@@ -33,8 +33,7 @@ def choose_family(cpu: CpuTarget, precision: str, isa: str, batch: int, model: D
     if isa == AMX:
         _refuse_amx(reason)
     tiles = isa == AMX or (isa == AUTO and reason is None and batch >= LEAST_TILE_BATCH[precision])
-    family = cpu.find_family(precision, tiles=tiles) or GENERIC
-    return AVX2_BYTES if family is AVX2_INT8 and batch == 1 else family
+    return cpu.find_family(precision, tiles=tiles) or GENERIC
 
 
 def families_to_time(cpu: CpuTarget, precision: str, isa: str, batch: int, model: Dlrm) -> list[Family]:

@@ -106,7 +106,7 @@ def check_disk(job: Job) -> Job:
 
 def choose_scales(job: Job) -> Job:
     calibration = job.settings.calibration_data if job.precision == "int8" else None
-    how = {"tiles": job.family.tiles, "max_ind_range": job.settings.max_ind_range, "journal": job.journal}
+    how = {"family": job.family, "max_ind_range": job.settings.max_ind_range, "journal": job.journal}
     return replace(job, numerics=choose_numerics(job.model, job.precision, calibration, **how))
 
 

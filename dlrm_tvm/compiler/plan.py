@@ -59,8 +59,8 @@ def plan_network(
         if isinstance(scale, np.ndarray):
             # Outputs are multiplied by values that come times UNPACKED.
             scale = np.where(rows[at] >= 0, scale[rows[at]], np.float32(1))[:, None] * np.float32(UNPACKED)
-        layer, scales = arranged(model.layers[at], rows[at]), numerics.layers[at].scales
-        return packer.pack(layer, columns[at], shapes[at], forms[at], scales, scale)
+        layer = arranged(model.layers[at], rows[at])
+        return packer.pack(layer, columns[at], shapes[at], forms[at], numerics.layers[at], scale)
 
     bottom = tuple(pack(at) for at in range(num_bottom))
     inner = tuple(pack(at) for at in range(num_bottom, first_top))
@@ -173,10 +173,10 @@ class _LayerPacker(Packer):
         columns: np.ndarray,
         shape: LayerShape,
         form: Form,
-        scales: np.ndarray | None,
+        numerics: LayerNumerics,
         output_scale: float | np.ndarray | None,
     ) -> PackedDense:
-        """form, scales: of the inputs; output_scale: the static scale of the outputs, [outputs, 1] if each has its own,
+        """form: of the inputs; output_scale: the static scale of the outputs, [outputs, 1] if each has its own,
         None if they stay as they are."""
         schedule = self._schedule_of(shape)
         weight, bias = layer.weight, layer.bias
@@ -191,9 +191,10 @@ class _LayerPacker(Packer):
         if form.precision == "bf16" and form.parts == 1:
             weight = to_bf16(weight)
         elif form.is_whole:
-            weight = weight if scales is None else weight * scales
-            scale = scales_of(np.abs(weight).max(axis=1))
-            weight = to_int8(weight, scale[:, None]).astype(form.precision)
+            assert form.family is None or numerics.largest_weight <= form.family.largest_weight
+            weight = weight if numerics.scales is None else weight * numerics.scales
+            scale = scales_of(np.abs(weight).max(axis=1), numerics.largest_weight)
+            weight = to_int8(weight, scale[:, None])
             compensation = -form.zero_point * weight.astype(np.int32).sum(axis=1, dtype=np.int32)
             arrays = {"scale_at": pack_numbers(scale), "compensation_at": pack_numbers(compensation)}
         if form.parts == 1:

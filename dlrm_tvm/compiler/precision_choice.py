@@ -14,6 +14,7 @@ from ..data.demo import reference_for
 from ..data.reference_data import open_reference
 from ..data.scoring import MIN_AUC_RATIO, Verdict, gate_for, judge, score
 from ..errors import UserError
+from ..kernels.isa import AVX512, Family
 from ..model.card import describe
 from ..model.dlrm import Dlrm
 from ..model.precision import Numerics, numerics_of
@@ -91,24 +92,25 @@ def choose_numerics(
     precision: str,
     calibration: Path | None = None,
     *,
-    tiles: bool = False,
+    family: Family = AVX512,
     max_ind_range: int | None = None,
     journal: ConversionJournal | None = None,
 ) -> Numerics:
     """A precision's numerics for this model. calibration: int8's activation scales are taken from this file's items;
-    without it each row has a scale of its own. tiles: on AMX, which has no fp32 for the first layer. max_ind_range: of
-    the file's indices. journal: of the tables' scales.
+    without it each row has a scale of its own. family: AMX has no fp32 for the first layer, AVX2 none of int8's largest
+    weights. max_ind_range: of the file's indices. journal: of the tables' scales.
 
     Raises UserError for tables with values that are not finite, and for a file that does not fit the model.
     """
-    first_layer = "bf16" if tiles else "fp32"
+    first_layer = "bf16" if family.tiles else "fp32"
     if precision != "int8":
         return numerics_of(model, precision, first_layer=first_layer)
     try:
         with Bar("table scales", model.table_bytes, "B") as bar:
             known = {} if journal is None else {"known": journal.largest, "found": journal.add_largest}
             scales = table_scales(model, bar.update, **known)
-            numerics = numerics_of(model, precision, scales, first_layer=first_layer)
+            how = {"first_layer": first_layer, "largest_weight": family.largest_weight}
+            numerics = numerics_of(model, precision, scales, **how)
     except ValueError as error:
         raise UserError(f"{model.name}: {error}. Use --precision bf16, or export the model anew.") from None
     return numerics if calibration is None else calibrate(model, numerics, calibration, max_ind_range)

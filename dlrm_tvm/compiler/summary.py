@@ -10,6 +10,7 @@ from pathlib import Path
 from ..machine.tile_state import TILE_FLAGS
 from ..model.computed_rows import ComputedRows
 from ..model.dlrm import Dlrm
+from ..model.precision import LARGEST
 from ..runtime.manifest import Piece
 from .instructions import why_no_tiles
 from .job import Job
@@ -104,6 +105,8 @@ def _scales(job: Job) -> list[str]:
         source = "of each row's own largest value: no data needed, outliers stay in their row"
         if job.family.tiles:  # writing rows twice disturbs the loads of tiles
             more = [_line("", "static ones, by --calibration-data FILE, are faster: on tiles by half")]
+    if job.family.largest_weight < LARGEST:
+        more = [*more, _line("", "weights of 7 bits, as products are added up in 16: there is no VNNI")]
     return [_line("scales", "weights per output, tables per table, activations"), _line("", f"{kind}, {source}"), *more]
 
 
@@ -188,8 +191,7 @@ def machine(job: Job) -> list[str]:
     lines = [_line("machine", f"{rates}, {l2}: both measured on one core")]
     if found.fp32_gflops is not None and found.peak_gflops < found.fp32_gflops:
         peaks = f"{found.peak_gflops:,.0f} GFLOP/s where fp32 does {found.fp32_gflops:,.0f}"
-        name = {"bf16": "bf16 without AMX", "int8": "int8 without VNNI"}[job.precision]
-        lines.append(_line("", f"{name} is not worth it here: {peaks}. Try --precision fp32"))
+        lines.append(_line("", f"bf16 without AMX is not worth it here: {peaks}. Try --precision fp32"))
     return lines
 
 

@@ -7,28 +7,28 @@
     avx512_vnni    int8        128
     avx512_bf16    bf16         64
     avx512         fp32         32
-    avx2_int8      int8         64, in two instructions and two additions
+    avx2_int8      int8        128, in six instructions
     avx2           fp32         32, in two instructions
 
 `family_for` chooses one for a CPU and a precision. In a bf16 or int8 network the layers that stay fp32 run on the
 fp32 multiply-add of the same registers. So do the interaction and the last layer of an fp32 network on tiles.
 
 TVM's passes turn bfloat16 into float32 on CPUs, and its vpdpbusd has another LLVM's signature. So bf16 and int8 values
-travel as words: a float32x16 is 16 words of 32 bits, each with one fp32, two bf16, four int8 values, or two of those in
-16 bits, and only the helpers look inside. `imported()` attaches them to the function that is being emitted; LLVM
-inlines them. Their texts are in llvm_ir.py.
+travel as words: a float32x16 is 16 words of 32 bits, each with one fp32, two bf16 or four int8 values, and only the
+helpers look inside. `imported()` attaches them to the function that is being emitted; LLVM inlines them. Their texts
+are in llvm_ir.py.
 
 Scalar meaning, for every lane l (Intel SDM; Intel Architecture Instruction Set Extensions, AVX512_BF16):
 
     dot_bf16(acc, x, w)[l]    = acc[l] + x[l].bf16[1] * w[l].bf16[1] + x[l].bf16[0] * w[l].bf16[0]       vdpbf16ps
                                 denormals count as zero; rounds to nearest even whatever MXCSR says
     dot_int8(acc, x, w)[l]    = acc[l] + sum over b < 4 of x[l].u8[b] * w[l].s8[b], as int32, no saturation  vpdpbusd
-    dot_int16(acc, x, w)[l]   = acc[l] + x[l].s16[1] * w[l].s16[1] + x[l].s16[0] * w[l].s16[0]           vpmaddwd
+    dot_bytes(acc, x, w)[l]   = the same, if |w| <= 64: pairs of products are added up in 16 bits        vpmaddubsw
     pair_bf16(lo, hi)         = 16 words of the 32 values lo, hi, rounded to nearest even           vcvtne2ps2bf16
     bytes_unsigned(a, b)      = 8 words of round(a), round(b), kept within 0 .. 255, columns in the order BYTE_ORDER
     bytes_signed(a, b)        = the same within -128 .. 127
     bytes_raised(a, b)        = those with 128 added
-    halves_unsigned(a), halves_signed(a) = 8 words of round(a) in 16 bits, within the same bounds, columns in order
+    own_unsigned(a), own_raised(a) = 4 words of round(a), within the same bounds, columns in order
     unpack_0(w), unpack_1(w)  = the first and last 16 columns of such 8 words, signed, times 2^24
 
 Rounding is to nearest even (cvtps2dq); NaN and values beyond int32 become the least value.
@@ -68,14 +68,14 @@ def dot_int8(acc, x, w):
     return T.call_pure_extern("int32x16", "dlrm_dot_int8", acc, x, w)
 
 
-def dot_int16(acc, x, w):
+def dot_bytes(acc, x, w):
     """acc: int32x16."""
-    return T.call_pure_extern("int32x16", "dlrm_dot_int16", acc, x, w)
+    return T.call_pure_extern("int32x16", "dlrm_dot_bytes", acc, x, w)
 
 
-def scaled_int16(acc, x, y):
+def scaled_bytes(acc, x, y):
     """y + acc . x, for the peak loop: of acc + x . y LLVM would take the product, always the same, out of the loop."""
-    return dot_int16(T.reinterpret("int32x16", y), T.reinterpret("float32x16", acc), x)
+    return dot_bytes(T.reinterpret("int32x16", y), T.reinterpret("float32x16", acc), x)
 
 
 def pair_bf16(lo, hi):
@@ -87,9 +87,9 @@ def pack_bytes(kind: str, a, b):
     return T.call_pure_extern("float32x8", f"dlrm_bytes_{kind}", a, b)
 
 
-def pack_halves(kind: str, vector):
-    """float32x8: 16 values of 16 bits within a byte's bounds; kind: "unsigned" or "signed"."""
-    return T.call_pure_extern("float32x8", f"dlrm_halves_{kind}", vector)
+def pack_own_bytes(kind: str, vector):
+    """float32x4: 16 bytes; kind: "unsigned" or "raised"."""
+    return T.call_pure_extern("float32x4", f"dlrm_own_{kind}", vector)
 
 
 WHOLE = ((0, 0),)
@@ -106,8 +106,9 @@ class Family:
     of the peak loop (peak.py), each a peak_step(acc, x, y). multiply_add(acc, x, w): acc + x . w over the values of
     each word, `flops_per_step` FLOPs; helpers: the LLVM IR of both.
 
-    words: what layers take where it is not the precision's own (words.py): bf16 for fp32 on AMX; "int16" for int8
-    without VNNI, as no other instruction multiplies bytes without saturation. Rows of tables stay bytes.
+    words: what layers take where it is not the precision's own (words.py): bf16 for fp32 on AMX; "bytes", one vector
+    packed alone, for int8 on AVX2, which has no registers for two. largest_weight: of int8 layers, in steps of their
+    scale.
 
     tiles: layers and dots run on AMX's tiles (tile_unit.py), whose products flops_per_step and chains are of; emulated:
     by loops instead, for tests on CPUs without AMX. products: (part of x, part of w) of the tile products that make a
@@ -127,6 +128,7 @@ class Family:
     emulated: bool = False
     products: tuple[tuple[int, int], ...] = WHOLE
     words: str = ""
+    largest_weight: int = 127
 
     @property
     def takes(self) -> str:
@@ -147,11 +149,9 @@ class Family:
 # fp32's peak loop: acc = acc * x + y stays a normal number.
 AVX2 = Family("avx2", "fp32", ("avx2", "fma"), REGISTERS_AVX2, 2 * LANES, 6, dot_fp32, fma)
 AVX2_INT8 = Family(
-    "avx2_int8", "int8", AVX2.flags, REGISTERS_AVX2, 4 * LANES, 6, dot_int16, scaled_int16,
-    llvm_ir.AVX2_INT8 + llvm_ir.UNPACK, words="int16",
+    "avx2_int8", "int8", AVX2.flags, REGISTERS_AVX2, 8 * LANES, 6, dot_bytes, scaled_bytes,
+    llvm_ir.AVX2_INT8 + llvm_ir.UNPACK, words="bytes", largest_weight=64,
 )  # fmt: skip
-# For a batch of one, which reading weights limits: they stay bytes, at twice the instructions for each.
-AVX2_BYTES = replace(AVX2_INT8, multiply_add=dot_int8, words="")
 AVX512 = Family("avx512", "fp32", ("avx512f",), REGISTERS, 2 * LANES, 20, dot_fp32, fma)
 AVX512_BF16 = Family(
     "avx512_bf16", "bf16", ("avx512bw", "avx512_bf16"), REGISTERS, 4 * LANES, 20, dot_bf16, dot_bf16,

@@ -129,15 +129,29 @@ def _products(name: str, x: str, w: str) -> str:
   %{name} = shufflevector <8 x i32> %{name}.low, <8 x i32> %{name}.high, <16 x i32> <{_LOW}>"""
 
 
-# Bytes of rows: their products in even and in odd places, both sides as 16 bits.
+def _byte_pairs(name: str, places: range) -> str:
+    """%name: 8 int32, the sums of four products each of bytes of %a and %b."""
+    lines = ""
+    for value in "ab":
+        lines += f"""
+  %{name}.{value} = shufflevector <64 x i8> %{value}, <64 x i8> poison, <32 x i32> <{_order(places)}>"""
+    return f"""{lines}
+  %{name}.pairs = call <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8> %{name}.a, <32 x i8> %{name}.b)
+  %{name} = call <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16> %{name}.pairs, <16 x i16> splat (i16 1))"""
+
+
+# Of layers, whose weights are small enough, pairs of products in 16 bits; of rows bytes in even and in odd places
+# apart, as 16 bits.
 AVX2_INT8 = f"""{_PURE}
 declare <8 x i32> @llvm.x86.avx.cvt.ps2dq.256(<8 x float>)
 declare <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16>, <16 x i16>)
+declare <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8>, <32 x i8>)
 declare <16 x i32> @llvm.smax.v16i32(<16 x i32>, <16 x i32>)
 declare <16 x i32> @llvm.smin.v16i32(<16 x i32>, <16 x i32>)
-define linkonce_odr <16 x i32> @dlrm_dot_int16(<16 x i32> %acc, <16 x float> %x, <16 x float> %w) #0 {{
-  %a = bitcast <16 x float> %x to <32 x i16>
-  %b = bitcast <16 x float> %w to <32 x i16>{_products("sums", "a", "b")}
+define linkonce_odr <16 x i32> @dlrm_dot_bytes(<16 x i32> %acc, <16 x float> %x, <16 x float> %w) #0 {{
+  %a = bitcast <16 x float> %x to <64 x i8>
+  %b = bitcast <16 x float> %w to <64 x i8>{_byte_pairs("low", range(32))}{_byte_pairs("high", range(32, 64))}
+  %sums = shufflevector <8 x i32> %low, <8 x i32> %high, <16 x i32> <{_LOW}>
   %r = add <16 x i32> %acc, %sums
   ret <16 x i32> %r
 }}
@@ -164,10 +178,11 @@ define linkonce_odr <8 x float> @dlrm_bytes_{kind}(<16 x float> %a, <16 x float>
   %r = bitcast <32 x i8> %g to <8 x float>
   ret <8 x float> %r
 }}
-define linkonce_odr <8 x float> @dlrm_halves_{kind}(<16 x float> %a) #0 {{{_rounded("c", "a", least, most)}
-  %d = trunc <16 x i32> %c to <16 x i16>
-  %r = bitcast <16 x i16> %d to <8 x float>
-  ret <8 x float> %r
+define linkonce_odr <4 x float> @dlrm_own_{kind}(<16 x float> %a) #0 {{{_rounded("c", "a", least, most)}
+  %d = trunc <16 x i32> %c to <16 x i8>
+  %e = xor <16 x i8> %d, splat (i8 {flip})
+  %r = bitcast <16 x i8> %e to <4 x float>
+  ret <4 x float> %r
 }}
 """
     for kind, least, most, flip in (("unsigned", 0, 255, 0), ("signed", -128, 127, 0), ("raised", -128, 127, -128))

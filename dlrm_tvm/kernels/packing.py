@@ -16,8 +16,8 @@ from .words import UNIT, VALUES, column_order
 def pack_weight(weight: np.ndarray, nr: int, columns: np.ndarray, precision: str = "fp32") -> np.ndarray:
     """[N, K] -> flat [N/nr][words of len(columns)][nr] float32
 
-    columns[k]: the model's input in the kernel's column k, -1 for none. weight: float32, uint16 (bfloat16 bits), int8
-    or int16, by precision. Outputs are padded to whole vectors with zeros; the last tiles may be narrower than nr.
+    columns[k]: the model's input in the kernel's column k, -1 for none. weight: float32, uint16 (bfloat16 bits) or
+    int8, by precision. Outputs are padded to whole vectors with zeros; the last tiles may be narrower than nr.
     """
     full = _placed(weight, columns)[:, column_order(precision, len(columns))]
     return _in_tiles(np.ascontiguousarray(full).reshape(len(full), -1, VALUES[precision]), nr)

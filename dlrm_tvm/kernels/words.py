@@ -5,8 +5,8 @@ takes words of x and words of w:
 
     acc' = acc + sum over the values of a word of x * w           fp32: vfmadd, bf16: vdpbf16ps, int8: vpdpbusd
 
-Where there is no vpdpbusd, layers take int8 values in 16 bits, two a word ("int16"): vpmaddwd adds up two products,
-signed or not, which bytes' own vpmaddubsw would cut off at 16 bits. The numbers are the same; rows stay bytes.
+Where there is no vpdpbusd, vpmaddubsw adds up two products and cuts the sum off at 16 bits, so int8 weights are within
+-64 .. 64 there. Layers take "bytes", of one vector of 16 outputs each; rows of tables are int8 words as everywhere.
 
 vpdpbusd multiplies unsigned bytes of x by signed bytes of w. So values that may be negative are stored with 128 added
 (a `signed` form). This adds 128 * sum of w to a sum; layers subtract it beforehand (dense.py), the interaction
@@ -29,12 +29,12 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.tirx.script.builder import ir as T
 
-from .isa import AVX512, WHOLE, Family, dot_int8, pack_bytes, pack_halves, pair_bf16, unpack_bytes
+from .isa import AVX512, WHOLE, Family, dot_int8, pack_bytes, pack_own_bytes, pair_bf16, unpack_bytes
 from .llvm_ir import BYTE_ORDER
 from .vectors import LANES, bits_of, broadcast, floats, padded, words_of, zeros
 
-VALUES = {"fp32": 1, "bf16": 2, "int8": 4, "int16": 2}  # per word
-UNIT = {"fp32": 1, "bf16": 2, "int8": 2, "int16": 1}  # vectors of 16 values that are packed together
+VALUES = {"fp32": 1, "bf16": 2, "int8": 4, "bytes": 4}  # per word
+UNIT = {"fp32": 1, "bf16": 2, "int8": 2, "bytes": 1}  # vectors of 16 values that are packed together
 UNPACKED = 2.0**24
 _BEYOND = 65535  # more than a byte, less than int32's limit, beyond which rounding gives the least int32
 _ALL_SIGNS = -0x7F7F7F80  # 0x80808080 as int32: xor with it adds 128 to each signed byte
@@ -82,7 +82,7 @@ class Form:
     @property
     def is_whole(self) -> bool:
         """Whether values are whole numbers within a byte's bounds, and sums are int32."""
-        return self.precision in ("int8", "int16")
+        return self.precision in ("int8", "bytes")
 
     @property
     def sum_dtype(self) -> str:
@@ -95,8 +95,8 @@ class Form:
 
     @property
     def is_raised(self) -> bool:
-        """Whether signed values are stored with 128 added: tiles multiply signed bytes too, vpmaddwd signed halves."""
-        return self.precision == "int8" and self.signed and not (self.family is not None and self.family.tiles)
+        """Whether signed values are stored with 128 added: tiles multiply signed bytes too."""
+        return self.signed and not (self.family is not None and self.family.tiles)
 
     @property
     def is_direct(self) -> bool:
@@ -145,9 +145,9 @@ class Form:
             return pair_bf16(*vectors)
         if not self.by_row:  # a row's own scale leaves no value beyond
             vectors = [T.min(vector, broadcast(T.float32(_BEYOND))) for vector in vectors]
-        if self.precision == "int16":
-            return pack_halves("signed" if self.signed else "unsigned", vectors[0])
         kind = "unsigned" if not self.signed else "raised" if self.is_raised else "signed"
+        if self.precision == "bytes":
+            return pack_own_bytes(kind, vectors[0])
         return pack_bytes("signed" if as_row else kind, *vectors)
 
     def pack_parts(self, vectors: list) -> list:
@@ -172,8 +172,9 @@ class Form:
             values = T.bind(T.reinterpret("uint16x32", words))
             halves = [T.cast(T.Shuffle([values], list(range(at, at + LANES))), "uint32x16") for at in (0, LANES)]
             return [T.reinterpret("float32x16", T.shift_left(half, broadcast(T.uint32(16)))) for half in halves]
-        if self.precision == "int16":
-            return [floats(T.shift_left(T.cast(T.reinterpret("int16x16", words), "int32x16"), _int32s(24)))]
+        if self.precision == "bytes":
+            words = T.cast(T.reinterpret("uint8x16", words), "int32x16")
+            return [floats(T.shift_left(words - _int32s(self.zero_point), _int32s(24)))]
         if self.is_raised:
             words = T.bitwise_xor(T.reinterpret("int32x8", words), T.broadcast(T.int32(_ALL_SIGNS), 8))
             words = T.reinterpret("float32x8", words)

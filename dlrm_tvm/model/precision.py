@@ -33,12 +33,13 @@ LARGEST = 127
 @dataclass(frozen=True, eq=False)
 class LayerNumerics:
     """precision: of a layer's weights and inputs. Only for int8: signed: inputs may be negative; scales: [inputs]
-    float32, of each input, None if each row has its own (dynamic).
+    float32, of each input, None if each row has its own (dynamic); largest_weight: in steps of its scale.
     """
 
     precision: str = "fp32"
     signed: bool = False
     scales: np.ndarray | None = None
+    largest_weight: int = LARGEST
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,15 +82,20 @@ class Numerics:
 
 
 def numerics_of(
-    model: Dlrm, precision: str, table_scales: np.ndarray | None = None, *, first_layer: str = "fp32"
+    model: Dlrm,
+    precision: str,
+    table_scales: np.ndarray | None = None,
+    *,
+    first_layer: str = "fp32",
+    largest_weight: int = LARGEST,
 ) -> Numerics:
     """A precision without calibration: int8's activation scales are dynamic.
 
-    table_scales: [T] float32, for int8; first_layer: its precision in bf16 and int8.
+    table_scales: [T] float32, for int8, as is largest_weight; first_layer: its precision in bf16 and int8.
     """
     if precision == "fp32":
         return Numerics("fp32", (LayerNumerics(),) * len(model.layers))
-    inner = [LayerNumerics(precision, signed) for signed in signed_inputs(model)[1:-1]]
+    inner = [LayerNumerics(precision, each, largest_weight=largest_weight) for each in signed_inputs(model)[1:-1]]
     return Numerics(precision, (LayerNumerics(first_layer), *inner, LayerNumerics()), table_scales)
 
 
@@ -123,9 +129,10 @@ def from_bf16(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def scales_of(largest: np.ndarray) -> np.ndarray:
-    """float32 scales of ranges with these largest magnitudes; 1 if all values are zeros or the smallest denormals."""
-    scales = np.asarray(largest, np.float32) / np.float32(LARGEST)
+def scales_of(largest: np.ndarray, steps: int = LARGEST) -> np.ndarray:
+    """float32 scales of ranges with these largest magnitudes, so many steps of them; 1 if all values are zeros or the
+    smallest denormals."""
+    scales = np.asarray(largest, np.float32) / np.float32(steps)
     return np.where(scales > 0, scales, np.float32(1)).astype(np.float32)
 
 

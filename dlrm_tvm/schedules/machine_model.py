@@ -45,7 +45,7 @@ _PEAK_FLOPS = 100_000_000  # of one reading: a millisecond at 100 GFLOP/s
 @dataclass(frozen=True)
 class MachineModel:
     """peak_gflops: of the network's multiply-add; stream_gbps: of weights; both None where they were not measured.
-    fp32_gflops: of float32's multiply-add, measured beside those of two values a word alone."""
+    fp32_gflops: of float32's multiply-add, measured beside bf16's alone."""
 
     caches: Caches
     peak_gflops: float | None = None
@@ -79,9 +79,9 @@ class MachineModel:
 
 
 def measure_machine(cpu: CpuTarget, family: Family, nbytes: int) -> MachineModel:
-    """Of the calling thread: the family's peak, also fp32's where its words have two values, and reading nbytes over
-    and over, which is as much as the weights."""
-    fp32 = _peak_gflops(cpu, cpu.family("fp32")) if VALUES[family.takes] == 2 else None
+    """Of the calling thread: the family's peak, beside bf16's also fp32's, and reading nbytes over and over, which is
+    as much as the weights."""
+    fp32 = _peak_gflops(cpu, cpu.family("fp32")) if family.precision == "bf16" else None
     return MachineModel(cpu.caches, _peak_gflops(cpu, family), _stream_gbps(cpu, family, nbytes), fp32)
 
 

@@ -23,7 +23,7 @@ from dlrm_tvm.kernels.words import Form
 class Layer:
     """One dense kernel: its form, shape and schedule, and numbers to run it on. tiles 0: the kernel for one item.
 
-    form: "bf16", "u8", "s8", or "u16", "s16" of bytes in 16 bits, with "row" behind it where rows have scales
+    form: "bf16", "u8", "s8", or "ub", "sb" of AVX2's bytes, with "row" behind it where rows have scales
     of their own. extreme: the largest numbers that there are, of one sign. k_blocks: that K is cut into.
     """
 
@@ -48,11 +48,11 @@ class Layer:
 
     @property
     def precision(self) -> str:
-        return {"bf16": "bf16", "u8": "int8", "s8": "int8"}.get(self.form.removesuffix("row"), "int16")
+        return {"bf16": "bf16", "u8": "int8", "s8": "int8"}.get(self.form.removesuffix("row"), "bytes")
 
     @property
     def zero_point(self) -> int:
-        return 128 if self.form.startswith("s8") else 0
+        return 128 if self.form[0] == "s" else 0
 
     @property
     def items(self) -> int:
@@ -82,10 +82,11 @@ class Layer:
             x, w = rng.normal(size=x_shape), rng.normal(size=w_shape) / np.sqrt(columns)
             return numbers | {"x": rounded(x), "w": rounded(w)}
         least, most = (-127, 127) if self.form[0] == "s" else (0, 255)
+        of_w = self.takes.family.largest_weight
         if self.extreme:
-            x, w = np.full(x_shape, most), np.full(w_shape, -127)
+            x, w = np.full(x_shape, most), np.full(w_shape, -of_w)
         else:
-            x, w = rng.integers(least, most + 1, x_shape), rng.integers(-127, 128, w_shape)
+            x, w = rng.integers(least, most + 1, x_shape), rng.integers(-of_w, of_w + 1, w_shape)
         scale = rng.uniform(0.5, 2, self.outputs) / (127 * most * np.sqrt(columns) / 3)
         scales = rng.uniform(0.1, 10, self.items) if self.takes.by_row else np.ones(self.items)
         return numbers | {"x": x, "w": w, "scale": scale.astype("f4"), "scales": scales.astype("f4")}
@@ -134,13 +135,13 @@ LAYERS = [
     Layer("s8", 3, 1, 512, 17, "relu", 32, extreme=True),
     Layer("s8row", 10, 3, 125, 100, "relu", 32),
     Layer("s8row", 9, 1, 16, 1, "none", 32),
-    Layer("u16", 6, 2, 8, 16, "relu", 16, 2),
-    Layer("u16", 3, 1, 1024, 17, "none", 32, extreme=True),
-    Layer("u16row", 5, 1, 33, 31, "sigmoid", 16, 4),
-    Layer("s16", 4, 2, 17, 48, "none", 32, gain=100.0),
-    Layer("s16", 2, 1, 1024, 17, "relu", 32, extreme=True),
-    Layer("s16row", 6, 3, 125, 33, "relu", 16),
-    Layer("s16", 5, 2, 240, 17, "none", 16, k_blocks=3),
+    Layer("ub", 6, 2, 8, 16, "relu", 16, 2),
+    Layer("ub", 3, 1, 512, 17, "none", 32, extreme=True),
+    Layer("ubrow", 5, 1, 33, 31, "sigmoid", 16, 4),
+    Layer("sb", 4, 2, 17, 48, "none", 32, gain=100.0),
+    Layer("sb", 2, 1, 512, 17, "relu", 32, extreme=True),
+    Layer("sbrow", 6, 3, 125, 33, "relu", 16),
+    Layer("sb", 5, 2, 240, 17, "none", 16, k_blocks=3),
     Layer("bf16", 4, 3, 47, 100, "relu", 64, 2, k_blocks=2),
     Layer("u8", 5, 2, 240, 33, "none", 32, k_blocks=7, gain=0.5),
     Layer("u8row", 3, 2, 33, 17, "sigmoid", 32, k_blocks=5),
@@ -151,8 +152,8 @@ LAYERS = [
     Layer("u8row", 1, 0, 17, 33, "none", 32),
     Layer("s8", 1, 0, 120, 17, "sigmoid", 16, gain=3.0),
     Layer("s8row", 1, 0, 31, 49, "relu", 32),
-    Layer("u16", 1, 0, 33, 100, "none", 64),
-    Layer("s16row", 1, 0, 31, 49, "relu", 32),
+    Layer("ub", 1, 0, 33, 100, "none", 64),
+    Layer("sbrow", 1, 0, 31, 49, "relu", 32),
 ]  # fmt: skip
 CASES = [pytest.param(case, marks=needs(case.precision), id=str(case)) for case in LAYERS]
 GEMV = [param for param, case in zip(CASES, LAYERS) if case.tiles == 0]
@@ -226,7 +227,8 @@ def test_quantized_gemv_matches_its_formula_whichever_inputs_are_zero(library, c
 def test_quantized_gemv_takes_bytes_of_zero_and_zeros_of_either_sign(library, case):
     """A signed byte 0 stands for -128; bfloat16 has a -0."""
     numbers = case.numbers()
-    numbers["x"][0, : VALUES[case.precision]] = {"bf16": -0.0, "s8": -128}.get(case.form.removesuffix("row"), 0)
+    zero = {"b": -0.0, "s": -128, "u": 0}[case.form[0]]
+    numbers["x"][0, : VALUES[case.precision]] = zero
     check(library, case, numbers)
 
 
@@ -238,7 +240,7 @@ def test_bf16_gemv_does_not_skip_nan(library):
     assert np.isnan(run(library, case, numbers)[0, : case.outputs]).all()
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8", "int16"])
+@pytest.mark.parametrize("precision", ["bf16", "int8", "bytes"])
 @pytest.mark.parametrize("outputs, nr", [(1, 32), (33, 32), (48, 32), (100, 64), (17, 64)])
 def test_quantized_weights_are_packed_as_words_with_columns_in_the_order_of_activations(precision, outputs, nr):
     rng = np.random.default_rng(outputs)
@@ -249,5 +251,5 @@ def test_quantized_weights_are_packed_as_words_with_columns_in_the_order_of_acti
     if precision == "bf16":
         weight = words_of(weight, "bf16").view(np.uint16)
     wanted = words_of(byte_order(wanted) if precision == "int8" else wanted, precision)
-    packed = pack_weight(weight.astype(np.int16) if precision == "int16" else weight, nr, columns, precision)
+    packed = pack_weight(weight, nr, columns, precision)
     np.testing.assert_array_equal(packed.view("u4"), in_register_tiles(wanted, nr).view("u4"))

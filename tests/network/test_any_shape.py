@@ -59,7 +59,7 @@ def test_a_network_of_any_shape_gives_what_the_formulas_give(seed: int, require_
         numerics, wanted_of = numerics_of(model, "fp32"), numpy_predictions
     else:
         is_static = family.precision == "int8" and seed % 4
-        numerics = static(model) if is_static else dynamic(model, family.precision)
+        numerics = static(model, family=family) if is_static else dynamic(model, family.precision, family=family)
 
         def wanted_of(model, *inputs):
             return quantized_predictions(model, numerics, *inputs)

@@ -41,7 +41,7 @@ def assert_agree(got: np.ndarray, wanted: np.ndarray) -> None:
 
 
 def network(model: Dlrm, family: Family, batch: int, mr: int, numerics: Numerics | None = None):
-    numerics = numerics or dynamic(model, family.precision, "bf16" if family.tiles else "fp32")
+    numerics = numerics or dynamic(model, family.precision, "bf16" if family.tiles else "fp32", family)
     schedule = NetworkSchedule(mr, 4 if family.tiles else 2, Prefetch(every=4, locality=2))
 
     def dense(layer) -> DenseSchedule:
@@ -89,18 +89,19 @@ def test_a_batch_of_one_agrees_too(require_fma) -> None:
     check_one_hot_and_in_bags(run, model, numerics, 1, assert_agree)
 
 
-def from_bags(model: Dlrm, first_layer: str) -> Numerics:
+def from_bags(model: Dlrm, family: Family) -> Numerics:
     """Scales that were found on bags, of which few have ten times the rows of others: coarse, and some values are cut
     off."""
+    numerics = dynamic(model, "int8", "bf16" if family.tiles else "fp32", family)
     items = (random_batch(model, 200, seed=9)[0], *random_bags(model, 200, seed=9))
-    return with_ranges(model, dynamic(model, "int8", first_layer), _largest(model, *items), "random bags")
+    return with_ranges(model, numerics, _largest(model, *items), "random bags")
 
 
 @pytest.mark.parametrize("family, name", static_cases())
 def test_static_scales_agree_too(family: Family, name: str, require_fma) -> None:
     model = random_dlrm(**{"interaction": "cross", **MODELS[name]})
     batch, mr = (23, 5) if family.tiles else (11, 5)
-    numerics, run = network(model, family, batch, mr, from_bags(model, "bf16" if family.tiles else "fp32"))
+    numerics, run = network(model, family, batch, mr, from_bags(model, family))
     assert (numerics.vector_factors(model) < 1).any()
     check_one_hot_and_in_bags(run, model, numerics, batch, assert_agree, within=None)
 

@@ -14,11 +14,10 @@ import pytest
 from models import flat_bags, random_bags, random_batch, random_dlrm
 from quantized import QUANTIZED, dynamic, needs_library, network_of, quantized_cases
 
-from dlrm_tvm.compiler.table_conversion import table_scales
 from dlrm_tvm.kernels import embedding_bag
 from dlrm_tvm.model import reference, reference_quantized
 from dlrm_tvm.model.dlrm import Dlrm
-from dlrm_tvm.model.precision import Numerics, numerics_of
+from dlrm_tvm.model.precision import Numerics
 
 BATCH = 23
 PRECISIONS = quantized_cases(*[(each,) for each in QUANTIZED])
@@ -54,7 +53,7 @@ MODEL = linear(random_dlrm(table_rows=(50, 1, 20, 30, 7, 9), dim=20, bottom=(24,
 
 def static(scale: float, model: Dlrm = MODEL) -> Numerics:
     """Layers' inputs, x and dots in scales that reach 127 or 255 times `scale`."""
-    numerics = numerics_of(model, "int8", table_scales(model))
+    numerics = dynamic(model, "int8")
     layers = [
         each if each.precision == "fp32" else replace(each, scales=np.full(layer.inputs, scale, np.float32))
         for layer, each in zip(model.layers, numerics.layers)

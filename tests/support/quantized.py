@@ -1,7 +1,7 @@
 """bf16 and int8 for tests: which CPUs run them, numbers as words of 32 bits, rounding by a library not ours;
 whole networks.
 
-word of bf16 and int16: 2 numbers, of int8: 4; arrays of words are float32 whatever they hold
+word of bf16: 2 numbers, of int8 and bytes: 4; arrays of words are float32 whatever they hold
 """
 
 from __future__ import annotations
@@ -13,7 +13,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from dlrm_tvm.kernels.isa import AMX_BF16, AMX_FP32, AMX_INT8, AVX2_INT8, AVX512, AVX512_BF16, AVX512_VNNI
+from dlrm_tvm.kernels.isa import (
+    AMX_BF16,
+    AMX_FP32,
+    AMX_INT8,
+    AVX2_INT8,
+    AVX512,
+    AVX512_BF16,
+    AVX512_VNNI,
+    Family,
+    family_for,
+)
 from dlrm_tvm.kernels.tile_dense import PANEL
 from dlrm_tvm.machine.cpu import PRECISION_FLAGS, host_flags
 from dlrm_tvm.model import reference, reference_quantized
@@ -31,8 +41,8 @@ SHAPES = {
     "signed x": {"bottom_activation": "none"},
     "sigmoid inside": {"sigmoid_layer": 0, "top": (24, 16)},
 }
-VALUES = {"fp32": 1, "bf16": 2, "int8": 4, "int16": 2}  # per word
-FAMILY = {"fp32": AVX512, "bf16": AVX512_BF16, "int8": AVX512_VNNI, "int16": AVX2_INT8}
+VALUES = {"fp32": 1, "bf16": 2, "int8": 4, "bytes": 4}  # per word
+FAMILY = {"fp32": AVX512, "bf16": AVX512_BF16, "int8": AVX512_VNNI, "bytes": AVX2_INT8}
 
 
 def needs(precision: str) -> pytest.MarkDecorator:
@@ -66,8 +76,6 @@ def words_of(values: np.ndarray, precision: str) -> np.ndarray:
         return np.ascontiguousarray(values, np.float32)
     if precision == "bf16":
         return np.ascontiguousarray(values, np.float32).astype(ml_dtypes.bfloat16).view(np.float32)
-    if precision == "int16":
-        return np.ascontiguousarray(np.asarray(values).astype(np.int16)).view(np.float32)
     return np.ascontiguousarray(np.asarray(values).astype(np.int64) & 255).astype(np.uint8).view(np.float32)
 
 
@@ -85,22 +93,25 @@ def byte_order(columns: np.ndarray) -> np.ndarray:
     return halves.swapaxes(-3, -2).reshape(columns.shape)
 
 
-def dynamic(model: Dlrm, precision: str, first_layer: str = "fp32") -> Numerics:
-    """A precision's numbers that need no data."""
+def dynamic(model: Dlrm, precision: str, first_layer: str = "fp32", family: Family | None = None) -> Numerics:
+    """A precision's numbers that need no data. family: of int8; this CPU's on vectors."""
     from dlrm_tvm.compiler.table_conversion import table_scales
 
-    scales = table_scales(model) if precision == "int8" else None
-    return numerics_of(model, precision, scales, first_layer=first_layer)
+    if precision != "int8":
+        return numerics_of(model, precision, first_layer=first_layer)
+    family = family or family_for(host_flags(), "int8", tiles=False) or AVX512_VNNI
+    how = {"first_layer": first_layer, "largest_weight": family.largest_weight}
+    return numerics_of(model, precision, table_scales(model), **how)
 
 
-def static(model: Dlrm, first_layer: str = "fp32") -> Numerics:
-    """int8 with activation scales found on 500 random items."""
+def static(model: Dlrm, first_layer: str = "fp32", family: Family | None = None) -> Numerics:
+    """int8 with activation scales found on 500 random items. family: as of dynamic."""
     from models import random_batch
 
     from dlrm_tvm.compiler.calibration import _largest, with_ranges
 
     items = random_batch(model, 500, seed=9)
-    return with_ranges(model, dynamic(model, "int8", first_layer), _largest(model, *items), "random items")
+    return with_ranges(model, dynamic(model, "int8", first_layer, family), _largest(model, *items), "random items")
 
 
 def on_tiles(model: Dlrm, numerics: Numerics, batch: int, mr: int) -> Callable[..., np.ndarray]:

@@ -87,7 +87,8 @@ def _outputs(layer: Dense, numerics: LayerNumerics, x: np.ndarray) -> np.ndarray
         else:
             scales = numerics.scales.astype(np.float64)
             x, weight = np.clip(np.rint(x / scales), -128 if numerics.signed else 0, most), weight * scales
-        weight = np.array([in_scale(row, np.abs(row).max() / 127, 127) for row in weight])
+        steps = numerics.largest_weight
+        weight = np.array([in_scale(row, np.abs(row).max() / steps, steps) for row in weight])
     y = weight @ x + layer.bias
     if layer.activation == "relu":
         y = np.maximum(y, 0)

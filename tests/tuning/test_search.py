@@ -319,8 +319,8 @@ def test_trials_measure_on_this_machine(require_fma, monkeypatch, precision):
     for name, value in {"_DENSE_SECONDS": 0.01, "_NETWORK_SECONDS": 0.01, "_ITEMS": 100}.items():
         monkeypatch.setattr(trials, name, value)
     cpu, batch = cpu_target(None), 16
-    numerics = numerics_of(MODEL, precision, np.ones(3, np.float32))
     family = cpu.family(precision)
+    numerics = numerics_of(MODEL, precision, np.ones(3, np.float32), largest_weight=family.largest_weight)
     network = default_network(batch, family.registers, precision)
 
     def measure() -> list[Timing]:

@@ -1,4 +1,4 @@
-"""int8 without VNNI: values in 16 bits, bytes of rows beside them, and the peak loop of both, on any CPU with AVX2."""
+"""int8 on AVX2: bytes of layers, whose products are added up in 16 bits, bytes of rows, and the peak loop."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dlrm_tvm.kernels.vectors import LANES, bits_of, load, store
 from dlrm_tvm.kernels.vectors import words_of as as_words
 from dlrm_tvm.kernels.words import UNPACKED, Form, column_order
 
-BOUNDS = {"unsigned": (0, 255), "signed": (-128, 127), "row": (-128, 127)}
+BOUNDS = {"unsigned": (0, 255), "raised": (-128, 127), "row": (-128, 127)}
 EDGES = np.concatenate([np.arange(-4, 4), np.arange(-130, -126), np.arange(125, 130), np.arange(253, 258)]) + 0.5
 BEYOND = [1e6, -1e6, 2e9, -2e9, 1e30, 3e9, np.inf, -3e9, -np.inf, 40_000, -40_000, 70_000, -0.0]
 
 
 def form_of(kind: str) -> Form:
-    return Form("int8" if kind in ("row", "bytes") else "int16", signed=kind != "unsigned", family=AVX2_INT8)
+    return Form("int8" if kind == "row" else "bytes", signed=kind != "unsigned", family=AVX2_INT8)
 
 
 def pack_function(kind: str):
@@ -30,17 +30,17 @@ def pack_function(kind: str):
     def body(b) -> None:
         with imported(AVX2_INT8):
             vectors = [load(b["x"], v * LANES) for v in range(form.unit)]
-            store(b["y"], 0, form.pack(vectors, as_row=kind == "row"), 8)
+            store(b["y"], 0, form.pack(vectors, as_row=kind == "row"), form.unit_words)
 
-    return kernel(f"pack_{kind}", {"x": (32, "float32"), "y": (8, "float32")}, body)
+    return kernel(f"pack_{kind}", {"x": (32, "float32"), "y": (form.unit_words, "float32")}, body)
 
 
 def unpack_function():
     def body(b) -> None:
         with imported(AVX2_INT8):
-            store(b["y"], 0, form_of("signed").unpack(load(b["x"], 0, 8))[0])
+            store(b["y"], 0, form_of("raised").unpack(load(b["x"], 0, 4))[0])
 
-    return kernel("unpack", {"x": (8, "float32"), "y": (16, "float32")}, body)
+    return kernel("unpack", {"x": (4, "float32"), "y": (16, "float32")}, body)
 
 
 def dot_function(kind: str):
@@ -54,7 +54,7 @@ def dot_function(kind: str):
 
 @pytest.fixture(scope="module")
 def library(require_fma):
-    functions = [*map(pack_function, BOUNDS), unpack_function(), dot_function("signed"), dot_function("bytes")]
+    functions = [*map(pack_function, BOUNDS), unpack_function(), dot_function("raised"), dot_function("row")]
     return compiled([*functions, PeakLoop(AVX2_INT8).function()])
 
 
@@ -64,53 +64,41 @@ def test_values_round_ties_to_even_and_are_kept_within_their_bounds_in_the_order
     for numbers in (EDGES, BEYOND, np.arange(32) - 3, 7.5 * np.arange(32)):
         values = np.resize(numbers, 32).astype(np.float32)
         wanted = np.clip(np.rint(values), least, most)
-        wanted, precision = (byte_order(wanted), "int8") if kind == "row" else (wanted[:16], "int16")
-        words = call(library[f"pack_{kind}"], values, np.zeros(8, np.float32))[1]
-        np.testing.assert_array_equal(words.view(np.uint32), words_of(wanted, precision).view(np.uint32))
+        wanted = byte_order(wanted) if kind == "row" else wanted[:16] + (128 if kind == "raised" else 0)
+        words = call(library[f"pack_{kind}"], values, np.zeros(len(wanted) // 4, np.float32))[1]
+        np.testing.assert_array_equal(words.view(np.uint32), words_of(wanted, "int8").view(np.uint32))
 
 
 def test_unpacked_values_are_those_that_were_packed(library):
-    np.testing.assert_array_equal(column_order("int16", 32), np.arange(32))
-    for values in (np.arange(-128, -112), np.arange(112, 128)):
-        got = call(library["unpack"], words_of(values, "int16"), np.zeros(16, np.float32))[1]
+    np.testing.assert_array_equal(column_order("bytes", 32), np.arange(32))
+    for values in (np.arange(-128, -112), np.arange(-8, 8), np.arange(112, 128)):
+        got = call(library["unpack"], words_of(values + 128, "bytes"), np.zeros(16, np.float32))[1]
         np.testing.assert_array_equal(got, values * np.float32(UNPACKED))
 
 
-@pytest.mark.parametrize("extreme", [0, 255, -128])
-def test_a_dot_of_halves_adds_both_products_of_each_word_whatever_their_signs(library, extreme):
+@pytest.mark.parametrize("kind, largest", [("raised", 64), ("row", 128)])
+@pytest.mark.parametrize("sign", [0, 1, -1])
+def test_a_dot_adds_unsigned_times_signed_bytes_without_saturation(library, kind, largest, sign):
     rng = np.random.default_rng(0)
-    x = np.full(32, extreme) if extreme else rng.integers(-128, 256, 32)
-    w = np.full(32, -128) if extreme else rng.integers(-128, 128, 32)
+    x = np.full(64, 255) if sign else rng.integers(0, 256, 64)
+    w = np.full(64, min(sign * largest, 127)) if sign else rng.integers(-largest, min(largest, 127) + 1, 64)
     acc = rng.integers(-(1 << 30), 1 << 30, 16).astype(np.int32)
-    arguments = acc.view(np.float32), words_of(x, "int16"), words_of(w, "int16"), np.zeros(16, np.float32)
-    got = call(library["dot_signed"], *arguments)[3].view(np.int32)
-    np.testing.assert_array_equal(got, acc + (x * w).reshape(16, 2).sum(axis=1))
-
-
-@pytest.mark.parametrize("extreme", [False, True])
-def test_a_dot_of_bytes_adds_unsigned_times_signed_ones_without_saturation(library, extreme):
-    rng = np.random.default_rng(0)
-    x = np.full(64, 255) if extreme else rng.integers(0, 256, 64)
-    w = np.full(64, -128) if extreme else rng.integers(-128, 128, 64)
-    acc = rng.integers(-1000, 1000, 16).astype(np.int32)
     arguments = acc.view(np.float32), words_of(x, "int8"), words_of(w, "int8"), np.zeros(16, np.float32)
-    got = call(library["dot_bytes"], *arguments)[3].view(np.int32)
+    got = call(library[f"dot_{kind}"], *arguments)[3].view(np.int32)
     np.testing.assert_array_equal(got, acc + (x * w).reshape(16, 4).sum(axis=1))
 
 
 @pytest.mark.parametrize("rounds, threads", [(0, 1), (1, 1), (2, 2)])
 def test_the_peak_loop_runs_every_chain_as_often_as_it_is_credited_for(library, rounds, threads):
     """acc = y + acc . x: each step needs the one before, so that none can be left out."""
-    x, y = np.array([3, -7]), 12_345
-    factors = aligned(np.concatenate([words_of(x, "int16"), np.int32([y]).view(np.float32)]))
+    x, y = np.array([3, -7, 64, -64]), 12_345
+    factors = aligned(np.concatenate([words_of(x, "int8"), np.int32([y]).view(np.float32)]))
     sink = aligned(np.full(MAX_THREADS * LANES, -1, np.float32))
     arguments = (rounds, tvm_ffi.from_dlpack(factors), tvm_ffi.from_dlpack(sink))
     on_threads(threads, lambda: library["peak_fma"](*arguments))
     chains = np.arange(1, 7, dtype=np.int32)
     for _ in range(rounds * STEPS):
-        halves = chains.view(np.int16).reshape(-1, 2).astype(np.int64)
-        chains = (y + halves @ x).astype(np.int32)
-    total = chains.astype(np.int64).sum().astype(np.int32)
-    np.testing.assert_array_equal(sink[: threads * LANES].view(np.int32), total)
+        chains = (y + chains.view(np.uint8).reshape(-1, 4).astype(np.int64) @ x).astype(np.int32)
+    np.testing.assert_array_equal(sink[: threads * LANES].view(np.int32), chains.sum())
     np.testing.assert_array_equal(sink[threads * LANES :], -1)
-    assert PeakLoop(AVX2_INT8).flops_per_round == 2 * 2 * 6 * STEPS * LANES
+    assert PeakLoop(AVX2_INT8).flops_per_round == 2 * 4 * 6 * STEPS * LANES
