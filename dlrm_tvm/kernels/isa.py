@@ -7,7 +7,8 @@
     avx512_vnni    int8        128
     avx512_bf16    bf16         64
     avx512         fp32         32
-    avx2_int8      int8        128, in six instructions
+    avx_vnni       int8        128, in two instructions
+    avx2_int8      int8        128, in six
     avx2           fp32         32, in two instructions
 
 `family_for` chooses one for a CPU and a precision. In a bf16 or int8 network the layers that stay fp32 run on the
@@ -23,7 +24,7 @@ Scalar meaning, for every lane l (Intel SDM; Intel Architecture Instruction Set 
     dot_bf16(acc, x, w)[l]    = acc[l] + x[l].bf16[1] * w[l].bf16[1] + x[l].bf16[0] * w[l].bf16[0]       vdpbf16ps
                                 denormals count as zero; rounds to nearest even whatever MXCSR says
     dot_int8(acc, x, w)[l]    = acc[l] + sum over b < 4 of x[l].u8[b] * w[l].s8[b], as int32, no saturation  vpdpbusd
-    dot_bytes(acc, x, w)[l]   = the same, if |w| <= 64: pairs of products are added up in 16 bits        vpmaddubsw
+    dot_bytes(acc, x, w)[l]   = the same, on AVX2 alone if |w| <= 64: it adds pairs up in 16 bits        vpmaddubsw
     pair_bf16(lo, hi)         = 16 words of the 32 values lo, hi, rounded to nearest even           vcvtne2ps2bf16
     bytes_unsigned(a, b)      = 8 words of round(a), round(b), kept within 0 .. 255, columns in the order BYTE_ORDER
     bytes_signed(a, b)        = the same within -128 .. 127
@@ -150,7 +151,11 @@ class Family:
 AVX2 = Family("avx2", "fp32", ("avx2", "fma"), REGISTERS_AVX2, 2 * LANES, 6, dot_fp32, fma)
 AVX2_INT8 = Family(
     "avx2_int8", "int8", AVX2.flags, REGISTERS_AVX2, 8 * LANES, 6, dot_bytes, scaled_bytes,
-    llvm_ir.AVX2_INT8 + llvm_ir.UNPACK, words="bytes", largest_weight=64,
+    llvm_ir.AVX2_INT8, words="bytes", largest_weight=64,
+)  # fmt: skip
+AVX_VNNI = Family(
+    "avx_vnni", "int8", ("avx_vnni", *AVX2.flags), REGISTERS_AVX2, 8 * LANES, 6, dot_bytes, dot_bytes, llvm_ir.AVX_VNNI,
+    words="bytes",
 )  # fmt: skip
 AVX512 = Family("avx512", "fp32", ("avx512f",), REGISTERS, 2 * LANES, 20, dot_fp32, fma)
 AVX512_BF16 = Family(
@@ -178,7 +183,7 @@ AMX_FP32 = Family(
 )  # fmt: skip
 
 # Of one precision, the fastest first.
-FAMILIES = (AMX_INT8, AMX_BF16, AMX_FP32, AVX512_VNNI, AVX512_BF16, AVX2_INT8, AVX512, AVX2)
+FAMILIES = (AMX_INT8, AMX_BF16, AMX_FP32, AVX512_VNNI, AVX512_BF16, AVX_VNNI, AVX2_INT8, AVX512, AVX2)
 # CPUs without AVX2 get TVM's default code and this peak loop, but none of our kernels.
 GENERIC = Family("generic", "fp32", (), 4, 2 * LANES, 3, dot_fp32, fma)
 

@@ -100,7 +100,7 @@ def _order(numbers) -> str:
     return ", ".join(f"i32 {number}" for number in numbers)
 
 
-_LOW, _HIGH, _BYTES = _order(range(LANES)), _order(range(LANES, 2 * LANES)), _order(BYTE_ORDER)
+_LOW = _order(range(LANES))
 
 
 def _rounded(name: str, vector: str, least: int, most: int) -> str:
@@ -116,74 +116,81 @@ def _rounded(name: str, vector: str, least: int, most: int) -> str:
   %{name} = call <16 x i32> @llvm.smin.v16i32(<16 x i32> %{name}.least, <16 x i32> splat (i32 {most}))"""
 
 
-def _products(name: str, x: str, w: str) -> str:
-    """%name: 16 int32, the sums of pairs of products of the <32 x i16> %x and %w."""
-    lines = ""
-    for half, order in (("low", _LOW), ("high", _HIGH)):
-        for side, value in (("x", x), ("w", w)):
-            lines += f"""
-  %{name}.{side}.{half} = shufflevector <32 x i16> %{value}, <32 x i16> poison, <16 x i32> <{order}>"""
-        lines += f"""
-  %{name}.{half} = call <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16> %{name}.x.{half}, <16 x i16> %{name}.w.{half})"""
-    return f"""{lines}
-  %{name} = shufflevector <8 x i32> %{name}.low, <8 x i32> %{name}.high, <16 x i32> <{_LOW}>"""
-
-
-def _byte_pairs(name: str, places: range) -> str:
-    """%name: 8 int32, the sums of four products each of bytes of %a and %b."""
-    lines = ""
-    for value in "ab":
-        lines += f"""
-  %{name}.{value} = shufflevector <64 x i8> %{value}, <64 x i8> poison, <32 x i32> <{_order(places)}>"""
-    return f"""{lines}
-  %{name}.pairs = call <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8> %{name}.a, <32 x i8> %{name}.b)
-  %{name} = call <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16> %{name}.pairs, <16 x i16> splat (i16 1))"""
-
-
-# Of layers, whose weights are small enough, pairs of products in 16 bits; of rows bytes in even and in odd places
-# apart, as 16 bits.
-AVX2_INT8 = f"""{_PURE}
-declare <8 x i32> @llvm.x86.avx.cvt.ps2dq.256(<8 x float>)
-declare <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16>, <16 x i16>)
-declare <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8>, <32 x i8>)
-declare <16 x i32> @llvm.smax.v16i32(<16 x i32>, <16 x i32>)
-declare <16 x i32> @llvm.smin.v16i32(<16 x i32>, <16 x i32>)
-define linkonce_odr <16 x i32> @dlrm_dot_bytes(<16 x i32> %acc, <16 x float> %x, <16 x float> %w) #0 {{
+def _dot(name: str, of_half: str) -> str:
+    """%acc + the dots of four bytes each of %x and %w. of_half: makes 8 of them, %half, of %half.a, %half.b and
+    %half.acc."""
+    text = f"""
+define linkonce_odr <16 x i32> @dlrm_dot_{name}(<16 x i32> %acc, <16 x float> %x, <16 x float> %w) #0 {{
   %a = bitcast <16 x float> %x to <64 x i8>
-  %b = bitcast <16 x float> %w to <64 x i8>{_byte_pairs("low", range(32))}{_byte_pairs("high", range(32, 64))}
-  %sums = shufflevector <8 x i32> %low, <8 x i32> %high, <16 x i32> <{_LOW}>
-  %r = add <16 x i32> %acc, %sums
+  %b = bitcast <16 x float> %w to <64 x i8>"""
+    for half, first in (("low", 0), ("high", 8)):
+        places, lanes = _order(range(4 * first, 4 * first + 32)), _order(range(first, first + 8))
+        text += f"""
+  %{half}.a = shufflevector <64 x i8> %a, <64 x i8> poison, <32 x i32> <{places}>
+  %{half}.b = shufflevector <64 x i8> %b, <64 x i8> poison, <32 x i32> <{places}>
+  %{half}.acc = shufflevector <16 x i32> %acc, <16 x i32> poison, <8 x i32> <{lanes}>""" + of_half.replace("half", half)
+    return f"""{text}
+  %r = shufflevector <8 x i32> %low, <8 x i32> %high, <16 x i32> <{_LOW}>
   ret <16 x i32> %r
 }}
-define linkonce_odr <16 x i32> @dlrm_dot_int8(<16 x i32> %acc, <16 x float> %x, <16 x float> %w) #0 {{
-  %a = bitcast <16 x float> %x to <32 x i16>
-  %b = bitcast <16 x float> %w to <32 x i16>
-  %a.even = and <32 x i16> %a, splat (i16 255)
-  %a.odd = lshr <32 x i16> %a, splat (i16 8)
-  %b.up = shl <32 x i16> %b, splat (i16 8)
-  %b.even = ashr <32 x i16> %b.up, splat (i16 8)
-  %b.odd = ashr <32 x i16> %b, splat (i16 8){_products("even", "a.even", "b.even")}{_products("odd", "a.odd", "b.odd")}
-  %both = add <16 x i32> %even, %odd
-  %r = add <16 x i32> %acc, %both
-  ret <16 x i32> %r
+"""
+
+
+# Of layers, whose weights are small enough, pairs of products in 16 bits.
+_PAIRS = """
+  %half.pairs = call <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8> %half.a, <32 x i8> %half.b)
+  %half.sums = call <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16> %half.pairs, <16 x i16> splat (i16 1))
+  %half = add <8 x i32> %half.acc, %half.sums"""
+_FOURS = """
+  %half = call <8 x i32> @llvm.x86.avx512.vpdpbusd.256(<8 x i32> %half.acc, <32 x i8> %half.a, <32 x i8> %half.b)"""
+
+
+def _apart(name: str, of_x: str, of_w: str) -> str:
+    """%half.name: 8 int32 of pairs of bytes of %half.x, %half.w that are made 16 bits by these."""
+    return f"""
+  %half.x.{name} = {of_x}
+  %half.w.{name} = {of_w}
+  %half.{name} = call <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16> %half.x.{name}, <16 x i16> %half.w.{name})"""
+
+
+# Of rows, whose bytes may be of any size: those in even and in odd places apart, as 16 bits.
+_PLACES = f"""
+  %half.x = bitcast <32 x i8> %half.a to <16 x i16>
+  %half.w = bitcast <32 x i8> %half.b to <16 x i16>
+  %half.up = shl <16 x i16> %half.w, splat (i16 8){
+    _apart("even", "and <16 x i16> %half.x, splat (i16 255)", "ashr <16 x i16> %half.up, splat (i16 8)")
+}{_apart("odd", "lshr <16 x i16> %half.x, splat (i16 8)", "ashr <16 x i16> %half.w, splat (i16 8)")}
+  %half.both = add <8 x i32> %half.even, %half.odd
+  %half = add <8 x i32> %half.acc, %half.both"""
+
+_PACKS = f"""
+declare <8 x i32> @llvm.x86.avx.cvt.ps2dq.256(<8 x float>)
+declare <16 x i32> @llvm.smax.v16i32(<16 x i32>, <16 x i32>)
+declare <16 x i32> @llvm.smin.v16i32(<16 x i32>, <16 x i32>)
+define linkonce_odr <8 x float> @dlrm_bytes_signed(<16 x float> %a, <16 x float> %b) #0 {{{
+    _rounded("c", "a", -128, 127)
+}{_rounded("d", "b", -128, 127)}
+  %e = shufflevector <16 x i32> %c, <16 x i32> %d, <32 x i32> <{_order(BYTE_ORDER)}>
+  %f = trunc <32 x i32> %e to <32 x i8>
+  %r = bitcast <32 x i8> %f to <8 x float>
+  ret <8 x float> %r
 }}
 """ + "".join(
     f"""
-define linkonce_odr <8 x float> @dlrm_bytes_{kind}(<16 x float> %a, <16 x float> %b) #0 {{{
-        _rounded("c", "a", least, most)
-    }{_rounded("d", "b", least, most)}
-  %e = shufflevector <16 x i32> %c, <16 x i32> %d, <32 x i32> <{_BYTES}>
-  %f = trunc <32 x i32> %e to <32 x i8>
-  %g = xor <32 x i8> %f, splat (i8 {flip})
-  %r = bitcast <32 x i8> %g to <8 x float>
-  ret <8 x float> %r
-}}
-define linkonce_odr <4 x float> @dlrm_own_{kind}(<16 x float> %a) #0 {{{_rounded("c", "a", least, most)}
+define linkonce_odr <4 x float> @dlrm_own_{kind}(<16 x float> %a) #0 {{{_rounded("c", "a", least, least + 255)}
   %d = trunc <16 x i32> %c to <16 x i8>
-  %e = xor <16 x i8> %d, splat (i8 {flip})
+  %e = xor <16 x i8> %d, splat (i8 {least})
   %r = bitcast <16 x i8> %e to <4 x float>
   ret <4 x float> %r
 }}
 """
-    for kind, least, most, flip in (("unsigned", 0, 255, 0), ("signed", -128, 127, 0), ("raised", -128, 127, -128))
+    for kind, least in (("unsigned", 0), ("raised", -128))
 )
+
+AVX2_INT8 = f"""{_PURE}
+declare <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16>, <16 x i16>)
+declare <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8>, <32 x i8>)
+{_dot("bytes", _PAIRS)}{_dot("int8", _PLACES)}{_PACKS}{UNPACK}"""
+AVX_VNNI = f"""{_PURE}
+declare <8 x i32> @llvm.x86.avx512.vpdpbusd.256(<8 x i32>, <32 x i8>, <32 x i8>)
+{_dot("bytes", _FOURS)}{_dot("int8", _FOURS)}{_PACKS}{UNPACK}"""

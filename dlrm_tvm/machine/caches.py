@@ -36,6 +36,7 @@ _KNOWN = {
     "sapphirerapids": Caches(48 * _KIB, 2 * _MIB, 1920 * _KIB),
     "emeraldrapids": Caches(48 * _KIB, 2 * _MIB, 5 * _MIB),
     "graniterapids": Caches(48 * _KIB, 2 * _MIB, 4 * _MIB),
+    "sierraforest": Caches(32 * _KIB, 1 * _MIB, 768 * _KIB),  # 4 MB of L2 for four cores
 }
 SERVER_CPUS = {
     "amd": tuple(cpu for cpu in _KNOWN if cpu.startswith("znver")),

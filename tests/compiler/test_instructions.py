@@ -25,7 +25,7 @@ from dlrm_tvm.compiler.options import CompileSettings
 from dlrm_tvm.compiler.pipeline import choose, choose_instructions, compile_model, look_at_machine, machine_code
 from dlrm_tvm.compiler.table_layout import lay_out_tables
 from dlrm_tvm.errors import UserError
-from dlrm_tvm.kernels.isa import AMX_BF16, AMX_FP32, AMX_INT8, AVX512_BF16, AVX512_VNNI
+from dlrm_tvm.kernels.isa import AMX_BF16, AMX_FP32, AMX_INT8, AVX512_BF16, AVX512_VNNI, Family
 from dlrm_tvm.kernels.isa import AVX512 as AVX512_FP32
 from dlrm_tvm.machine import tile_state
 from dlrm_tvm.schedules.target import CpuTarget, cpu_target
@@ -131,19 +131,32 @@ def test_default_code_generation_takes_no_tiles() -> None:
     assert choose_instructions(job).isa == AVX512_FP32
 
 
+def assembly_of(cpu: CpuTarget, precision: str, family: Family) -> str:
+    numerics = dynamic(MODEL, precision, "bf16" if family.tiles else "fp32", family)
+    job = Job(
+        CompileSettings(batch_size=40, precision=precision), quiet=True, cpu=cpu, model=MODEL, isa=family,
+        numerics=numerics, tables=lay_out_tables(MODEL, numerics=numerics),
+    )  # fmt: skip
+    assembly = machine_code(choose(look_at_machine(job))).executable.mod.imports[0].inspect_source("asm")
+    return re.sub(r"^\s*\.\w.*$|^\S.*$", "", assembly, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("cpu, wanted, other", [
+    ("haswell", "vpmaddubsw", "vpdpbusd"), ("sierraforest", "vpdpbusd", "vpmaddubsw"),
+])  # fmt: skip
+def test_int8_without_avx512_is_made_of_what_the_cpu_multiplies_bytes_with(cpu: str, wanted: str, other: str) -> None:
+    target = elsewhere(cpu)
+    assembly = assembly_of(target, "int8", choose_family(target, "int8", AUTO, 40, MODEL))
+    assert wanted in assembly and other not in assembly and "dlrm_dot" not in assembly and "zmm" not in assembly
+
+
 @pytest.mark.parametrize(
     "cpu, precision", [("sapphirerapids", "int8"), ("graniterapids", "bf16"), ("sapphirerapids", "fp32")]
 )
 def test_tile_instructions_are_inlined(cpu: str, precision: str) -> None:
-    target, model = elsewhere(cpu), MODEL
-    family = choose_family(target, precision, AMX, 40, model)
-    numerics = dynamic(model, precision, "bf16")
-    job = Job(
-        CompileSettings(batch_size=40, precision=precision), quiet=True, cpu=target, model=model, isa=family,
-        numerics=numerics, tables=lay_out_tables(model, numerics=numerics),
-    )  # fmt: skip
-    assembly = machine_code(choose(look_at_machine(job))).executable.mod.imports[0].inspect_source("asm")
+    target = elsewhere(cpu)
+    assembly = assembly_of(target, precision, choose_family(target, precision, AMX, 40, MODEL))
     wanted = ["ldtilecfg", "tileloadd", "tileloaddt1", "tilestored", "tilezero", "tdpbf16ps"]
     for instruction in wanted + (["tdpbusd", "tdpbssd"] if precision == "int8" else []):
         assert re.search(rf"^\s+{instruction}\s", assembly, re.MULTILINE), instruction
-    assert "dlrm_tile_" not in re.sub(r"^\s*\.\w.*$|^\S.*$", "", assembly, flags=re.MULTILINE)
+    assert "dlrm_tile_" not in assembly

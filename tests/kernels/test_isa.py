@@ -7,7 +7,17 @@ from itertools import pairwise
 import pytest
 
 from dlrm_tvm.errors import UserError
-from dlrm_tvm.kernels.isa import AMX_FP32, AVX2, AVX2_INT8, AVX512, AVX512_BF16, AVX512_VNNI, FAMILIES, family_for
+from dlrm_tvm.kernels.isa import (
+    AMX_FP32,
+    AVX2,
+    AVX2_INT8,
+    AVX512,
+    AVX512_BF16,
+    AVX512_VNNI,
+    AVX_VNNI,
+    FAMILIES,
+    family_for,
+)
 from dlrm_tvm.kernels.vectors import LANES
 from dlrm_tvm.kernels.words import VALUES, Form
 from dlrm_tvm.machine.cpu import BF16_FLAG, FLAG_OF_FEATURE, PRECISION_FLAGS, VNNI_FLAG
@@ -20,6 +30,7 @@ FAMILIES_OF_CPUS = [
     ("cascadelake", AVX512, None, AVX512_VNNI),
     ("skylake-avx512", AVX512, None, AVX2_INT8),
     ("haswell", AVX2, None, AVX2_INT8),
+    ("sierraforest", AVX2, None, AVX_VNNI),
     ("sandybridge", None, None, None),
 ]
 
