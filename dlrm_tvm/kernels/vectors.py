@@ -24,17 +24,17 @@ def store(buffer, index, value, lanes: int = LANES) -> None:
     T.buffer_store(buffer, value, [T.ramp(index, 1, lanes)])
 
 
-def broadcast(scalar):
-    return T.broadcast(scalar, LANES)
+def broadcast(scalar, lanes: int = LANES):
+    return T.broadcast(scalar, lanes)
 
 
-def fma(x, y, z):
+def fma(x, y, z, lanes: int = LANES):
     """x*y + z as one instruction. `x*y + z` would be fused only under some of LLVM's flags."""
-    return T.call_llvm_pure_intrin("float32x16", "llvm.fma.v16f32", x, y, z)
+    return T.call_llvm_pure_intrin(f"float32x{lanes}", f"llvm.fma.v{lanes}f32", x, y, z)
 
 
-def zeros():
-    return broadcast(T.float32(0))
+def zeros(lanes: int = LANES):
+    return broadcast(T.float32(0), lanes)
 
 
 def floats(integers):

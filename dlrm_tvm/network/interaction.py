@@ -224,7 +224,7 @@ class DotEmitter:
 
         if self._int8 is not None:
             self._int8.start(plan.row_words, row, first_row, form)
-        dot_interaction(grouping, plan.row_words, row, first_row, write, form)
+        dot_interaction(grouping, plan.row_words, row, first_row, write, form, plan.family.registers)
 
 
 class TileDotEmitter(DotEmitter):

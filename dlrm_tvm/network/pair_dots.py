@@ -4,8 +4,9 @@ Plain definition, for pair p = (i, j):   dots[p] = sum_d z[i, d] * z[j, d]
 
 Blocked form: 16 pairs at a time in 16 accumulators over all of D (4 x 4 pairs need 8 loads per 16 multiply-adds),
 then a tree that turns 16 vectors into the vector of their 16 sums: 30 shuffles, 15 additions. Registers: 16
-accumulators + 8 rows. The order of the pairs is our own, `Grouping.order`; the first top layer's weights are packed in
-that order.
+accumulators + 8 rows. AVX2's 16 registers of 8 lanes take half of a group at a time, 2 x 4 pairs: 8 accumulators + 6
+rows, whose 16 lanes are added one half after the other. The order of the pairs is our own, `Grouping.order`; the first
+top layer's weights are packed in that order.
 
 Knows no tables: `row` gives, per vector and 16 of its words, an expression. In int8, z_i gets 128 added to each byte
 (words.py), so that its dot is too large by 128 * sum_d z[j, d]. `Lanes` tells the z_i and z_j of each lane, so that
@@ -16,13 +17,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from tvm.tirx.script.builder import ir as T
 
-from ..kernels.vectors import LANES, load
+from ..kernels.vectors import LANES, fma, load, store, zeros
 from ..kernels.words import Form
 
 EDGE = 4  # vectors on each side of a block of pairs: EDGE * EDGE accumulators
+HALF = LANES // 2
+
+# LLVM unrolls no loop with a call that must not be duplicated; this one is no instruction. Unrolled, it takes one
+# accumulator after the other and keeps all rows on the stack.
+_ROLLED = """
+define linkonce_odr void @dlrm_rolled() alwaysinline nounwind {
+  call void asm sideeffect "", ""() noduplicate
+  ret void
+}
+"""
 
 
 @dataclass(frozen=True)
@@ -86,15 +98,25 @@ class Lanes:
 
 
 def dot_interaction(
-    grouping: Grouping, words: int, row: Callable, first_row: Callable, write: Callable, form: Form
+    grouping: Grouping, words: int, row: Callable, first_row: Callable, write: Callable, form: Form, registers: int
 ) -> None:
     """All groups of one item.
 
     row(i): prepares vector i >= 1 (i may be an expression) and returns chunk -> 16 of its words;
     first_row(): the same for vector 0, x. write(group, sums, i, j): one group's 16 sums, and the Lanes of its pairs
-    (i, j). words: of a vector, a multiple of 16.
+    (i, j). words: of a vector, a multiple of 16; registers: of vectors of 16 lanes, as a family has them.
     """
-    chunks = words // LANES
+    if form.precision == "fp32" and registers <= EDGE * EDGE:
+        with T.attr(0, "pragma_import_llvm", _ROLLED):
+            _groups(grouping, words // LANES, row, first_row, write, _dots_in_halves)
+    else:
+        _groups(grouping, words // LANES, row, first_row, write, partial(_dots, form=form))
+
+
+def _groups(
+    grouping: Grouping, chunks: int, row: Callable, first_row: Callable, write: Callable, dots: Callable
+) -> None:
+    """dots(pairs of vectors, chunks): their dots as one vector."""
     if grouping.blocks > 1:
         with T.serial(grouping.blocks - 1) as upper:
             block_i = upper + 1
@@ -102,16 +124,16 @@ def dot_interaction(
             left = [row(block_i * EDGE + a) for a in range(EDGE)]
             right = [first_row(), *(row(b) for b in range(1, EDGE))]
             sides = Lanes(block_i * EDGE, each=True), Lanes(0)
-            write(group, _dots([(x, y) for x in left for y in right], chunks, form), *sides)
+            write(group, dots([(x, y) for x in left for y in right], chunks), *sides)
             with T.serial(upper) as other:
                 block_j = other + 1
                 left = [row(block_i * EDGE + a) for a in range(EDGE)]
                 right = [row(block_j * EDGE + b) for b in range(EDGE)]
                 sides = Lanes(block_i * EDGE, each=True), Lanes(block_j * EDGE)
-                write(group + block_j, _dots([(x, y) for x in left for y in right], chunks, form), *sides)
+                write(group + block_j, dots([(x, y) for x in left for y in right], chunks), *sides)
     for at, pairs in enumerate(grouping.rest):
         used = {i: first_row() if i == 0 else row(i) for i in sorted({i for pair in pairs for i in pair})}
-        sums = _dots([(used[i], used[j]) for i, j in pairs], chunks, form)
+        sums = dots([(used[i], used[j]) for i, j in pairs], chunks)
         filled = [*pairs, *[pairs[0]] * (LANES - len(pairs))]
         sides = (Lanes(listed=tuple(pair[side] for pair in filled)) for side in range(2))
         write(grouping.num_block_groups + at, sums, *sides)
@@ -134,6 +156,29 @@ def _dots(pairs: list, chunks: int, form: Form):
     return sum_lanes(sums + spare, form)
 
 
+def _dots_in_halves(pairs: list, chunks: int):
+    """The same, 8 pairs at a time."""
+    halves = [_half_dots(pairs[at : at + HALF], chunks) if pairs[at:] else zeros(HALF) for at in (0, HALF)]
+    return T.bind(T.Shuffle(halves, list(range(LANES))))
+
+
+def _half_dots(pairs: list, chunks: int):
+    """The dots of up to 8 pairs of vectors as 8 lanes."""
+    sums = [T.alloc_buffer((HALF,), "float32", scope="global") for _ in pairs]
+    for each in sums:
+        store(each, 0, zeros(HALF), HALF)
+    with T.serial(chunks) as chunk:
+        T.evaluate(T.call_extern("void", "dlrm_rolled"))
+        loaded = {id(v): T.bind(v(chunk)) for v in {id(v): v for pair in pairs for v in pair}.values()}
+        for first in (0, HALF):
+            lanes = list(range(first, first + HALF))
+            half = {key: T.bind(T.Shuffle([words], lanes)) for key, words in loaded.items()}
+            for each, (x, y) in zip(sums, pairs):
+                store(each, 0, fma(half[id(x)], half[id(y)], load(each, 0, HALF), HALF), HALF)
+    taken = [T.bind(load(each, 0, HALF)) for each in sums]
+    return _tree(_in_slots(taken, zeros(HALF), _HALF_LEVELS), _HALF_LEVELS)
+
+
 # One level of the tree: lanes of (a, b), 0..15 of a and 16..31 of b, whose two picks are added.
 _LEVELS = (
     ([*range(8), *range(24, 32)], [*range(8, 16), *range(16, 24)]),
@@ -144,29 +189,42 @@ _LEVELS = (
     ([b + o for b in (0, 4, 8, 12) for o in (0, 1, 18, 19)], [b + o for b in (0, 4, 8, 12) for o in (2, 3, 16, 17)]),
     ([b + o for b in (0, 4, 8, 12) for o in (0, 2, 16, 18)], [b + o for b in (0, 4, 8, 12) for o in (1, 3, 17, 19)]),
 )
+# The same for 8 lanes, those between quarters last: they are the slowest shuffles.
+_HALF_LEVELS = (
+    ([b + o for b in (0, 4) for o in (0, 1, 10, 11)], [b + o for b in (0, 4) for o in (2, 3, 8, 9)]),
+    ([b + o for b in (0, 4) for o in (0, 2, 8, 10)], [b + o for b in (0, 4) for o in (1, 3, 9, 11)]),
+    ([0, 1, 2, 3, 12, 13, 14, 15], [4, 5, 6, 7, 8, 9, 10, 11]),
+)
 
 
 def sum_lanes(vectors: list, form: Form):
     """Up to 16 vectors -> one; lane q holds the sum over the lanes of vectors[q], 0 past them."""
-    lanes: list = [None] * LANES
-    for q, slot in zip(range(LANES), _slots()):
-        lanes[slot] = vectors[q] if q < len(vectors) else form.no_sum()
-    return _tree(lanes)
+    return _tree(_in_slots(vectors, form.no_sum(), _LEVELS), _LEVELS)
 
 
-def _tree(vectors: list):
-    """16 vectors -> one; lane l holds the sum over the lanes of vectors[_slots()[l]]."""
-    for first, second in _LEVELS:
+def _in_slots(vectors: list, zero, levels: tuple) -> list:
+    """As `_tree` takes them for lane q to hold the sum of vectors[q]; `zero` for those that are missing."""
+    slots = _slots(levels)
+    lanes = [zero] * len(slots)
+    for vector, slot in zip(vectors, slots):
+        lanes[slot] = vector
+    return lanes
+
+
+def _tree(vectors: list, levels: tuple):
+    """As many vectors as lanes -> one; lane l holds the sum over the lanes of vectors[_slots(levels)[l]]."""
+    for first, second in levels:
         vectors = [
             T.bind(T.Shuffle([a, b], first) + T.Shuffle([a, b], second)) for a, b in zip(vectors[::2], vectors[1::2])
         ]
     return vectors[0]
 
 
-def _slots() -> list[int]:
+def _slots(levels: tuple) -> list[int]:
     """The vector that arrives in each lane, found by running the tree on names."""
-    vectors = [[{slot}] * LANES for slot in range(LANES)]
-    for first, second in _LEVELS:
+    lanes = len(levels[0][0])
+    vectors = [[{slot}] * lanes for slot in range(lanes)]
+    for first, second in levels:
         vectors = [
             [(a + b)[x] | (a + b)[y] for x, y in zip(first, second)] for a, b in zip(vectors[::2], vectors[1::2])
         ]

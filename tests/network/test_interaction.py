@@ -8,7 +8,7 @@ from bare_kernels import call, compiled, kernel
 from quantized import FAMILY, VALUES, needs, rounded, words_of
 from tvm.tirx.script.builder import ir as T
 
-from dlrm_tvm.kernels.isa import imported
+from dlrm_tvm.kernels.isa import REGISTERS, imported
 from dlrm_tvm.kernels.vectors import LANES, load, store
 from dlrm_tvm.kernels.words import Form
 from dlrm_tvm.model.interactions import Dot
@@ -49,7 +49,7 @@ def interaction_function(precision: str, count: int, words: int, with_self: bool
             def write(group, sums, i, j) -> None:
                 store(b["y"], group * LANES, sums if dots is None else dots.dots(sums, i, j))
 
-            dot_interaction(pair_groups(count, with_self), words, row, first_row, write, form)
+            dot_interaction(pair_groups(count, with_self), words, row, first_row, write, form, REGISTERS)
 
     sizes = {"z": count * words, "factors": count, "y": pair_groups(count, with_self).num_groups * LANES}
     return kernel("interaction", {name: (size, "float32") for name, size in sizes.items()}, body)
