@@ -22,7 +22,7 @@ Kernel names: dense_<precision>_<activation>.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm.tirx.script.builder import ir as T
@@ -132,20 +132,27 @@ def dense_layer(
     row_scale=no_row_scale,
     shared_by=1,
     sums=None,
+    last: tuple[Any, int] | None = None,
 ) -> None:
     """All outputs of `tiles` tiles of `mr` items, `shared_by` as a rule.
 
     source(tile, row, block, lane): a word of x as a scalar expression; row_scale(tile, row): its row's scale;
     write(tile, row, block, values): takes the vectors of 16 outputs from column 16 * block on;
     sums: float32 buffer for the sums between k blocks, padded(outputs) of each item; None: K in one. Not with a hook.
+    last: (1 where the last tile has only so many rows that count, else 0; so many): the others are not computed.
     """
     assert hook is None or sums is None
     emitter, places = _RegisterTiles(layer, weights, mr, source, write, row_scale, shared_by, sums), 0
     for part in _k_blocks(layer, 1 if sums is None else layer.schedule.k_blocks):
         for first, count, nr in layer.column_tiles:
-            with T.serial(count) as n, T.serial(tiles) as tile:
+            with T.serial(count) as n:
                 # n * nr is within this run of column tiles
-                emitter.emit(part, _Place(tile, first, n * nr, nr), _shifted(hook, layer, places, n))
+                shifted, at = _shifted(hook, layer, places, n), _Place(0, first, n * nr, nr, mr)
+                with T.serial(tiles if last is None else tiles - last[0]) as tile:
+                    emitter.emit(part, replace(at, tile=tile), shifted)
+                if last is not None:
+                    with T.If(last[0] == 1), T.Then():
+                        emitter.emit(part, replace(at, tile=tiles - 1, rows=last[1]), shifted)
             if hook is not None:
                 places += count * hook_places(layer, hook.every)
 
@@ -171,12 +178,13 @@ def hook_places(layer: PackedDense, hook_every: int) -> int:
 
 @dataclass(frozen=True)
 class _Place:
-    """A register tile: `nr` outputs from `first` + `column` on, of one tile of items."""
+    """A register tile: `nr` outputs from `first` + `column` on, of the first `rows` items of a tile."""
 
     tile: Any
     first: int
     column: Any
     nr: int
+    rows: int
 
     @property
     def output(self):
@@ -204,7 +212,7 @@ class _RegisterTiles:
         """part: its k block."""
         layer, (begin, end) = self.layer, part
         # One buffer per row, of scope "global": TVM puts small ones on the stack, and LLVM into registers.
-        acc = [T.alloc_buffer((at.nr,), layer.takes.sum_dtype, scope="global") for _ in range(self.mr)]
+        acc = [T.alloc_buffer((at.nr,), layer.takes.sum_dtype, scope="global") for _ in range(at.rows)]
         weight_at = layer.weight_at + at.output * layer.inputs
         kept = (at.tile * padded(layer.outputs) + at.output) * self.mr
         self._begin(acc, at, kept if begin else None)
@@ -216,7 +224,7 @@ class _RegisterTiles:
 
     def _begin(self, acc: list, at: _Place, kept) -> None:
         """kept: where the sums of the k block before are, None for the first one."""
-        for row in range(self.mr):
+        for row in range(at.rows):
             for v in range(at.vectors):
                 if kept is None:
                     value = self.layer.first_sum(self.weights, at.output + v * LANES)
@@ -232,7 +240,7 @@ class _RegisterTiles:
         def step(block, lane) -> None:
             k = block * LANES + lane
             w = [T.bind(load(self.weights, weight_at + k * nr + v * LANES)) for v in range(at.vectors)]
-            for row in range(self.mr):
+            for row in range(at.rows):
                 x = T.bind(broadcast(self.source(at.tile, row, block, lane)))
                 for v in range(at.vectors):
                     store(acc[row], v * LANES, layer.takes.dot(load(acc[row], v * LANES), x, w[v]))
@@ -260,13 +268,13 @@ class _RegisterTiles:
                 step(whole, lane)
 
     def _keep(self, acc: list, at: _Place, kept) -> None:
-        for row in range(self.mr):
+        for row in range(at.rows):
             for v in range(at.vectors):
                 store(self.sums, kept + (row * at.vectors + v) * LANES, words_of(load(acc[row], v * LANES)))
 
     def _finish(self, acc: list, at: _Place) -> None:
         finish = self.layer.finish(self.weights, at.output, at.vectors)
-        for row in range(self.mr):
+        for row in range(at.rows):
             scale = self.row_scale(at.tile, row)
             values = [finish(v, load(acc[row], v * LANES), scale) for v in range(at.vectors)]
             self.write(at.tile, row, at.output // LANES, values)

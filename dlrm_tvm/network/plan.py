@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..kernels.dense import PackedDense
 from ..kernels.embedding_bag import BagPrefetch
 from ..kernels.gather import Prefetch
-from ..kernels.isa import AVX512, Family
+from ..kernels.isa import AVX512, REGISTERS, Family
 from ..kernels.words import Form
 from .interaction import DotPlan
 from .joined import JoinedPlan
@@ -70,6 +70,13 @@ class NetworkPlan:
     def bottom_tiles(self) -> int:
         """Tiles that go through the bottom MLP together: one, so that it hides its rows' latency; on AMX the block."""
         return self.most_tiles if self.is_tiled else 1
+
+    @property
+    def last_rows(self) -> int | None:
+        """Items of the batch's last tile where layers compute those alone; None where they compute whole tiles. AVX2's
+        tiles of 6 divide few batches."""
+        rows = self.batch % self.mr
+        return rows if rows and self.family.registers < REGISTERS else None
 
     @property
     def parts(self) -> tuple[str, ...]:

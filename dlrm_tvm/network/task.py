@@ -71,11 +71,18 @@ class Task:
             first_item = T.bind((self.first_tile + (begin + tile)) * plan.mr)
             self.lookup.start(begin + tile, first_item, tile * plan.mr)
             self.lap("gather")
+            self.reach(begin + tile + 1)
             self.bottom(begin + tile, tile, self.lookup.hooks(), 1)
             self.interaction.run(tile)
             self.lap("interaction")
+        self.reach(begin + tiles)
         self.interaction.finish(tiles, self.layer, self.lap)
         self.top(begin, tiles)
+
+    def reach(self, end) -> None:
+        """The layers from here on are of tiles up to the task's tile `end`, without it."""
+        if self.plan.last_rows is not None:
+            self.with_last = T.bind(T.Select(self.first_tile + end == self.plan.tiles, 1, 0))
 
     def lap(self, part: str) -> None:
         """The time since the last lap goes to `part`."""
@@ -119,7 +126,8 @@ class Task:
         else:
             is_one = isinstance(tiles, int)  # tile, of the bottom MLP: nobody shares its panels
             shared_by, sums = (tiles, None) if is_one else (plan.most_tiles, self.sums)
-            dense_layer(layer, mlp, plan.mr, source, write, tiles, hook, row_scale, shared_by, sums)
+            last = None if plan.last_rows is None else (self.with_last, plan.last_rows)
+            dense_layer(layer, mlp, plan.mr, source, write, tiles, hook, row_scale, shared_by, sums, last)
 
     def top(self, begin, tiles) -> None:
         """Top MLP of the block: `tiles` tiles from the task's tile `begin` on."""

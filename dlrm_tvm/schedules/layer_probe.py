@@ -24,7 +24,16 @@ from ..kernels.vectors import padded, store
 from ..kernels.words import Form
 from .machine_model import own_pages
 from .passes import compile_kernels
-from .rules import LayerShape, NetworkSchedule, Probed, default_block, default_dense, in_k_blocks, tile_heights
+from .rules import (
+    LayerShape,
+    NetworkSchedule,
+    Probed,
+    computed_items,
+    default_block,
+    default_dense,
+    in_k_blocks,
+    tile_heights,
+)
 from .target import CpuTarget
 
 BLOCK_ITEMS = (100, 200, 50, 400, 25, 512, 12)  # of equally fast ones the first is taken
@@ -106,7 +115,9 @@ def probe_blocks(
         return runs[key]
 
     def best(candidates: list[Probed]) -> Probed:
-        return fastest(timed(candidates, [run_of(each) for each in candidates], batch, flops_of(layer, family)))
+        return fastest(
+            timed(candidates, [run_of(each) for each in candidates], batch, flops_of(layer, family), registers)
+        )
 
     def blocks_of(mr: int, *items: int) -> list[NetworkSchedule]:
         counts = dict.fromkeys(default_block(mr, batch, each) for each in items)
@@ -126,9 +137,14 @@ def probe_blocks(
 
 
 def timed(
-    candidates: Sequence[Probed], runs: Sequence[Callable[[int], None]], batch: int, flops_per_item: int
+    candidates: Sequence[Probed],
+    runs: Sequence[Callable[[int], None]],
+    batch: int,
+    flops_per_item: int,
+    registers: int = REGISTERS,
 ) -> list[Probed]:
-    """The candidates with their GFLOP/s, of the batch's own items; runs[i](tiles) computes a block.
+    """The candidates with their GFLOP/s, of the batch's own items; runs[i](tiles) computes a block. registers: as
+    tile_heights takes them.
 
     Turns are interleaved, so that slow drift of the machine hits all alike. The faster quarter of a candidate's turns
     counts, in time on this thread: what other programs take of the core and of the caches is not its fault.
@@ -142,7 +158,7 @@ def timed(
             start = thread_time()
             for _ in range(blocks):
                 run(network.block_tiles)
-            useful = batch / (-(-batch // network.mr) * network.mr)
+            useful = batch / computed_items(batch, network.mr, registers)
             mine.append((thread_time() - start) / (blocks * network.items * useful))
     return [
         replace(each, gflops=flops_per_item / sorted(mine)[len(mine) // 4] / 1e9)

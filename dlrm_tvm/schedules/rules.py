@@ -90,7 +90,15 @@ def tile_heights(batch: int, registers: int = REGISTERS, precision: str = "fp32"
         costs, small = _TILE_COST_AVX2, _SMALL_BATCH_AVX2
     if batch <= small:
         return [batch]
-    return sorted(costs, key=lambda mr: -(-batch // mr) * mr * costs[mr])
+    return sorted(costs, key=lambda mr: computed_items(batch, mr, registers) * costs[mr])
+
+
+def computed_items(batch: int, mr: int, registers: int) -> int:
+    """Items that tiles of mr compute for a batch, by the time they take. With AVX2 of the last tile no more than the
+    batch's own (NetworkPlan.last_rows), but fewer than 4 rows of two registers do not keep its multiply-adds busy."""
+    whole, rest = divmod(batch, mr)
+    last = mr if registers == REGISTERS else max(rest, 4)
+    return whole * mr + (last if rest else 0)
 
 
 def default_dense(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -185,6 +185,35 @@ def test_tiles_prefetch_each_line_of_the_next_panel(require_fma, monkeypatch, ti
     assert (seen[panel : 3 * panel] >= 1).all()
     if shared_by == tiles and 32 % tiles == 0:
         assert (seen[panel : 3 * panel] == 1).all()
+
+
+@pytest.mark.parametrize("k_blocks", [1, 2])
+@pytest.mark.parametrize("is_short", [0, 1])
+def test_rows_beyond_those_of_a_short_last_tile_are_not_computed(require_fma, is_short, k_blocks):
+    case, rows = Layer("last", 6, 3, 37, 48, "relu", 16), 4
+    packed = replace(case.packed, schedule=replace(case.packed.schedule, k_blocks=k_blocks))
+
+    def body(b) -> None:
+        source, out = Tiles(b["x"], 0, case.inputs, case.mr), Tiles(b["y"], 0, case.outputs, case.mr)
+        word = lambda tile, row, block, lane: b["x"][source.index(tile, row, block, lane)]  # noqa: E731
+
+        def write(tile, row, block, values: list) -> None:
+            store(b["y"], out.index(tile, row, block), values[0])
+
+        sums, last = b["sums"] if k_blocks > 1 else None, (b["is_short"][0], rows)
+        dense_layer(packed, b["w"], case.mr, word, write, case.tiles, sums=sums, last=last)
+
+    sizes = {"x": case.items * up(case.inputs), "w": case.packed.bias_at + up(case.outputs)}
+    sizes |= {"y": case.items * up(case.outputs), "sums": case.items * up(case.outputs)}
+    buffers = {name: (size, "float32") for name, size in sizes.items()} | {"is_short": (1, "int32")}
+    run = compiled([kernel("last", buffers, body)])["last"]
+    x, weight, bias = case.numbers()
+    y, sums = (np.full(sizes["y"], np.nan, np.float32) for _ in range(2))
+    y = call(run, to_tiles(x, case.mr), case.buffer(weight, bias), y, sums, np.array([is_short], np.int32))[2]
+    y = from_tiles(y, case.items, case.outputs, case.mr)
+    taken = 2 * case.mr + (rows if is_short else case.mr)
+    np.testing.assert_allclose(y[:taken], case.formula(x, weight, bias)[:taken], rtol=2e-6, atol=4e-6)
+    assert np.isnan(y[taken:]).all()
 
 
 def run_gemv(layers, case: Layer, x: np.ndarray) -> np.ndarray:

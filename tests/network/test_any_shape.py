@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from models import flat_bags, library_in_memory, numpy_predictions, random_bags, random_batch, random_dlrm
+from models import assert_close, flat_bags, library_in_memory, numpy_predictions, random_bags, random_batch, random_dlrm
 from portable_ir import portable
 from quantized import dynamic, static
 from quantized_formulas import quantized_predictions
 
 from dlrm_tvm.compiler.plan import layer_shapes
+from dlrm_tvm.kernels.gather import Prefetch
 from dlrm_tvm.kernels.isa import AVX2, AVX2_INT8, AVX512, AVX512_BF16, AVX512_VNNI, Family
 from dlrm_tvm.model.dlrm import Dlrm
 from dlrm_tvm.model.precision import Numerics, numerics_of
-from dlrm_tvm.schedules.rules import Schedules, default_dense, default_network
+from dlrm_tvm.schedules.rules import NetworkSchedule, Schedules, default_dense, default_network
 
 CLOSE, STEP = 1e-5, 0.05
 FAMILIES = (AVX512, AVX512_BF16, AVX512_VNNI, AVX2, AVX2_INT8, AVX512_BF16, AVX512_VNNI)
@@ -40,13 +41,15 @@ def random_shape(rng: np.random.Generator) -> dict:
 
 
 def schedules(model: Dlrm, numerics: Numerics, family: Family, batch: int) -> Schedules:
-    layers = layer_shapes(model, numerics, family)
     network = default_network(batch, family.registers, family.precision)
+    return by_rule(model, numerics, family, network)
 
+
+def by_rule(model: Dlrm, numerics: Numerics, family: Family, network: NetworkSchedule) -> Schedules:
     def rule(layer):
         return default_dense(network.mr, layer.outputs, family.registers, layer.unit)
 
-    return Schedules.given(network, rule, layers)
+    return Schedules.given(network, rule, layer_shapes(model, numerics, family))
 
 
 @pytest.mark.parametrize("seed", [1, 2, 4, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, 24))])
@@ -75,3 +78,18 @@ def test_a_network_of_any_shape_gives_what_the_formulas_give(seed: int, require_
         error = np.abs(got - wanted)
         most = CLOSE if family.precision == "fp32" else STEP
         assert error.max() <= most and np.median(error) <= CLOSE, (shape, batch, error)
+
+
+@pytest.mark.parametrize("interaction", ["dot", "cross"])
+@pytest.mark.parametrize("batch", [7, 10, 12, 17])
+def test_a_last_tile_of_any_height_gives_what_the_formulas_give(
+    batch: int, interaction: str, require_fma: None
+) -> None:
+    model, network = random_dlrm(interaction=interaction), NetworkSchedule(6, 2, Prefetch(every=1, locality=2))
+    numerics = numerics_of(model, "fp32")
+    run = library_in_memory(model, batch, by_rule(model, numerics, AVX2, network), numerics, AVX2)
+    dense, indices = random_batch(model, batch)
+    for threads in (1, 2):
+        assert_close(run(dense, indices, threads), numpy_predictions(model, dense, indices))
+    flat, begins = flat_bags(*random_bags(model, batch), batch)
+    assert_close(run(dense, flat, 1, begins), numpy_predictions(model, dense, *random_bags(model, batch)))

@@ -19,12 +19,14 @@ from dlrm_tvm.schedules.rules import (
     NetworkSchedule,
     Schedules,
     choose_schedules,
+    computed_items,
     default_dense,
     default_network,
     dense_shape,
     network_from,
     network_numbers,
     network_shape,
+    tile_heights,
 )
 from dlrm_tvm.schedules.tuning_log import Record, TuningLog, read_log
 
@@ -111,6 +113,17 @@ def test_records_of_another_batch_or_activation_are_not_taken():
 
 def test_a_kernel_that_several_layers_share_is_named_once():
     assert len(chosen(layers=[LAYER] * 3).untuned) == 2
+
+
+@pytest.mark.parametrize("batch, mr", [(6, 6), (7, 4), (8, 4), (10, 6), (16, 6), (100, 6), (2048, 6)])
+def test_avx2_takes_tiles_of_6_unless_the_last_one_keeps_fewer_than_4_rows(batch, mr):
+    assert tile_heights(batch, REGISTERS_AVX2)[0] == mr
+
+
+@pytest.mark.parametrize("batch, mr, whole, alone", [(12, 6, 12, 12), (17, 6, 18, 17), (13, 6, 18, 16), (7, 4, 8, 8)])
+def test_the_last_tile_of_avx2_alone_is_computed_for_its_own_items(batch, mr, whole, alone):
+    assert computed_items(batch, mr, REGISTERS) == whole
+    assert computed_items(batch, mr, REGISTERS_AVX2) == alone
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
