@@ -154,16 +154,24 @@ def timed(
     while perf_counter() - began < _SECONDS or len(seconds[-1]) < _LEAST_TURNS:
         for candidate, run, mine in zip(candidates, runs, seconds):
             network = candidate.network
-            blocks = max(1, _ITEMS_PER_TURN // network.items)
+            blocks = blocks_of_turn(network, batch)
             start = thread_time()
-            for _ in range(blocks):
-                run(network.block_tiles)
+            for tiles in blocks:
+                run(tiles)
             useful = batch / computed_items(batch, network.mr, registers)
-            mine.append((thread_time() - start) / (blocks * network.items * useful))
+            mine.append((thread_time() - start) / (sum(blocks) * network.mr * useful))
     return [
         replace(each, gflops=flops_per_item / sorted(mine)[len(mine) // 4] / 1e9)
         for each, mine in zip(candidates, seconds)
     ]
+
+
+def blocks_of_turn(network: NetworkSchedule, batch: int) -> list[int]:
+    """Tiles of each block. Of a small batch the last one too: 4 items alone stream all weights like 12."""
+    whole, rest = divmod(-(-batch // network.mr), network.block_tiles)
+    own = [network.block_tiles] * whole + [rest] * (rest > 0)
+    own = own if batch <= _ITEMS_PER_TURN else own[:1]
+    return own * max(1, _ITEMS_PER_TURN // (sum(own) * network.mr))
 
 
 def fastest(candidates: Sequence[Probed]) -> Probed:

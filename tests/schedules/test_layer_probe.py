@@ -12,6 +12,7 @@ from quantized import quantized_cases
 
 from dlrm_tvm.compiler.plan import layer_shapes
 from dlrm_tvm.kernels.gather import Prefetch
+from dlrm_tvm.kernels.isa import REGISTERS_AVX2
 from dlrm_tvm.model.precision import numerics_of
 from dlrm_tvm.schedules import layer_probe
 from dlrm_tvm.schedules.rules import NetworkSchedule, Probed, default_network
@@ -96,6 +97,21 @@ def test_padding_counts(made_up_layer) -> None:
     assert [each.gflops for each in found] == [1, pytest.approx(1 / 1.6)]
 
 
+def test_of_padding_avx2_computes_the_last_tile_no_more(made_up_layer) -> None:
+    """16 items in tiles of 6 take what whole tiles of 16 items would."""
+    runs = [lambda tiles: setattr(made_up_layer, "now", made_up_layer.now + 6 * tiles)]
+    found = layer_probe.timed([Probed(NetworkSchedule(6, 3, FETCH))], runs, 16, 10**9, REGISTERS_AVX2)
+    assert found[0].gflops == pytest.approx(1)
+
+
+def test_a_small_batch_runs_in_its_own_blocks() -> None:
+    of = lambda mr, tiles, batch: layer_probe.blocks_of_turn(NetworkSchedule(mr, tiles, FETCH), batch)  # noqa: E731
+    assert of(6, 2, 16) == [2, 1] * 14
+    assert of(5, 20, 100) == [20, 20]
+    assert of(5, 8, 100) == [8, 8, 4] * 2
+    assert of(6, 86, 2048) == [86]
+
+
 def test_less_than_noise_does_not_beat_the_rule(made_up_layer) -> None:
     start = default_network(2048, block_items=30)
     made_up_layer.seconds = lambda mr, tiles, *_: mr * tiles * (1e-3 if (mr, tiles) == (5, 6) else 0.995e-3)
@@ -111,7 +127,7 @@ def test_candidates_take_turns(made_up_layer) -> None:
         made_up_layer.now += 0.1
 
     runs = [lambda tiles, name=name: run(name) for name in "ab"]
-    layer_probe.timed(candidates, runs, 100, 1)
+    layer_probe.timed(candidates, runs, 400, 1)
     assert len(made_up_layer.calls) >= 6 and made_up_layer.calls == ["a", "b"] * (len(made_up_layer.calls) // 2)
 
 
