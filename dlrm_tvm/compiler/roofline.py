@@ -69,8 +69,10 @@ def _layer(layer: Dense, packed: PackedDense, items: int, network: Family) -> tu
 
 
 def _flops_per_cycle(family: Family) -> float:
-    """Two vector instructions begin in a cycle; a product of two tiles takes 16."""
-    return family.flops_per_step / (16 * len(family.products)) if family.tiles else 2 * family.flops_per_step
+    """Two multiplies of vectors begin in a cycle; a product of two tiles takes 16."""
+    if family.tiles:
+        return family.flops_per_step / (16 * len(family.products))
+    return 2 * family.flops_per_step / family.multiplies
 
 
 def _interaction(model: Dlrm, plan: NetworkPlan) -> tuple[str, int, float, float, float]:

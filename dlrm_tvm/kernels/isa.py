@@ -105,7 +105,8 @@ class Family:
 
     flags: of /proc/cpuinfo, needed to run them; registers: of vectors of 16 lanes; chains: independent multiply-adds
     of the peak loop (peak.py), each a peak_step(acc, x, y). multiply_add(acc, x, w): acc + x . w over the values of
-    each word, `flops_per_step` FLOPs; helpers: the LLVM IR of both.
+    each word, `flops_per_step` FLOPs; helpers: the LLVM IR of both. multiplies: the instructions in it that
+    multiply a register, of which fp32's has one.
 
     words: what layers take where it is not the precision's own (words.py): bf16 for fp32 on AMX; "bytes", one vector
     packed alone, for int8 on AVX2, which has no registers for two. largest_weight: of int8 layers, in steps of their
@@ -130,6 +131,7 @@ class Family:
     products: tuple[tuple[int, int], ...] = WHOLE
     words: str = ""
     largest_weight: int = 127
+    multiplies: int = 1
 
     @property
     def takes(self) -> str:
@@ -151,7 +153,7 @@ class Family:
 AVX2 = Family("avx2", "fp32", ("avx2", "fma"), REGISTERS_AVX2, 2 * LANES, 6, dot_fp32, fma)
 AVX2_INT8 = Family(
     "avx2_int8", "int8", AVX2.flags, REGISTERS_AVX2, 8 * LANES, 6, dot_bytes, scaled_bytes,
-    llvm_ir.AVX2_INT8, words="bytes", largest_weight=64,
+    llvm_ir.AVX2_INT8, words="bytes", largest_weight=64, multiplies=2,
 )  # fmt: skip
 AVX_VNNI = Family(
     "avx_vnni", "int8", ("avx_vnni", *AVX2.flags), REGISTERS_AVX2, 8 * LANES, 6, dot_bytes, dot_bytes, llvm_ir.AVX_VNNI,

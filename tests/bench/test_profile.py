@@ -13,6 +13,7 @@ import models
 import numpy as np
 import pytest
 from models import build_plain, job_of, on_threads, random_bags, random_batch, random_dlrm, schedules_of
+from quantized import dynamic
 from scripts import read_result, run
 
 from dlrm_tvm.bench import measure
@@ -22,12 +23,13 @@ from dlrm_tvm.compiler.plan import layer_shapes
 from dlrm_tvm.compiler.roofline import roofline
 from dlrm_tvm.errors import UserError
 from dlrm_tvm.instances.profiling import ProfiledCalls, profile_calls, ticks_per_ns
-from dlrm_tvm.kernels.isa import AMX_FP32
+from dlrm_tvm.kernels.isa import AMX_FP32, AVX2_INT8, AVX512_VNNI, AVX_VNNI
 from dlrm_tvm.machine.caches import caches_of
 from dlrm_tvm.model.precision import numerics_of
 from dlrm_tvm.runtime.artifact import open_artifact
 from dlrm_tvm.runtime.executor import Executor
 from dlrm_tvm.runtime.manifest import Manifest, Part
+from dlrm_tvm.schedules.rules import Schedules, default_dense, default_network
 from dlrm_tvm.schedules.tile_rules import tile_schedules
 
 CORES = sorted(os.sched_getaffinity(0))
@@ -108,6 +110,19 @@ def test_fp32_layers_on_tiles_are_held_against_the_tiles_peak_and_the_others_aga
     assert {name: parts[name].peak_share for name in wanted} == pytest.approx(wanted)
     weight = model.top[0].weight
     assert parts["top 1"].nbytes * 100 == pytest.approx(weight.size * 6 + len(weight) * 4), "6 bytes a weight"
+
+
+@pytest.mark.parametrize("family, share", [(AVX512_VNNI, 1 / 4), (AVX_VNNI, 1 / 4), (AVX2_INT8, 1 / 2)])
+def test_fp32_layers_of_int8_are_held_against_the_multiplies_that_int8_takes(family, share) -> None:
+    """Four values a register, in one instruction or, without VNNI, in two."""
+    model = medium_dlrm()
+    numerics = dynamic(model, "int8", family=family)
+    network = default_network(100, family.registers, "int8")
+    dense = lambda layer: default_dense(network.mr, layer.outputs, family.registers, layer.unit)  # noqa: E731
+    schedules = Schedules.given(network, dense, layer_shapes(model, numerics, family))
+    job = replace(job_of(model, 100, schedules, numerics), isa=family)
+    parts = {part.name: part.peak_share for part in roofline(model, pipeline.plan(job).planned.plan)}
+    assert parts == {name: share if name in ("bottom 1", "top 2") else 1 for name in NAMES}
 
 
 def test_main_is_the_same_function_with_and_without_the_flag(require_fma: None, tmp_path: Path) -> None:
