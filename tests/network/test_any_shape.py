@@ -12,13 +12,13 @@ from quantized_formulas import quantized_predictions
 
 from dlrm_tvm.compiler.plan import layer_shapes
 from dlrm_tvm.kernels.gather import Prefetch
-from dlrm_tvm.kernels.isa import AVX2, AVX2_INT8, AVX512, AVX512_BF16, AVX512_VNNI, Family
+from dlrm_tvm.kernels.isa import AVX2, AVX2_INT8, AVX512, AVX512_BF16, AVX512_VNNI, AVX_VNNI, Family
 from dlrm_tvm.model.dlrm import Dlrm
 from dlrm_tvm.model.precision import Numerics, numerics_of
 from dlrm_tvm.schedules.rules import NetworkSchedule, Schedules, default_dense, default_network
 
 CLOSE, STEP = 1e-5, 0.05
-FAMILIES = (AVX512, AVX512_BF16, AVX512_VNNI, AVX2, AVX2_INT8, AVX512_BF16, AVX512_VNNI)
+FAMILIES = (AVX512, AVX512_BF16, AVX512_VNNI, AVX2, AVX2_INT8, AVX_VNNI, AVX512_BF16, AVX512_VNNI)
 
 
 def random_shape(rng: np.random.Generator) -> dict:
@@ -52,7 +52,7 @@ def by_rule(model: Dlrm, numerics: Numerics, family: Family, network: NetworkSch
     return Schedules.given(network, rule, layer_shapes(model, numerics, family))
 
 
-@pytest.mark.parametrize("seed", [1, 2, 4, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, 24))])
+@pytest.mark.parametrize("seed", [1, 2, 4, 5, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, 24))])
 def test_a_network_of_any_shape_gives_what_the_formulas_give(seed: int, require_fma: None) -> None:
     family = FAMILIES[seed % len(FAMILIES)]
     rng = np.random.default_rng(seed)

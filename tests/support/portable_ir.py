@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dlrm_tvm.kernels.isa import REGISTERS, Family
+from dlrm_tvm.kernels.isa import AVX2_INT8, AVX_VNNI, REGISTERS, Family
 from dlrm_tvm.kernels.llvm_ir import BYTE_ORDER, UNPACK
 
 _ORDER = ", ".join(f"i32 {column}" for column in BYTE_ORDER)
@@ -105,8 +105,22 @@ attributes #0 = { alwaysinline nounwind willreturn memory(none) }
 )
 
 
+# Weights of 8 bits on AVX2: by what it takes rows with, which adds up in 32 bits.
+_BYTES_ON_AVX2 = (
+    AVX2_INT8.helpers.replace("@dlrm_dot_bytes", "@dlrm_dot_pairs")
+    + """
+define linkonce_odr <16 x i32> @dlrm_dot_bytes(<16 x i32> %acc, <16 x float> %x, <16 x float> %w) #0 {
+  %r = call <16 x i32> @dlrm_dot_int8(<16 x i32> %acc, <16 x float> %x, <16 x float> %w)
+  ret <16 x i32> %r
+}
+"""
+)
+
+
 def portable(family: Family) -> Family:
-    """The family with these helpers, and with AMX's tiles by loops; AVX2's as it is."""
+    """The family with these helpers, and with AMX's tiles by loops; AVX2's as it is, AVX-VNNI's on AVX2."""
+    if family is AVX_VNNI:
+        return replace(family, helpers=_BYTES_ON_AVX2)
     if family.registers != REGISTERS:
         return family
     return replace(family, helpers=PORTABLE, emulated=family.tiles)
