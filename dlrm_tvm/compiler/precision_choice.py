@@ -112,5 +112,5 @@ def choose_numerics(
             how = {"first_layer": first_layer, "largest_weight": family.largest_weight}
             numerics = numerics_of(model, precision, scales, **how)
     except ValueError as error:
-        raise UserError(f"{model.name}: {error}. Use --precision bf16, or export the model anew.") from None
+        raise UserError(f"{model.name}: {error}. Use --precision fp32, or export the model anew.") from None
     return numerics if calibration is None else calibrate(model, numerics, calibration, max_ind_range)

@@ -12,8 +12,10 @@ from quantized import QUANTIZED, VALUES, byte_order, values_of
 from sparse_tables import on_disk
 
 from dlrm_tvm.compiler import table_conversion
+from dlrm_tvm.compiler.precision_choice import choose_numerics
 from dlrm_tvm.compiler.table_conversion import stored_bytes, stored_rows, table_scales
 from dlrm_tvm.compiler.table_layout import lay_out_tables
+from dlrm_tvm.errors import UserError
 from dlrm_tvm.model.dlrm import Dlrm, Table
 from dlrm_tvm.model.precision import PRECISIONS, numerics_of
 
@@ -113,6 +115,13 @@ def test_a_tables_scale_is_its_largest_magnitude_over_127_with_its_weights(chunk
     np.testing.assert_array_equal(scales, [*(each / np.float32(127) for each in largest), 1])
     assert scales.dtype == np.float32
     assert sum(done) == sum(table.rows.nbytes for table in tables)
+
+
+def test_what_int8_cannot_take_is_refused_with_a_precision_that_every_cpu_has():
+    model = of_dim(16)
+    large = replace(model.tables[0], rows=model.tables[0].rows * np.float32(1e20))
+    with pytest.raises(UserError, match=r"int8 cannot take\. Use --precision fp32"):
+        choose_numerics(replace(model, tables=(large, *model.tables[1:])), "int8")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, -2e18])
