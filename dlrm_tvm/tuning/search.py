@@ -243,8 +243,8 @@ def block_candidates(batch: int, mr: int, block_items: int) -> list[int]:
 def dense_candidates(mr: int, layer: LayerShape, registers: int = REGISTERS) -> list[DenseSchedule]:
     """The rule's choice, then register tiles that fit and have enough accumulators, where the layer is wide enough."""
     widths = {min(padded(layer.outputs), nr) for nr in (16, 32, 48, 64, 80, 96, 128, 256)}
-    fitting = [nr for nr in sorted(widths) if mr == 1 or DenseSchedule(nr, 1).registers(mr) <= registers]
-    fitting = [nr for nr in fitting if nr % (LANES * layer.unit) == 0] or fitting[-1:]
+    whole = [nr for nr in sorted(widths) if nr % (LANES * layer.unit) == 0] or [max(widths)]
+    fitting = [nr for nr in whole if mr == 1 or DenseSchedule(nr, 1).registers(mr) <= registers] or whole[:1]
     enough = [nr for nr in fitting if mr * nr // LANES >= _ACCUMULATORS] or fitting[-1:]
     unrolls = (1,) if mr == 1 else (1, 2)
     rule = default_dense(mr, layer.outputs, registers, layer.unit)

@@ -18,7 +18,7 @@ from dlrm_tvm.compiler.plan import layer_shapes
 from dlrm_tvm.console import Bar
 from dlrm_tvm.kernels.dense import DenseSchedule
 from dlrm_tvm.kernels.gather import Prefetch
-from dlrm_tvm.kernels.isa import REGISTERS
+from dlrm_tvm.kernels.isa import REGISTERS, REGISTERS_AVX2
 from dlrm_tvm.machine.caches import caches_of
 from dlrm_tvm.model.precision import PRECISIONS, numerics_of
 from dlrm_tvm.schedules.machine_model import MachineModel, Peak
@@ -26,9 +26,11 @@ from dlrm_tvm.schedules.rules import (
     LayerShape,
     NetworkSchedule,
     Probed,
+    _usable_dense,
     choose_schedules,
     default_dense,
     default_network,
+    dense_numbers,
     tile_heights,
 )
 from dlrm_tvm.schedules.target import CpuTarget, cpu_target
@@ -127,6 +129,17 @@ def test_dense_candidates_are_distinct_and_fit_the_registers(mr, outputs, unit):
     assert all(
         schedule.nr // 16 < REGISTERS if mr == 1 else schedule.registers(mr) <= REGISTERS for schedule in candidates
     )
+
+
+@pytest.mark.parametrize("mr", range(1, 7))
+@pytest.mark.parametrize("outputs", [1, 16, 20, 40, 128])
+@pytest.mark.parametrize("unit", [1, 2])
+def test_dense_candidates_of_avx2_are_such_that_a_log_with_them_is_used(mr, outputs, unit):
+    """Tall tiles have no registers for two vectors of outputs; x of an int8 network is packed in twos all the same."""
+    layer = LayerShape("relu", 100, outputs, unit=unit)
+    candidates = search.dense_candidates(mr, layer, REGISTERS_AVX2)
+    assert candidates[0] == default_dense(mr, outputs, REGISTERS_AVX2, unit)
+    assert all(_usable_dense(dense_numbers(schedule), layer) for schedule in candidates)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 16, 100])
