@@ -193,8 +193,9 @@ class _LayerPacker(Packer):
         elif form.is_whole:
             assert form.family is None or numerics.largest_weight <= form.family.largest_weight
             weight = weight if numerics.scales is None else weight * numerics.scales
-            scale = scales_of(np.abs(weight).max(axis=1), numerics.largest_weight)
-            weight = to_int8(weight, scale[:, None])
+            steps = numerics.largest_weight
+            scale = scales_of(np.abs(weight).max(axis=1), steps)
+            weight = to_int8(weight, scale[:, None], steps)
             compensation = -form.zero_point * weight.astype(np.int32).sum(axis=1, dtype=np.int32)
             arrays = {"scale_at": pack_numbers(scale), "compensation_at": pack_numbers(compensation)}
         if form.parts == 1:

@@ -136,7 +136,7 @@ def scales_of(largest: np.ndarray, steps: int = LARGEST) -> np.ndarray:
     return np.where(scales > 0, scales, np.float32(1)).astype(np.float32)
 
 
-def to_int8(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """values / scales (broadcast) rounded to nearest even, within -127 .. 127: int8 array."""
+def to_int8(values: np.ndarray, scales: np.ndarray, steps: int = LARGEST) -> np.ndarray:
+    """values / scales (broadcast) rounded to nearest even, within -steps .. steps: int8 array."""
     scaled = np.asarray(values, np.float32) / np.asarray(scales, np.float32)
-    return np.clip(np.rint(scaled, out=scaled), -LARGEST, LARGEST, out=scaled).astype(np.int8)
+    return np.clip(np.rint(scaled, out=scaled), -steps, steps, out=scaled).astype(np.int8)

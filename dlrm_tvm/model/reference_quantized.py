@@ -84,8 +84,9 @@ def _int8_sums(layer: Dense, numerics: LayerNumerics, x: np.ndarray) -> tuple[np
     else:
         low, high = (-128, 127) if numerics.signed else (0, 255)
         x, weight = np.clip(np.rint(x), low, high), weight * numerics.scales
-    scale = scales_of(np.abs(weight).max(axis=1), numerics.largest_weight)
-    return x.astype(np.float64) @ to_int8(weight, scale[:, None]).astype(np.float64).T, scale[None] * scales
+    steps = numerics.largest_weight
+    scale = scales_of(np.abs(weight).max(axis=1), steps)
+    return x.astype(np.float64) @ to_int8(weight, scale[:, None], steps).astype(np.float64).T, scale[None] * scales
 
 
 def row_bytes(x: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:

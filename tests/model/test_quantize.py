@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 from dlrm_tvm.model.precision import from_bf16, scales_of, to_bf16, to_int8
 
@@ -70,3 +71,11 @@ def test_int8_divides_by_the_scales_that_are_broadcast():
 
 def test_a_range_of_the_least_denormals_has_a_scale_too():
     assert scales_of(np.float32([2.0**-149]))[0] > 0
+
+
+@pytest.mark.parametrize("steps", [127, 64])
+def test_no_value_is_beyond_the_steps_even_of_a_scale_that_denormals_round(steps):
+    """95 of the smallest float32 in 64 steps are 1.48 of it a step, which is no float32."""
+    for largest in np.float32([95 * 2.0**-149, 190 * 2.0**-149, 1e-38, 0.7, 3.4e38]):
+        values = np.array([largest, -largest])
+        assert np.abs(to_int8(values, scales_of(largest, steps), steps)).max() <= steps
