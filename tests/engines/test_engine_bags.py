@@ -21,6 +21,7 @@ from dlrm_tvm.engines.interface import ENGINES, refusal
 from dlrm_tvm.engines.quantization import with_int8
 from dlrm_tvm.errors import UserError
 from dlrm_tvm.frontend.reader import read_dlrm
+from dlrm_tvm.machine.cpu import VNNI_FLAG, host_flags
 from dlrm_tvm.model.card import describe
 from dlrm_tvm.model.dlrm import GraphInputs
 from dlrm_tvm.runtime.artifact import open_artifact
@@ -80,7 +81,8 @@ def test_int8_is_quantized_on_the_graphs_own_bags(engine: str, tmp_path: Path) -
             found.append(opened.predictions().copy())
             wanted.append(numpy_predictions(model, dense[first : first + BATCH], part.indices, part.offsets))
         found, wanted = np.concatenate(found), np.concatenate(wanted)
-        assert np.corrcoef(found, wanted)[0, 1] > 0.95, "cross layers of random weights magnify what is rounded"
+        # Cross layers of random weights magnify what is rounded; without VNNI engines have weights of 7 bits.
+        assert np.corrcoef(found, wanted)[0, 1] > (0.95 if VNNI_FLAG in host_flags() else 0.9)
         assert np.abs(found - wanted).mean() > 1e-5
 
 
