@@ -81,8 +81,9 @@ def test_int8_is_quantized_on_the_graphs_own_bags(engine: str, tmp_path: Path) -
             found.append(opened.predictions().copy())
             wanted.append(numpy_predictions(model, dense[first : first + BATCH], part.indices, part.offsets))
         found, wanted = np.concatenate(found), np.concatenate(wanted)
-        # Cross layers of random weights magnify what is rounded; without VNNI engines have weights of 7 bits.
-        assert np.corrcoef(found, wanted)[0, 1] > (0.95 if VNNI_FLAG in host_flags() else 0.9)
+        # Without VNNI engines have weights of 7 bits: OpenVINO 0.9488 on a Zen 3.
+        least = 0.95 if VNNI_FLAG in host_flags() else 0.94
+        assert np.corrcoef(found, wanted)[0, 1] > least, "cross layers of random weights magnify what is rounded"
         assert np.abs(found - wanted).mean() > 1e-5
 
 
