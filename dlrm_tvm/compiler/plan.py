@@ -19,7 +19,7 @@ from ..kernels.packing import Packer, pack_bias, pack_numbers, pack_weight, pack
 from ..kernels.vectors import LANES, padded
 from ..kernels.words import FP32, UNPACKED, Form, row_words, table_form
 from ..model.dlrm import Dense, Dlrm
-from ..model.precision import LayerNumerics, Numerics, numerics_of, scales_of, to_bf16, to_int8
+from ..model.precision import LayerNumerics, Numerics, int8_weights, numerics_of, to_bf16
 from ..network.interaction import plan_of
 from ..network.plan import NetworkPlan
 from ..schedules.rules import LayerShape, NetworkSchedule
@@ -193,9 +193,7 @@ class _LayerPacker(Packer):
         elif form.is_whole:
             assert form.family is None or numerics.largest_weight <= form.family.largest_weight
             weight = weight if numerics.scales is None else weight * numerics.scales
-            steps = numerics.largest_weight
-            scale = scales_of(np.abs(weight).max(axis=1), steps)
-            weight = to_int8(weight, scale[:, None], steps)
+            scale, weight = int8_weights(weight, numerics.largest_weight)
             compensation = -form.zero_point * weight.astype(np.int32).sum(axis=1, dtype=np.int32)
             arrays = {"scale_at": pack_numbers(scale), "compensation_at": pack_numbers(compensation)}
         if form.parts == 1:

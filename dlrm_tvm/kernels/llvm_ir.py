@@ -64,7 +64,12 @@ define linkonce_odr <8 x float> @dlrm_bytes_{name}(<16 x float> %a, <16 x float>
     )
 )
 
-_WHOLE = ", ".join(f"i32 {byte}" for byte in range(64))
+
+def _order(numbers) -> str:
+    return ", ".join(f"i32 {number}" for number in numbers)
+
+
+_WHOLE = _order(range(64))
 _UPPER_BYTES = 0x8888888888888888 - (1 << 64)  # of each int32, as a mask
 
 
@@ -94,12 +99,6 @@ define linkonce_odr <16 x float> @dlrm_unpack_{half}(<8 x float> %v) #0 {{
 
 
 UNPACK, UNPACK_VBMI = _unpack_helpers(with_vbmi=False), _unpack_helpers(with_vbmi=True)
-
-
-def _order(numbers) -> str:
-    return ", ".join(f"i32 {number}" for number in numbers)
-
-
 _LOW = _order(range(LANES))
 
 

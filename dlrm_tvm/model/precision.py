@@ -116,6 +116,12 @@ def signed_inputs(model: Dlrm) -> list[bool]:
     return [True, *after]
 
 
+def int8_weights(weight: np.ndarray, steps: int = LARGEST) -> tuple[np.ndarray, np.ndarray]:
+    """[outputs, inputs] float32 -> (scales [outputs], whole numbers of them within -steps .. steps as int8)"""
+    scales = scales_of(np.abs(weight).max(axis=1), steps)
+    return scales, to_int8(weight, scales[:, None], steps)
+
+
 def to_bf16(values: np.ndarray) -> np.ndarray:
     """float32 of any shape -> the bits of bfloat16 as uint16. Overflow becomes infinite, NaN stays NaN."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)

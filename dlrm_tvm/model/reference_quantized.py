@@ -17,7 +17,7 @@ import numpy as np
 
 from .dlrm import Dense, Dlrm, Table
 from .layers import Outputs
-from .precision import LayerNumerics, Numerics, from_bf16, scales_of, to_bf16, to_int8
+from .precision import LayerNumerics, Numerics, from_bf16, int8_weights, to_bf16, to_int8
 from .reference import Indices, activate, bag_sums, per_table
 
 
@@ -84,9 +84,8 @@ def _int8_sums(layer: Dense, numerics: LayerNumerics, x: np.ndarray) -> tuple[np
     else:
         low, high = (-128, 127) if numerics.signed else (0, 255)
         x, weight = np.clip(np.rint(x), low, high), weight * numerics.scales
-    steps = numerics.largest_weight
-    scale = scales_of(np.abs(weight).max(axis=1), steps)
-    return x.astype(np.float64) @ to_int8(weight, scale[:, None], steps).astype(np.float64).T, scale[None] * scales
+    scale, weight = int8_weights(weight, numerics.largest_weight)
+    return x.astype(np.float64) @ weight.astype(np.float64).T, scale[None] * scales
 
 
 def row_bytes(x: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -174,9 +174,10 @@ class _Space:
 
     @staticmethod
     def of(model: Dlrm, batch: int, cpu: CpuTarget, numerics: Numerics, machine: MachineModel) -> _Space:
-        registers = cpu.family(numerics.precision).registers
+        family = cpu.family(numerics.precision)
+        registers = family.registers
         heights = tile_heights(batch, registers, numerics.precision)[:_HEIGHTS_TRIED]
-        shapes = dict.fromkeys(layer_shapes(model, numerics, cpu.family(numerics.precision)))
+        shapes = dict.fromkeys(layer_shapes(model, numerics, family))
         layers = sorted(shapes, key=lambda layer: -layer.inputs * layer.outputs)
         start = default_network(batch, registers, numerics.precision, machine.block_items(model, numerics, layers))
         nbytes = weight_bytes(model, numerics)
