@@ -15,10 +15,6 @@ import pytest
 
 from dlrm_tvm.paths import ROOT
 
-# TVM's helpers wait for work by 300,000 sched_yields, 0.1 s of a core, before they sleep, even when their pool ends.
-# Tests end hundreds of pools on two busy cores: test_network.py took 83 s of CPU with it and 47 s without.
-os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "1000")
-
 
 @pytest.fixture(scope="session")
 def require_fma() -> None:

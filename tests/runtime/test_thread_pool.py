@@ -43,7 +43,14 @@ for _ in range(20):
     loop(1000, factors, sink)
 assert list(sink.numpy()[: 3 * LANES : LANES] > 0) == [True, True, False]
 """
+WAIT = """
+import time
+began = time.process_time()
+time.sleep(0.5)
+print(time.process_time() - began)
+"""
 
+SPINS = "TVM_THREAD_POOL_SPIN_COUNT"
 TWO_CORES = pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
 
 
@@ -51,7 +58,7 @@ def place(
     cores: list[int] | None, *, threads: int | None = None, before: str = "", after: str = "", **environment: str
 ) -> subprocess.CompletedProcess:
     script = PLACE.format(threads=threads or len(cores), cores=cores, before=before, after=after)
-    names = ("TVM_NUM_THREADS", "TVM_BIND_THREADS", "OMP_NUM_THREADS", "TVM_USE_RUNTIME_LIB")
+    names = ("TVM_NUM_THREADS", "TVM_BIND_THREADS", "OMP_NUM_THREADS", "TVM_USE_RUNTIME_LIB", SPINS)
     kept = {name: value for name, value in os.environ.items() if name not in names}
     kept |= {"PYTHONPATH": str(ROOT), **environment}
     return subprocess.run([sys.executable, "-c", script], env=kept, capture_output=True, text=True, timeout=600)
@@ -109,6 +116,19 @@ def test_binding_switched_off_in_the_environment_is_overruled() -> None:
 def test_running_a_parallel_loop_moves_nothing(require_fma: None) -> None:
     threads = threads_after(CORES[:2], after=COMPILE_LOOP + RUN_LOOP, OPENBLAS_NUM_THREADS="1")
     assert threads == {"main": str(CORES[0]), "others": [str(CORES[1])]}
+
+
+@TWO_CORES
+def test_helpers_sleep_between_calls_unless_the_environment_says_otherwise(require_fma: None) -> None:
+    def waiting(**environment: str) -> float:
+        """CPU seconds of half a second after a call."""
+        done = place(None, threads=2, after=COMPILE_LOOP + RUN_LOOP + WAIT, OPENBLAS_NUM_THREADS="1", **environment)
+        assert done.returncode == 0, done.stderr
+        return float(done.stdout.splitlines()[0])
+
+    asleep = waiting()
+    assert asleep < 0.05
+    assert waiting(**{SPINS: "3000000"}) > 4 * asleep
 
 
 @TWO_CORES
