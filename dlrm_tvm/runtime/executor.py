@@ -20,9 +20,6 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import tvm_ffi
-from tvm.runtime import cpu, load_module
-from tvm.runtime.vm import VirtualMachine
 
 from ..errors import UserError, one_line
 from ..machine.address_range import writable_view
@@ -33,6 +30,7 @@ from .artifact import Artifact
 from .manifest import peak_name
 from .parameters import aligned
 from .thread_pool import check_threads, place_threads
+from .tvm_alone import VirtualMachine, cpu, load_module, tvm_ffi
 
 _MOST_THREADS = 1024  # see kernels/peak.py
 _PEAK_SINK = _MOST_THREADS * 16  # floats
