@@ -20,6 +20,7 @@ from dlrm_tvm.errors import UserError, interrupts_blocked, printable
 from dlrm_tvm.paths import PREBUILT, ROOT
 
 SCRIPTS = ("compile.py", "accuracy.py", "multi_instance.py")
+HELP = ("--help", "--version")
 MODEL = random_dlrm(table_rows=(11, 5, 7))
 TRAP = "raise SystemExit('a module of the current folder was imported')\n"
 
@@ -55,13 +56,14 @@ def test_a_full_disk_under_stdout_is_one_line(library) -> None:
     assert (done.returncode, done.stderr) == (1, "No space left on device\n")
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_help_that_a_full_disk_does_not_take_is_no_success(name, unbuffered) -> None:
-    for flag in ("--help", "--version"):
-        done = sh(f"{script(name, flag)} >/dev/full", env={"PYTHONUNBUFFERED": unbuffered})
-        assert done.returncode == 1
-        assert len(done.stderr.splitlines()) == 1 and "No space left on device" in done.stderr
+@pytest.mark.parametrize(
+    ("name", "flag", "unbuffered"),
+    [(name, flag, "1" * ((at + of) % 2)) for at, name in enumerate(SCRIPTS) for of, flag in enumerate(HELP)],
+)  # every pair of values
+def test_help_that_a_full_disk_does_not_take_is_no_success(name, flag, unbuffered) -> None:
+    done = sh(f"{script(name, flag)} >/dev/full", env={"PYTHONUNBUFFERED": unbuffered})
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1 and "No space left on device" in done.stderr
 
 
 def test_a_reader_that_leaves_is_one_line(library) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -104,11 +103,14 @@ def test_interrupted_sweep_prints_what_was_measured_and_goes_on_from_there(small
     assert entry["repeats"][0] == first["combinations"][0]["repeats"][0]
 
 
-def test_missing_library_is_compiled_from_the_same_model_by_the_same_flags(tmp_path: Path, name: str) -> None:
+def test_missing_library_is_compiled_from_the_same_model_by_the_same_flags(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_dlrm(tmp_path / "small.onnx", table_rows=(20,) * 8, dim=128)
     flags = ("--onnx-model", "small.onnx", "--tuning-log-file", "none", "--copy-tables", "--output-name", name)
-    compiling = [sys.executable, str(ROOT / "compile.py"), *flags, "--batch-size", "16"]
-    subprocess.run(compiling, cwd=tmp_path, capture_output=True, check=True, timeout=600)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.chdir(tmp_path)
+        assert run(*flags, "--batch-size", 16, script="compile").returncode == 0
     library = PREBUILT / f"{name}_b16.so"
     options = ("--model", library, "--sweep", "instances=1;batch=8,16", "--repeats", 1, *SHORT)
     done = run(*options)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scripts import read_result
+from scripts import read_result, run
 
 from dlrm_tvm import load
 from dlrm_tvm.paths import PREBUILT, ROOT
@@ -22,17 +20,14 @@ TABLES = 11
 NAME = f"pytest_torch_{os.getpid()}"
 
 
-def compile_py(*arguments: object, name: str = NAME) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "compile.py"), "--output-name", name, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
-
-
 @pytest.fixture(scope="module", params=["dlrm_dot.pt", "torchrec_dcn.pt"])
 def compiled(request, require_fma: None, tmp_path_factory) -> Iterator[tuple[Path, Path, str]]:
     """(weights, library, what was printed)"""
     weights = Path(shutil.copyfile(WEIGHTS / request.param, tmp_path_factory.mktemp("torch") / request.param))
     # Names of their own: a process opens one library by a path, whatever becomes of the file.
-    done = compile_py("--torch-weights", weights, "--batch-size", 4, name=f"{NAME}_{weights.stem}")
+    done = run(
+        *("--torch-weights", weights, "--batch-size", 4, "--output-name", f"{NAME}_{weights.stem}"), script="compile"
+    )
     assert done.returncode == 0, done.stderr
     library = ROOT / read_result(done.stdout)["library"]
     yield weights, library, " ".join(done.stdout.split())  # lines that were broken are one again
@@ -59,7 +54,7 @@ def test_weights_that_are_not_finite_are_one_line_and_leave_no_graph(tmp_path):
     first, _ = json.loads(content[8 : 8 + length])["over_arch.model._mlp.0.bias"]["data_offsets"]
     content[8 + length + first : 8 + length + first + 4] = np.float32(np.nan).tobytes()
     weights.write_bytes(content)
-    done = compile_py("--torch-weights", weights, name=f"{NAME}_refused")
+    done = run("--torch-weights", weights, "--output-name", f"{NAME}_refused", script="compile")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert done.stderr.startswith(f"{weights}: over_arch.model._mlp.0.bias [20] holds nan at [0]; finite weights")
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
@@ -67,14 +62,14 @@ def test_weights_that_are_not_finite_are_one_line_and_leave_no_graph(tmp_path):
 
 def test_its_tables_stay_in_pytorchs_file(compiled):
     weights, library, printed = compiled
-    assert f"used in place in {os.path.relpath(weights, ROOT)}: keep that file" in printed
+    assert f"used in place in {os.path.relpath(weights)}: keep that file" in printed
     manifest = load(library).artifact.manifest
     assert manifest.onnx_model == f"{weights}.onnx" and manifest.options["torch_weights"] == str(weights)
 
 
 def test_weights_that_form_no_dlrm_are_one_line_and_leave_nothing(tmp_path):
     weights = Path(shutil.copyfile(WEIGHTS / "refused_module.pt", tmp_path / "w.pt"))
-    done = compile_py("--torch-weights", weights)
+    done = run("--torch-weights", weights, "--output-name", NAME, script="compile")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr.startswith(f"{weights}: pickles 'torch.nn.modules.linear.Linear'")
     assert list(tmp_path.iterdir()) == [weights] and not list(PREBUILT.glob(f"{NAME}_b100*"))
