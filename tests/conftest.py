@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,14 +28,26 @@ def require_fma() -> None:
 @pytest.fixture(scope="session")
 def demo_library(require_fma: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model compiled for batches of 100 by compile.py itself, once for all of xdist's processes."""
+    return _made_once(tmp_path_factory, "demo/pytest_demo_b100.so", _compile_demo)
+
+
+@pytest.fixture(scope="session")
+def small_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """random_dlrm() for batches of 4, of TVM's default code, likewise: to be read or copied, not to be changed."""
+    from models import build_plain, random_dlrm
+
+    return _made_once(tmp_path_factory, "small/small_b4.so", lambda folder: build_plain(random_dlrm(), 4, folder))
+
+
+def _made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
-    library = folder / "demo" / "pytest_demo_b100.so"
-    with (folder / "demo.lock").open("w") as lock:
+    library = folder / name
+    with library.parent.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not library.exists():
-            _compile_demo(library.parent)
+            make(library.parent)
     return library
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from hostile import LONGEST, content, run_in_process
-from models import build_plain, random_dlrm
 
 from dlrm_tvm.compiler import pipeline
 from dlrm_tvm.paths import PREBUILT
@@ -103,9 +102,9 @@ VALUES = {  # script and flags before -> values, each a case
 CASES = [(*before, value) for before, values in VALUES.items() for value in values]
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory) -> Path:
-    return build_plain(random_dlrm(), 4, tmp_path_factory.mktemp("library"))
+@pytest.fixture
+def library(small_library: Path) -> Path:
+    return small_library
 
 
 def no_model(*_: object) -> Path:

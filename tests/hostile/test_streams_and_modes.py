@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from graphs import write_dlrm
-from models import build_plain, random_dlrm
 
 import dlrm_tvm
 from dlrm_tvm.errors import UserError, interrupts_blocked, printable
@@ -21,13 +20,12 @@ from dlrm_tvm.paths import PREBUILT, ROOT
 
 SCRIPTS = ("compile.py", "accuracy.py", "multi_instance.py")
 HELP = ("--help", "--version")
-MODEL = random_dlrm(table_rows=(11, 5, 7))
 TRAP = "raise SystemExit('a module of the current folder was imported')\n"
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory) -> Path:
-    return build_plain(MODEL, 4, tmp_path_factory.mktemp("library"))
+@pytest.fixture
+def library(small_library: Path) -> Path:
+    return small_library
 
 
 def sh(command: str, **options) -> subprocess.CompletedProcess:

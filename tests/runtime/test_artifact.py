@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -133,14 +134,15 @@ assert not any(name.startswith("dlrm_tvm") for name in sys.modules)
 """
 
 
-@pytest.mark.parametrize("in_place", [False, True], ids=["copied", "in place"])
-def test_a_library_runs_with_tvm_alone_by_what_its_manifest_says(tmp_path, in_place):
+@pytest.mark.parametrize(("in_place", "runtime_only"), [(False, "0"), (True, "1")], ids=["copied", "in place"])
+def test_a_library_runs_with_tvm_alone_by_what_its_manifest_says(tmp_path, in_place, runtime_only):
     model = random_dlrm(table_rows=(11, 1, 300))
     library = build_plain(on_disk(model, tmp_path / "data") if in_place else model, 4, tmp_path)
     dense, indices = random_batch(model, 4)
     np.savez(tmp_path / "inputs.npz", dense=dense, indices=indices)
     command = [sys.executable, "-c", TVM_ALONE, str(library), str(tmp_path / "inputs.npz")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600)
+    environment = os.environ | {"TVM_USE_RUNTIME_LIB": runtime_only}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr
     assert_close(np.array(json.loads(done.stdout)), numpy_predictions(model, dense, indices))
 

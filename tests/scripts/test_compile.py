@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from graphs import onnxruntime_predictions, random_items, write_dlrm
+from models import without_code, without_linking
 from scripts import read_result
 
 import compile as script
@@ -74,6 +75,15 @@ def main(monkeypatch, capsys, tmp_path):
         return exit_.value.code, printed.out, printed.err
 
     return run
+
+
+@pytest.fixture
+def no_code(monkeypatch) -> Iterator[None]:
+    """For what is decided before: main makes no machine code."""
+    whole = pipeline.compile_model
+    monkeypatch.setattr(pipeline, "compile_model", lambda job: whole(without_code(job)))
+    with without_linking():
+        yield
 
 
 @pytest.fixture
@@ -187,7 +197,9 @@ def shape_in_log(model_file, batch: int) -> str:
     "cpu, batch, tuned",
     [("skylake-avx512", 4, True), ("cascadelake", 4, False), ("skylake-avx512", 3, False)],
 )
-def test_schedules_of_a_log_are_used_for_their_own_cpu_and_batch_alone(main, onnx_model, tmp_path, cpu, batch, tuned):
+def test_schedules_of_a_log_are_used_for_their_own_cpu_and_batch_alone(
+    main, no_code, onnx_model, tmp_path, cpu, batch, tuned
+):
     shape = shape_in_log(onnx_model, 4)
     record = {
         "kernel": "network_fp32", "shape": shape, "precision": "fp32", "cpu": "skylake-avx512",
@@ -207,7 +219,7 @@ def test_schedules_of_a_log_are_used_for_their_own_cpu_and_batch_alone(main, onn
     assert manifest["tuned_kernels"] == ([f"network_fp32 {shape}"] if tuned else [])
 
 
-def test_tune_searches_first_and_its_schedules_are_used(require_fma, main, onnx_model, tmp_path, monkeypatch):
+def test_tune_searches_first_and_its_schedules_are_used(require_fma, main, no_code, onnx_model, tmp_path, monkeypatch):
     from dlrm_tvm.tuning import search
 
     def tune(model, batch, cpu, log, numerics, seconds) -> None:

@@ -23,11 +23,6 @@ from dlrm_tvm.paths import ROOT
 from dlrm_tvm.runtime.artifact import open_artifact
 
 
-@pytest.fixture(scope="module")
-def small_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_plain(random_dlrm(), 16, tmp_path_factory.mktemp("small"))
-
-
 def allowed_cores(pid: int) -> list[str]:
     """Of every thread of a process, as anyone outside of it sees."""
     statuses = [(task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]

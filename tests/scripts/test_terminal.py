@@ -14,7 +14,6 @@ from unittest.mock import Mock, patch
 
 import pytest
 from graphs import write_dlrm
-from models import build_plain, random_dlrm
 from scripts import changed, parsed, run
 from terminal import on_terminal
 
@@ -25,9 +24,9 @@ SCRIPTS = ("compile", "accuracy", "multi_instance")
 SHORT_PEAKS = "from dlrm_tvm.bench import measure; measure.PEAK_SECONDS = 0.1\n"
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_plain(random_dlrm(), 4, tmp_path_factory.mktemp("terminal"))
+@pytest.fixture
+def library(small_library: Path) -> Path:
+    return small_library
 
 
 def test_compile_draws_its_phases_on_a_terminal_and_leaves_the_summary_alone(tmp_path: Path) -> None:
