@@ -192,10 +192,15 @@ def _defined(value: object) -> object:
     return value
 
 
+def ms_text(ms: float) -> str:
+    """Four digits, "123.4", "1.234" or "0.01234", but none below a nanosecond: small models take microseconds."""
+    digits = 3 - math.floor(math.log10(ms)) if ms > 0 else 3
+    return f"{ms:.{min(max(digits, 1), 6)}f}"
+
+
 def percentiles_text(latency_ms: Mapping[str, float], *names: str) -> str:
     """ "p50 1.234  p99.9 56.78": those that are named, as bench.statistics.percentiles_ms names them."""
-    digits = {name: 3 if latency_ms[name] < 10 else 2 if latency_ms[name] < 100 else 1 for name in names}
-    return "  ".join(f"{name.replace('p999', 'p99.9')} {latency_ms[name]:.{digits[name]}f}" for name in names)
+    return "  ".join(f"{name.replace('p999', 'p99.9')} {ms_text(latency_ms[name])}" for name in names)
 
 
 def line(label: str, text: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..console import line
+from ..console import line, ms_text
 from ..errors import UserError, printable
 from ..runtime.typed_json import parse
 from .statistics import prediction_half_width
@@ -26,11 +26,11 @@ from .statistics import prediction_half_width
 _MOST_BYTES = 64 << 20  # a result has some KB; the run's whole output hardly more
 _NUMBERS = ("batch_size", "instances", "threads", "batches", "items_per_s", "peak_fraction")
 _LATENCIES = ("p50", "p99")
-_FIGURES = {  # key -> (label, format)
-    "items_per_s": ("items/s", "{:,.0f} -> {:,.0f}"),
-    "peak_fraction": ("peak share", "{:.3f} -> {:.3f}"),
-    "p50_ms": ("p50", "{:.3f} -> {:.3f} ms"),
-    "p99_ms": ("p99", "{:.3f} -> {:.3f} ms"),
+_FIGURES = {  # key -> (label, how a value is written, unit)
+    "items_per_s": ("items/s", "{:,.0f}".format, ""),
+    "peak_fraction": ("peak share", "{:.3f}".format, ""),
+    "p50_ms": ("p50", ms_text, " ms"),
+    "p99_ms": ("p99", ms_text, " ms"),
 }
 _SAME_WANTED = {
     "model": "model",
@@ -262,7 +262,7 @@ def comparison_text(comparison: Comparison) -> str:
     return "\n".join(
         [
             *(line("" if at else "baseline", text) for at, text in enumerate(made)),
-            *(line(f"  {label}", _figure(key, comparison)) for key, (label, _) in _FIGURES.items()),
+            *(line(f"  {label}", _figure(key, comparison)) for key, (label, *_) in _FIGURES.items()),
             *(line("  noise", text) for text in _noise_texts(comparison)),
             *(printable(f"Warning: {warning}") for warning in comparison.warnings),
         ]
@@ -291,8 +291,8 @@ def _made(baseline: Baseline) -> str:
 
 
 def _figure(key: str, comparison: Comparison) -> str:
-    change, (_, form) = comparison.changes[key], _FIGURES[key]
-    text = f"{change.percent:+.1f}%: {form.format(change.baseline, change.now)}"
+    change, (_, written, unit) = comparison.changes[key], _FIGURES[key]
+    text = f"{change.percent:+.1f}%: {written(change.baseline)} -> {written(change.now)}{unit}"
     if change.interval_percent is None:
         return text
     low, high = change.interval_percent

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..console import ms_text
 from ..errors import UserError
 
 if TYPE_CHECKING:
@@ -143,8 +144,9 @@ def profile_lines(profile: Profile | None) -> list[str]:
         f"  {'all parts':<28}{whole / 1e3:>9.3f}{profile.parts_ns / profile.call_ns:>9.1%}{flops / whole:>9.1f}",
         f"  {'outside':<28}{outside_ns / profile.batch_size / 1e3:>9.3f}{outside_ns / profile.call_ns:>9.1%}"
         "   the call itself, starting threads, waiting for all",
-        f"  A call with time stamps took {profile.call_ns / 1e6:.3f} ms, one without {profile.main_ns / 1e6:.3f} ms in "
-        f"turn with it: {profile.ratio:.3f} (the faster half of {profile.calls:,} calls each{instances}).",
+        f"  A call with time stamps took {ms_text(profile.call_ns / 1e6)} ms, one without "
+        f"{ms_text(profile.main_ns / 1e6)} ms in turn with it: {profile.ratio:.3f} "
+        f"(the faster half of {profile.calls:,} calls each{instances}).",
         f"  Limits: {first.peak_gflops:,.1f} GFLOP/s (peak), {first.stream_gbps:,.1f} GB/s (stream: reading weights "
         f"over and over).{note}",
     ]

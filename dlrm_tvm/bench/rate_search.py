@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..console import line
+from ..console import line, ms_text
 from ..errors import FoundWantingError
 from ..instances.arrivals import Arrivals
 from ..instances.group import Instances, MeasuredRun, NoBatchError
@@ -103,7 +103,7 @@ def find_rate(
     if target.fewest > fastest * _PRECISION * duration_s:
         longest_s = min(target.fewest / _PRECISION / fastest, _LONGEST * duration_s)
         wanted += f"; windows of {duration_s:g} s, at low rates up to {longest_s:.3g} s"
-    show(line("closed loop", f"{fastest:,.1f} batches/s, p50 {quickest_ms:.3f} ms"))
+    show(line("closed loop", f"{fastest:,.1f} batches/s, p50 {ms_text(quickest_ms)} ms"))
     show(line("wanted", wanted))
     probes: list[Probe] = []
 
@@ -121,7 +121,7 @@ def find_rate(
         high = min((probe.rate for probe in probes if not probe.holds), default=fastest)
         return RateSearch(target, low, high, fastest, tuple(probes), interrupted=True)
     if not low:
-        quickest = f"back to back, {fastest:,.1f} batches/s, p50 is {quickest_ms:.3f}. Try smaller batches."
+        quickest = f"back to back, {fastest:,.1f} batches/s, p50 is {ms_text(quickest_ms)}. Try smaller batches."
         why = _why_not(probes[-1]) if probes else quickest
         raise FoundWantingError(f"No rate keeps {target.text}: {why}")
     return RateSearch(target, low, high, fastest, tuple(probes))
@@ -195,4 +195,4 @@ def _why_not(probe: Probe) -> str:
     if probe.holds is None:
         low, high = (100 * share for share in probe.interval)
         return f"{at} {low:.2g} to {high:.2g}% are late. Try a longer --duration."
-    return f"{at} it is {probe.latency_ms:.3f}. Try a larger --max-latency-ms."
+    return f"{at} it is {ms_text(probe.latency_ms)}. Try a larger --max-latency-ms."

@@ -228,7 +228,7 @@ def _instance_lines(report: RunReport) -> list[str]:
     for instance, cores in enumerate(report.cores):
         fields = _instance_json(report, instance)
         latency = fields["latency_ms"]
-        tail = f"p50 {latency['p50']:.3f}  p99 {latency['p99']:.3f} ms" if latency else "no whole batch"
+        tail = f"{percentiles_text(latency, 'p50', 'p99')} ms" if latency else "no whole batch"
         where = f"cores {format_cpu_list(cores)}"
         lines.append(line(f"instance {instance}", f"{where}  {fields['items_per_s']:,.0f} items/s  {tail}"))
     return lines

@@ -91,7 +91,7 @@ def _why_not_in_place(table: Table) -> str | None:
     if isinstance(table.rows, ComputedRows):
         return f"{table.num_rows:,} rows are computed ({table.rows.origin})"
     if region is None:
-        return "its rows are not in a file of their own layout"
+        return "its rows are inside the ONNX file, or computed"
     if table.rows.dtype != np.dtype("<f4"):
         return f"its rows are {table.rows.dtype}"
     if table.dim % LANES:

@@ -62,6 +62,8 @@ def _path(onnx_model: Path | None, manifest: Manifest, library: str) -> Path:
 def _feed(path: Path, source: Input, manifest: Manifest) -> Feed:
     """The input with its role; whole numbers that are not indices are offsets, also where the graph ignores them."""
     feed, batch = _role(source, manifest), manifest.batch_size
+    if feed.role == "unused":
+        return feed
     role, fixed = feed.role, source.dims[feed.batch_place]
     if fixed not in (None, batch) and role == "dense":
         raise UserError(
@@ -81,6 +83,8 @@ def _role(source: Input, manifest: Manifest) -> Feed:
     names = card.graph_inputs
     if source.name == names.dense:
         return Feed(source.name, "dense", dtype, (batch, card.num_dense))
+    if source.dtype.kind == "f":  # the dense features are the only floats in use
+        return Feed(source.name, "unused", dtype, tuple(size or batch for size in source.dims))
     stacked = len(source.dims) == 2
     if source.name not in names.indices:
         items = batch + names.last_offset

@@ -46,9 +46,9 @@ _STANDARD_ERRORS = 3
 
 @dataclass(frozen=True)
 class Feed:
-    """One input of the graph. role: dense, indices or offsets; shape: with the batch size; table: None for an input
-    that stacks all tables; last_offset: whether offsets end with the end of the last bag; items_first: whether stacked
-    indices are [batch, T]."""
+    """One input of the graph. role: dense, indices, offsets or unused; shape: with the batch size; table: None for an
+    input that stacks all tables; last_offset: whether offsets end with the end of the last bag; items_first: whether
+    stacked indices are [batch, T]."""
 
     name: str
     role: str
@@ -73,6 +73,8 @@ class Feed:
         their numbers, [batch * number] of each table; always a copy."""
         if self.role == "dense":
             values = dense
+        elif self.role == "unused":
+            values = np.zeros(self.shape)
         elif self.role == "offsets":
             values = np.broadcast_to(np.arange(self.shape[-1]), self.shape)
         elif isinstance(indices, list | tuple):
@@ -84,6 +86,8 @@ class Feed:
 
     def resized(self, batch: int) -> Feed:
         """The same for batches of another size."""
+        if self.role == "unused":
+            return self
         shape = list(self.shape)
         shape[self.batch_place] = batch + self.last_offset
         return replace(self, shape=tuple(shape))

@@ -203,9 +203,9 @@ def quantize_openvino(graph: EngineGraph, sample: Path, target: Path) -> None:
 
 
 def _batch_dims(model: Any, graph: EngineGraph) -> list[Any]:
-    """The dimension of each input that counts items."""
+    """The dimension that counts items of each input in use."""
     shapes = {name: port.partial_shape for port in model.inputs for name in port.names}
-    return [shapes[feed.name][feed.batch_place] for feed in graph.feeds]
+    return [shapes[feed.name][feed.batch_place] for feed in graph.feeds if feed.role != "unused"]
 
 
 def _products(model: Any) -> list[str]:

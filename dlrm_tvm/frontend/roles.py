@@ -73,6 +73,11 @@ class Roles:
             return [(self.indices[0].name, row) for row in range(self.indices[0].dims[1 if self.items_first else 0])]
         return [(source.name, 0) for source in self.indices]
 
+    def called(self, column: tuple[str, int]) -> str:
+        """One of `columns`, as its graph has it."""
+        name, place = column
+        return f"{name}, {'column' if self.items_first else 'row'} {place}" if self.stacked else name
+
     @property
     def most_tried(self) -> int:
         """See Interpreter; a graph may ask for the sizes that its file fixes."""
@@ -217,7 +222,8 @@ def _check_indices(graph: OnnxGraph, roles: Roles) -> None:
         raise graph.refusal(None, f"the index inputs have dims {shapes}; wanted are {wanted}")
     if roles.stacked and not roles.indices[0].dims[1 if roles.items_first else 0]:
         raise graph.refusal(None, f"input {roles.indices[0].name!r} leaves open how many tables it has indices for")
-    unused = [source.name for source in graph.inputs if source.name not in graph.used_names and len(source.dims) == 1]
+    ignored = [source for source in graph.inputs if source.name not in graph.used_names and source.dtype.kind in "iu"]
+    unused = [source.name for source in ignored if len(source.dims) == 1]
     if unused:
         raise graph.refusal(None, f"input {unused[0]!r} is not used, so an item's indices would not all count")
 

@@ -73,7 +73,7 @@ class TableUses:
         """The table that each index column looks up in, in the columns' order."""
         for column in self.roles.columns:
             if column not in self._parts:
-                raise self.graph.refusal(None, f"no table is looked up with {_called(column)}")
+                raise self.graph.refusal(None, f"no table is looked up with {self.roles.called(column)}")
         widths = [sum(part.width for part in self._parts[column]) for column in self.roles.columns]
         dim = max(self.x.shape[1], *widths)
         return self._fitting([self._table(column, dim) for column in self.roles.columns])
@@ -192,7 +192,7 @@ class TableUses:
             reason = "weights that depend on more than the row; a DLRM's depend on the row alone"
             return self.graph.refusal(node, f"gives rows that are multiplied by {reason}")
         return self.graph.refusal(
-            node, f"looks up {_called(column)} in {names[1]!r}, though {names[0]!r} takes it already"
+            node, f"looks up {self.roles.called(column)} in {names[1]!r}, though {names[0]!r} takes it already"
         )
 
     def _part(self, first: int, column: Column) -> Function | None:
@@ -212,7 +212,8 @@ class TableUses:
     def _same_column(self, first: int, column: Column) -> Column:
         if self._column(first) not in (column, None):
             raise self.graph.refusal(
-                self.expressions.maker_of(first), f"pools rows of {_called(column)} with those of another index input"
+                self.expressions.maker_of(first),
+                f"pools rows of {self.roles.called(column)} with those of another index input",
             )
         return column
 
@@ -239,10 +240,6 @@ class TableUses:
             if same.pooling != table.pooling or not np.array_equal(same.row_weights, table.row_weights):
                 raise self.graph.refusal(None, f"table {table.name!r} is used twice, in different ways")
         return tuple(tables)
-
-
-def _called(column: Column) -> str:
-    return f"{column[0]}, row {column[1]}"
 
 
 def _name(parts: tuple[Function, ...]) -> str:

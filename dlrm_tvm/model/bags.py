@@ -135,17 +135,15 @@ def join_bags(parts: Sequence[Bags]) -> Bags:
 
 
 def check_bags(indices: Sequence, offsets: Sequence, items: int, tables: int, *, last: bool = False) -> Bags:
-    """The bags of all items and tables. last: offsets have one more element, the end of the last bag. Raises UserError
-    that names the wrong table and item.
+    """The bags of all items and tables. Offsets may have one more element, the end of the last bag; last: they have it.
+    Raises UserError that names the wrong table and item.
     """
     for name, given in (("indices", indices), ("offsets", offsets)):
         if not hasattr(given, "__len__") or len(given) != tables:
             found = len(given) if hasattr(given, "__len__") else type(given).__name__
             raise UserError(f"{name}: {found} given, one array for each of {tables} tables was wanted.")
     values = [_vector("indices", table, given) for table, given in enumerate(indices)]
-    if last:
-        offsets = [_without_end(table, given, len(values[table])) for table, given in enumerate(offsets)]
-    begins = [_begins(table, given, items, len(values[table])) for table, given in enumerate(offsets)]
+    begins = [_begins(table, given, items, len(values[table]), last) for table, given in enumerate(offsets)]
     return Bags(tuple(values), tuple(begins))
 
 
@@ -167,16 +165,17 @@ def _vector(name: str, table: int, given) -> np.ndarray:
     return array
 
 
-def _without_end(table: int, given, num_indices: int) -> np.ndarray:
-    offsets = _vector("offsets", table, given)
+def _without_end(table: int, offsets: np.ndarray, num_indices: int) -> np.ndarray:
     if not len(offsets) or offsets[-1] != num_indices:
         found = offsets[-1] if len(offsets) else "missing"
         raise UserError(f"the last offset of table {table} is {found}, its {num_indices} indices' end was wanted.")
     return offsets[:-1]
 
 
-def _begins(table: int, given, items: int, num_indices: int) -> np.ndarray:
+def _begins(table: int, given, items: int, num_indices: int, last: bool) -> np.ndarray:
     offsets = _vector("offsets", table, given)
+    if last or len(offsets) == items + 1:
+        offsets = _without_end(table, offsets, num_indices)
     if len(offsets) != items:
         raise UserError(f"offsets of table {table}: {len(offsets)} given, one for each of {items} items was wanted.")
     if items == 0 and num_indices:

@@ -65,7 +65,8 @@ def open_artifact(
     """
     library = Path(library)
     if not library.is_file():
-        raise UserError(f"{library}: no such file. Make it with: python compile.py")
+        found = "a folder, not the .so of a library" if library.is_dir() else "no such file"
+        raise UserError(f"{library}: {found}. Make it with: python compile.py")
     if library.stat().st_size > _MOST_BYTES:
         raise UserError(f"{library} is larger than any library of this program. Compile again.")
     manifest = _read_manifest(library)

@@ -132,8 +132,9 @@ class Executor:
         """dense [n, num_dense] float32, indices [n, num_tables] integers -> predictions [n] float32, for any n.
 
         With offsets, bags: both are given per table as torch.nn.EmbeddingBag takes them, indices[t] [any number] and
-        offsets[t] [n] integers. A bag may be empty, which gives zeros. A model whose graph fixes the number of indices
-        per bag also takes a list of arrays [n, number], one per table, without offsets.
+        offsets[t] [n] integers, or [n + 1] with the end of the last bag. A bag may be empty, which gives zeros. A model
+        whose graph fixes the number of indices per bag also takes a list of arrays [n, number], one per table, without
+        offsets.
 
         Raises UserError (a ValueError) on wrong shapes or dtypes, a dense value that is not finite, an index outside a
         table or offsets that are no bags (the message names the item, and the table and value), in a forked child whose

@@ -61,4 +61,5 @@ def check_threads(threads: int, cores: Sequence[int] | None) -> None:
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
         raise UserError(f"{threads!r} threads: a number of at least 1 was wanted.")
     if cores is None and threads > (most := usable_cores()):
-        raise UserError(f"{threads} threads: {most} cores are usable here. Load with threads={most} at most.")
+        cores_are = "1 core is" if most == 1 else f"{most} cores are"
+        raise UserError(f"{threads} threads: {cores_are} usable here. Load with threads={most} at most.")

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from ..console import WIDTH
+from ..console import WIDTH, ms_text
 from ..engines.interface import OURS, TITLES
 from .plan import Combination
 from .results import P99_BATCHES, Comparison, Outcome, Row, RunFigures, Summary
@@ -36,9 +36,9 @@ _COLUMNS = (
     _Column("items_per_s_min", "lowest", ",.0f", lambda row: row.items_per_s_min),
     _Column("items_per_s_max", "highest", ",.0f", lambda row: row.items_per_s_max),
     _Column("peak_fraction", "of peak", ".3f", lambda row: row.peak_fraction),
-    _Column("p50_ms", "p50 ms", ".3f", lambda row: row.p50_ms),
-    _Column("p99_ms", "p99 ms", ".3f", lambda row: row.p99_ms),
-    _Column("p99_worst_ms", "worst", ".3f", lambda row: row.p99_worst_ms),
+    _Column("p50_ms", "p50 ms", "ms", lambda row: row.p50_ms),
+    _Column("p99_ms", "p99 ms", "ms", lambda row: row.p99_ms),
+    _Column("p99_worst_ms", "worst", "ms", lambda row: row.p99_worst_ms),
 )
 
 
@@ -92,7 +92,9 @@ def _cells(summary: Summary, columns: Sequence[_Column], rounds: int) -> list[li
 
 def _figure(column: _Column, row: Row) -> str:
     value = column.value(row)
-    return "-" if value is None else format(value, column.form)
+    if value is None:
+        return "-"
+    return ms_text(value) if column.form == "ms" else format(value, column.form)
 
 
 def sweep_markdown(summary: Summary) -> str:
@@ -143,14 +145,14 @@ def best_sentence(summary: Summary) -> str:
         lowest = min(summary.rows, key=lambda row: row.p99_ms)
         return (
             f"Best: none of the {len(summary.rows)} combinations kept p99 within {bound:g} ms; the lowest was "
-            f"{lowest.p99_ms:.3f} ms ({lowest.combination})."
+            f"{ms_text(lowest.p99_ms)} ms ({lowest.combination})."
         )
-    spread = [f"worst of {best.repeats}: {best.p99_worst_ms:.3f}"] if best.repeats > 1 else []
+    spread = [f"worst of {best.repeats}: {ms_text(best.p99_worst_ms)}"] if best.repeats > 1 else []
     if spread and bound is not None:
         spread.append(f"at most {bound:g} in {best.rounds_within(bound)} of {best.repeats} rounds")
     worst = f" ({'; '.join(spread)})" if spread else ""
     within = "Fastest" if bound is None else f"Best with p99 of at most {bound:g} ms"
-    return f"{within}: {best.combination}: {best.items_per_s:,.0f} items/s, p99 {best.p99_ms:.3f} ms{worst}."
+    return f"{within}: {best.combination}: {best.items_per_s:,.0f} items/s, p99 {ms_text(best.p99_ms)} ms{worst}."
 
 
 def _warning_lines(summary: Summary) -> list[str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from ..bench.measure import measure
 from ..bench.report import results_json
 from ..bench.session import open_session
-from ..console import Bar, show_result
+from ..console import Bar, percentiles_text, show_result
 from ..errors import FOUND_WANTING, UserError, interrupted_status, one_line
 from ..instances.arrivals import CLOSED, Arrivals
 from ..machine.files import leave_result, unwritten
@@ -102,7 +102,7 @@ def _said(outcome: Outcome) -> str:
     combination, figures = outcome.planned.combination, outcome.figures
     if figures is None:
         return f"{combination}: failed: {outcome.error}"
-    return f"{combination}: {figures['items_per_s']:,.0f} items/s, p99 {figures['latency_ms']['p99']:.3f} ms"
+    return f"{combination}: {figures['items_per_s']:,.0f} items/s, {percentiles_text(figures['latency_ms'], 'p99')} ms"
 
 
 def measure_combination(settings: SweepSettings, combination: Combination, library: Path) -> dict[str, object]:

@@ -13,8 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
-from graph_surgery import EXPORTS
+from graph_surgery import EXPORTS, changed
 from graphs import write_dlrm
 from models import assert_close, build_plain, numpy_predictions, random_batch
 from scripts import children, read_result, run, start
@@ -103,6 +104,19 @@ def items_for(model: Dlrm, batch: int, seed: int) -> tuple:
 def test_prepared_batches_keep_their_inputs_whatever_runs_between_them(engine: str) -> None:
     path = EXPORTS / "op17_no_sigmoid.onnx"
     graph, model = graph_of_any_batch(engine, path), read_dlrm(path)
+    assert_predicts_each(open_engine(graph, threads=1, cores=CORES[:1]), graph, model)
+
+
+@pytest.mark.parametrize("engine", EACH_ENGINE)
+def test_float_inputs_that_the_graph_ignores_are_fed_too(engine: str, tmp_path: Path) -> None:
+    """torch.export keeps all arguments."""
+
+    def ignore(graph: onnx.GraphProto) -> None:
+        for name, dims in {"labels": ["batch"], "weights": ["batch", 4], "scale": [1], "rate": []}.items():
+            graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims))
+
+    path = changed(tmp_path, ignore)
+    graph, model = graph_for(engine, path, 6), read_dlrm(path)
     assert_predicts_each(open_engine(graph, threads=1, cores=CORES[:1]), graph, model)
 
 

@@ -259,6 +259,18 @@ def test_indices_of_every_layout_are_read(layout: str, batch: int | None, tmp_pa
     assert model.graph_inputs.items_first == (layout == "items_first")
 
 
+@pytest.mark.parametrize(
+    ("layout", "named"),
+    [("columns", "indices_0"), ("items_first", "indices, column 0"), ("tables_first", "indices, row 0")],
+)
+def test_indices_that_are_used_twice_are_named_as_the_graph_has_them(layout: str, named: str, tmp_path: Path) -> None:
+    def embed(b: Builder, indices: list[str]) -> list[str]:
+        return plain(b, [*indices[:2], indices[0]])
+
+    with pytest.raises(UserError, match=f"looks up {named} in .*, though .* takes it already"):
+        read_dlrm(write_graph(tmp_path / "g.onnx", embed=embed, layout=layout))
+
+
 # --- embeddings
 
 

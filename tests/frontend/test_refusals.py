@@ -17,7 +17,10 @@ from graph_surgery import (
     set_constant,
     shared_export,
 )
+from graphs import write_dlrm
 from onnx import helper, numpy_helper
+
+from dlrm_tvm.frontend.reader import read_dlrm
 
 
 def _tanh(graph: onnx.GraphProto) -> None:
@@ -192,6 +195,16 @@ def test_unused_index_input_is_refused_by_name(tmp_path: Path) -> None:
         graph.input.append(helper.make_tensor_value_info("indices_3", onnx.TensorProto.INT64, ["batch"]))
 
     assert "'indices_3' is not used" in refusal(changed(tmp_path, ignore, inputs="separate"))
+
+
+def test_unused_float_input_is_no_matter(tmp_path: Path) -> None:
+    """torch.export keeps all arguments, labels too."""
+
+    def ignore(graph: onnx.GraphProto) -> None:
+        graph.input.append(helper.make_tensor_value_info("labels", onnx.TensorProto.FLOAT, ["batch"]))
+
+    plain = read_dlrm(write_dlrm(tmp_path / "plain.onnx"))
+    assert read_dlrm(changed(tmp_path, ignore)).fingerprint == plain.fingerprint
 
 
 def test_offsets_of_another_table_are_refused(tmp_path: Path) -> None:

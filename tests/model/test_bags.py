@@ -66,6 +66,13 @@ def test_bags_may_be_stacked_in_one_array_and_of_every_integer_type(model):
     np.testing.assert_array_equal(model(dense, stacked.tolist(), offsets.tolist()), wanted)
 
 
+@pytest.mark.parametrize("items", [0, 1, BATCH + 2])
+def test_offsets_may_have_the_last_bags_end_as_with_include_last_offset(model, items):
+    dense, (indices, offsets) = dense_for(items), random_bags(MODEL, items)
+    ended = [[*begins, len(values)] for values, begins in zip(indices, offsets)]
+    np.testing.assert_array_equal(model(dense, indices, ended), model(dense, indices, offsets))
+
+
 @pytest.mark.parametrize("mode", ["sum", "mean"])
 def test_bags_are_what_torch_makes_of_them(tmp_path, mode):
     torch = pytest.importorskip("torch")
@@ -116,6 +123,8 @@ def with_table(arrays: list, table: int, given) -> list:
         (with_table(VALUES, 1, [[1]]), STARTS, "indices of table 1 are int64 [1, 1], integers in one"),
         (VALUES, with_table(STARTS, 2, [0.0, 1, 2, 3]), "offsets of table 2 are float64 [4], integers in one"),
         (VALUES, with_table(STARTS, 1, [0, 1, 2]), "offsets of table 1: 3 given, one for each of 4 items was wanted."),
+        (VALUES, with_table(STARTS, 1, range(6)), "offsets of table 1: 6 given, one for each of 4 items was wanted."),
+        (VALUES, with_table(STARTS, 1, [0, 1, 2, 3, 3]), "the last offset of table 1 is 3, its 4 indices' end was"),
         (VALUES, with_table(STARTS, 1, [1, 1, 2, 3]), "item 0: the offset of table 1 is 1, bags begin at 0."),
         (VALUES, with_table(STARTS, 1, [-1, 1, 2, 3]), "item 0: the offset of table 1 is -1, bags begin at 0."),
         (VALUES, with_table(STARTS, 2, [0, 2, 1, 3]), "item 2: the offset of table 2 is 1, less than the one before"),

@@ -161,6 +161,10 @@ def test_a_missing_file_is_named(library, suffix):
     assert "no such file" in message
 
 
+def test_a_folder_is_no_library(tmp_path):
+    assert refusal(tmp_path) == f"{tmp_path}: a folder, not the .so of a library. Make it with: python compile.py"
+
+
 def test_parameters_of_another_build_are_refused(library, other):
     shutil.copy(other.with_suffix(".params"), library.with_suffix(".params"))
     assert "was written by another build" in refusal(library)

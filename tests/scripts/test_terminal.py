@@ -17,7 +17,7 @@ from graphs import write_dlrm
 from scripts import changed, parsed, run
 from terminal import on_terminal
 
-from dlrm_tvm.console import WIDTH, Bar, folded, show
+from dlrm_tvm.console import WIDTH, Bar, folded, ms_text, show
 from dlrm_tvm.paths import PREBUILT, ROOT
 
 SCRIPTS = ("compile", "accuracy", "multi_instance")
@@ -27,6 +27,22 @@ SHORT_PEAKS = "from dlrm_tvm.bench import measure; measure.PEAK_SECONDS = 0.1\n"
 @pytest.fixture
 def library(small_library: Path) -> Path:
     return small_library
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [
+        (0.003807, "0.003807"),
+        (0.08712, "0.08712"),
+        (1.2344, "1.234"),
+        (10.526, "10.53"),
+        (123.44, "123.4"),
+        (0, "0.000"),
+    ],
+)
+def test_latencies_have_four_digits_and_none_below_a_nanosecond(ms: float, text: str) -> None:
+    assert ms_text(ms) == text
+    assert ms_text(2e-6) == "0.000002"
 
 
 def test_compile_draws_its_phases_on_a_terminal_and_leaves_the_summary_alone(tmp_path: Path) -> None:
