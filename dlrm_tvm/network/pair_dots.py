@@ -5,12 +5,12 @@ Plain definition, for pair p = (i, j):   dots[p] = sum_d z[i, d] * z[j, d]
 Blocked form: 16 pairs at a time in 16 accumulators over all of D (4 x 4 pairs need 8 loads per 16 multiply-adds),
 then a tree that turns 16 vectors into the vector of their 16 sums: 30 shuffles, 15 additions. Registers: 16
 accumulators + 8 rows. AVX2's 16 registers of 8 lanes take half of a group at a time, 2 x 4 pairs: 8 accumulators + 6
-rows, whose 16 lanes are added one half after the other; of int8 without VNNI 16 bytes, made 16 bits. The order of the pairs is our own, `Grouping.order`; the first
-top layer's weights are packed in that order.
+rows, whose 16 lanes are added one half after the other; of int8 without VNNI 16 bytes, made 16 bits. The order of the
+pairs is our own, `Grouping.order`; the first top layer's weights are packed in that order.
 
-Knows no tables: `row` gives, per vector and 16 of its words, an expression. In int8, but for 16 bits, z_i gets 128 added
-to each byte (words.py), so that its dot is too large by 128 * sum_d z[j, d]. `Lanes` tells the z_i and z_j of each lane, so that
-interaction.py can subtract that and scale the dots.
+Knows no tables: `row` gives, per vector and 16 of its words, an expression. In int8, but not in 16 bits, z_i gets 128
+added to each byte (words.py), so that its dot is too large by 128 * sum_d z[j, d]. `Lanes` tells the z_i and z_j of
+each lane, so that interaction.py can subtract that and scale the dots.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..kernels.words import Form
 
 EDGE = 4  # vectors on each side of a block of pairs: EDGE * EDGE accumulators
 HALF = LANES // 2
-_WORDS_AT_ONCE = 4  # words of 4 bytes, which are 16 bits in one register
+_WORDS_AT_ONCE = 4  # whose 16 bytes, made 16 bits, are a register
 
 # LLVM unrolls no loop with a call that must not be duplicated; this one is no instruction. Unrolled, it takes one
 # accumulator after the other and keeps all rows on the stack.
@@ -104,8 +104,8 @@ def dot_interaction(
     """All groups of one item.
 
     row(i): prepares vector i >= 1 (i may be an expression) and returns chunk -> 16 of its words, or (chunk, lanes) ->
-    so many; first_row(): the same for vector 0, x. write(group, sums, i, j): one group's 16 sums, and the Lanes of its pairs
-    (i, j). words: of a vector, a multiple of 16; registers: of vectors of 16 lanes, as a family has them.
+    so many; first_row(): the same for vector 0, x. write(group, sums, i, j): one group's 16 sums, and the Lanes of its
+    pairs (i, j). words: of a vector, a multiple of 16; registers: of vectors of 16 lanes, as a family has them.
     """
     in_halves = form.widens or (form.precision == "fp32" and registers <= EDGE * EDGE)
     if in_halves:
@@ -190,15 +190,18 @@ def _half_dots_of_bytes(pairs: list, chunks: int):
     with T.serial(chunks) as chunk:
         T.evaluate(T.call_extern("void", "dlrm_rolled"))
         for part in range(LANES // _WORDS_AT_ONCE):
-            wide = {
-                id(v): T.bind(T.cast(T.reinterpret("int8x16", v(chunk * (LANES // _WORDS_AT_ONCE) + part, _WORDS_AT_ONCE)), "int16x16"))
-                for v in {id(v): v for pair in pairs for v in pair}.values()
-            }
+            at = T.bind(chunk * (LANES // _WORDS_AT_ONCE) + part)
+            vectors = {id(v): v for pair in pairs for v in pair}
+            wide = {key: _in_16_bits(v(at, _WORDS_AT_ONCE)) for key, v in vectors.items()}
             for each, (x, y) in zip(sums, pairs):
                 products = T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", wide[id(x)], wide[id(y)])
                 store(each, 0, load(each, 0, HALF) + products, HALF)
     taken = [T.bind(load(each, 0, HALF)) for each in sums]
     return _tree(_in_slots(taken, _no_sums(), _HALF_LEVELS), _HALF_LEVELS)
+
+
+def _in_16_bits(words):
+    return T.bind(T.cast(T.reinterpret("int8x16", words), "int16x16"))
 
 
 def _no_sums():

@@ -12,7 +12,7 @@ from quantized import quantized_cases
 
 from dlrm_tvm.compiler.plan import layer_shapes
 from dlrm_tvm.kernels.gather import Prefetch
-from dlrm_tvm.kernels.isa import REGISTERS_AVX2
+from dlrm_tvm.kernels.isa import AVX2_INT8, REGISTERS_AVX2
 from dlrm_tvm.model.precision import numerics_of
 from dlrm_tvm.schedules import layer_probe
 from dlrm_tvm.schedules.rules import NetworkSchedule, Probed, default_network
@@ -78,6 +78,16 @@ def test_each_height_is_tried_with_each_number_of_steps(made_up_layer, batch, mr
     made_up_layer.seconds = lambda *tile: tile[0] * tile[1] * (1e-3 if (tile[0], tile[3]) == (mr, unroll) else 2e-3)
     found = probed(batch, default_network(batch))
     assert (found.network.mr, found.unroll) == (mr, unroll)
+
+
+def test_of_int8_without_vnni_only_tiles_that_win_somewhere_are_tried(made_up_layer) -> None:
+    layer = layer_shapes(MODEL, numerics_of(MODEL, "int8", np.ones(len(MODEL.tables))), AVX2_INT8)[1]
+    start = default_network(100, REGISTERS_AVX2, "int8")
+    found = layer_probe.probe_blocks([layer], start, 100, cpu_target("znver3"), "int8", 1 << 20)
+    assert (found.network.mr, found.unroll, found.ahead) == (5, 2, True)
+    assert {(mr, ahead, unroll) for mr, _, ahead, unroll in made_up_layer.calls} == {
+        (mr, True, unroll) for mr in (4, 5, 6) for unroll in (1, 2)
+    }
 
 
 def test_a_rule_of_more_than_512_items_has_room_in_tiles_of_another_height(made_up_layer) -> None:
