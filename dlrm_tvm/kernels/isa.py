@@ -110,7 +110,7 @@ class Family:
 
     words: what layers take where it is not the precision's own (words.py): bf16 for fp32 on AMX; "bytes", one vector
     packed alone, for int8 on AVX2, which has no registers for two. largest_weight: of int8 layers, in steps of their
-    scale.
+    scale. widens_rows: its dots of rows of bytes are faster in 16 bits, signed.
 
     tiles: layers and dots run on AMX's tiles (tile_unit.py), whose products flops_per_step and chains are of; emulated:
     by loops instead, for tests on CPUs without AMX. products: (part of x, part of w) of the tile products that make a
@@ -132,6 +132,7 @@ class Family:
     words: str = ""
     largest_weight: int = 127
     multiplies: int = 1
+    widens_rows: bool = False
 
     @property
     def takes(self) -> str:
@@ -153,7 +154,7 @@ class Family:
 AVX2 = Family("avx2", "fp32", ("avx2", "fma"), REGISTERS_AVX2, 2 * LANES, 6, dot_fp32, fma)
 AVX2_INT8 = Family(
     "avx2_int8", "int8", AVX2.flags, REGISTERS_AVX2, 8 * LANES, 6, dot_bytes, scaled_bytes,
-    llvm_ir.AVX2_INT8, words="bytes", largest_weight=64, multiplies=2,
+    llvm_ir.AVX2_INT8, words="bytes", largest_weight=64, multiplies=2, widens_rows=True,
 )  # fmt: skip
 AVX_VNNI = Family(
     "avx_vnni", "int8", ("avx_vnni", *AVX2.flags), REGISTERS_AVX2, 8 * LANES, 6, dot_bytes, dot_bytes, llvm_ir.AVX_VNNI,

@@ -99,6 +99,11 @@ class Form:
         return self.signed and not (self.family is not None and self.family.tiles)
 
     @property
+    def widens(self) -> bool:
+        """Whether rows of bytes are multiplied as signed numbers of 16 bits."""
+        return self.precision == "int8" and self.family is not None and self.family.widens_rows
+
+    @property
     def is_direct(self) -> bool:
         """Whether words are made of their own values alone, and `unpack` gives those back."""
         return not self.by_row and self.parts == 1

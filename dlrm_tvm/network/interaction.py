@@ -11,7 +11,8 @@ Int8Dots, for a pair (i, j) of one item, z = factor * q with q in -127 .. 127, g
     dot(z_i, z_j) = factor_i * factor_j * (sum_d (q[i, d] + 128) * q[j, d]  -  128 * sum_d q[j, d])
 
 The 128s come from multiplying unsigned by signed bytes (words.py). The second sum is one number per vector of an item,
-computed with the same instruction before its dots: 128 * q is a dot with bytes of 128.
+computed with the same instruction before its dots: 128 * q is a dot with bytes of 128. Where bytes are made 16 bits
+there is none.
 
 A plan, whose class `plan_of` looks up once, answers:
 
@@ -137,7 +138,7 @@ class DotEmitter:
         for at in range(0, plan.row_words, LANES):  # words beyond x stay zero
             store(self._row, at, zeros())
         self._dots = T.alloc_buffer((dots.grouping.num_groups * LANES,), "float32", scope="global")
-        self._int8 = Int8Dots(plan.num_tables + 1) if plan.table_form.precision == "int8" else None
+        self._int8 = Int8Dots(plan.num_tables + 1, plan.table_form) if plan.table_form.precision == "int8" else None
 
     def configure(self) -> None:
         """Nothing: no tile registers are used."""
@@ -213,17 +214,17 @@ class DotEmitter:
 
         def row(i):
             buffer, at = self._lookup.vector(item, i - 1)
-            return lambda chunk: load(buffer, at + chunk * LANES)
+            return lambda chunk, lanes=LANES: load(buffer, at + chunk * lanes, lanes)
 
         def first_row():
-            return lambda chunk: load(self._row, chunk * LANES)
+            return lambda chunk, lanes=LANES: load(self._row, chunk * lanes, lanes)
 
         def write(group, sums, i, j) -> None:
             store(self._dots, group * LANES, sums if self._int8 is None else self._int8.dots(sums, i, j))
             self._lookup.beside_group(item, group, grouping.num_groups)
 
         if self._int8 is not None:
-            self._int8.start(plan.row_words, row, first_row, form)
+            self._int8.start(plan.row_words, row, first_row)
         dot_interaction(grouping, plan.row_words, row, first_row, write, form, plan.family.registers)
 
 
@@ -267,16 +268,19 @@ class TileDotEmitter(DotEmitter):
 class Int8Dots:
     """Emits the compensation and the factors of one item's vectors, then turns its sums into dots.
 
-    vectors: their number, x included.
+    vectors: their number, x included; form: of them.
     """
 
-    def __init__(self, vectors: int) -> None:
-        self._vectors = vectors
-        self._compensation = T.alloc_buffer((padded(vectors),), "int32", scope="global")
+    def __init__(self, vectors: int, form: Form) -> None:
+        self._vectors, self._form = vectors, form
+        self._compensation = None if form.widens else T.alloc_buffer((padded(vectors),), "int32", scope="global")
         self.factors = T.alloc_buffer((padded(vectors),), "float32", scope="global")
 
-    def start(self, words: int, row: Callable, first_row: Callable, form: Form) -> None:
+    def start(self, words: int, row: Callable, first_row: Callable) -> None:
         """The compensation of an item's vectors; arguments as in dot_interaction."""
+        if self._compensation is None:
+            return
+        form = self._form
         bytes_of_128 = T.bind(form.left(zeros()))
         for first in range(0, self._vectors, LANES):
             sums = []
@@ -290,7 +294,7 @@ class Int8Dots:
     def dots(self, sums, i: Lanes, j: Lanes):
         """16 dots, float32."""
         factors = T.bind(i.of(self.factors) * j.of(self.factors))
-        return floats(sums - j.of(self._compensation)) * factors
+        return floats(sums if self._compensation is None else sums - j.of(self._compensation)) * factors
 
 
 _PLANS = {Dot: DotPlan, Concat: JoinedPlan, Cross: JoinedPlan}

@@ -5,12 +5,12 @@ Plain definition, for pair p = (i, j):   dots[p] = sum_d z[i, d] * z[j, d]
 Blocked form: 16 pairs at a time in 16 accumulators over all of D (4 x 4 pairs need 8 loads per 16 multiply-adds),
 then a tree that turns 16 vectors into the vector of their 16 sums: 30 shuffles, 15 additions. Registers: 16
 accumulators + 8 rows. AVX2's 16 registers of 8 lanes take half of a group at a time, 2 x 4 pairs: 8 accumulators + 6
-rows, whose 16 lanes are added one half after the other. The order of the pairs is our own, `Grouping.order`; the first
-top layer's weights are packed in that order.
+rows, whose 16 lanes are added one half after the other; of int8 without VNNI 16 bytes, made 16 bits. The order of the
+pairs is our own, `Grouping.order`; the first top layer's weights are packed in that order.
 
-Knows no tables: `row` gives, per vector and 16 of its words, an expression. In int8, z_i gets 128 added to each byte
-(words.py), so that its dot is too large by 128 * sum_d z[j, d]. `Lanes` tells the z_i and z_j of each lane, so that
-interaction.py can subtract that and scale the dots.
+Knows no tables: `row` gives, per vector and 16 of its words, an expression. In int8, but not in 16 bits, z_i gets 128
+added to each byte (words.py), so that its dot is too large by 128 * sum_d z[j, d]. `Lanes` tells the z_i and z_j of
+each lane, so that interaction.py can subtract that and scale the dots.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ..kernels.words import Form
 
 EDGE = 4  # vectors on each side of a block of pairs: EDGE * EDGE accumulators
 HALF = LANES // 2
+_WORDS_AT_ONCE = 4  # whose 16 bytes, made 16 bits, are a register
 
 # LLVM unrolls no loop with a call that must not be duplicated; this one is no instruction. Unrolled, it takes one
 # accumulator after the other and keeps all rows on the stack.
@@ -102,13 +103,14 @@ def dot_interaction(
 ) -> None:
     """All groups of one item.
 
-    row(i): prepares vector i >= 1 (i may be an expression) and returns chunk -> 16 of its words;
-    first_row(): the same for vector 0, x. write(group, sums, i, j): one group's 16 sums, and the Lanes of its pairs
-    (i, j). words: of a vector, a multiple of 16; registers: of vectors of 16 lanes, as a family has them.
+    row(i): prepares vector i >= 1 (i may be an expression) and returns chunk -> 16 of its words, or (chunk, lanes) ->
+    so many; first_row(): the same for vector 0, x. write(group, sums, i, j): one group's 16 sums, and the Lanes of its
+    pairs (i, j). words: of a vector, a multiple of 16; registers: of vectors of 16 lanes, as a family has them.
     """
-    if form.precision == "fp32" and registers <= EDGE * EDGE:
+    in_halves = form.widens or (form.precision == "fp32" and registers <= EDGE * EDGE)
+    if in_halves:
         with T.attr(0, "pragma_import_llvm", _ROLLED):
-            _groups(grouping, words // LANES, row, first_row, write, _dots_in_halves)
+            _groups(grouping, words // LANES, row, first_row, write, partial(_dots_in_halves, form=form))
     else:
         _groups(grouping, words // LANES, row, first_row, write, partial(_dots, form=form))
 
@@ -156,9 +158,10 @@ def _dots(pairs: list, chunks: int, form: Form):
     return sum_lanes(sums + spare, form)
 
 
-def _dots_in_halves(pairs: list, chunks: int):
+def _dots_in_halves(pairs: list, chunks: int, form: Form):
     """The same, 8 pairs at a time."""
-    halves = [_half_dots(pairs[at : at + HALF], chunks) if pairs[at:] else zeros(HALF) for at in (0, HALF)]
+    half_dots, zero = (_half_dots_of_bytes, _no_sums()) if form.widens else (_half_dots, zeros(HALF))
+    halves = [half_dots(pairs[at : at + HALF], chunks) if pairs[at:] else zero for at in (0, HALF)]
     return T.bind(T.Shuffle(halves, list(range(LANES))))
 
 
@@ -177,6 +180,32 @@ def _half_dots(pairs: list, chunks: int):
                 store(each, 0, fma(half[id(x)], half[id(y)], load(each, 0, HALF), HALF), HALF)
     taken = [T.bind(load(each, 0, HALF)) for each in sums]
     return _tree(_in_slots(taken, zeros(HALF), _HALF_LEVELS), _HALF_LEVELS)
+
+
+def _half_dots_of_bytes(pairs: list, chunks: int):
+    """The same of bytes, exact: 16 at a time are made 16 bits, whose products vpmaddwd adds up in pairs."""
+    sums = [T.alloc_buffer((HALF,), "int32", scope="global") for _ in pairs]
+    for each in sums:
+        store(each, 0, _no_sums(), HALF)
+    with T.serial(chunks) as chunk:
+        T.evaluate(T.call_extern("void", "dlrm_rolled"))
+        for part in range(LANES // _WORDS_AT_ONCE):
+            at = T.bind(chunk * (LANES // _WORDS_AT_ONCE) + part)
+            vectors = {id(v): v for pair in pairs for v in pair}
+            wide = {key: _in_16_bits(v(at, _WORDS_AT_ONCE)) for key, v in vectors.items()}
+            for each, (x, y) in zip(sums, pairs):
+                products = T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", wide[id(x)], wide[id(y)])
+                store(each, 0, load(each, 0, HALF) + products, HALF)
+    taken = [T.bind(load(each, 0, HALF)) for each in sums]
+    return _tree(_in_slots(taken, _no_sums(), _HALF_LEVELS), _HALF_LEVELS)
+
+
+def _in_16_bits(words):
+    return T.bind(T.cast(T.reinterpret("int8x16", words), "int16x16"))
+
+
+def _no_sums():
+    return T.broadcast(T.int32(0), HALF)
 
 
 # One level of the tree: lanes of (a, b), 0..15 of a and 16..31 of b, whose two picks are added.
