@@ -43,13 +43,17 @@ for _ in range(20):
     loop(1000, factors, sink)
 assert list(sink.numpy()[: 3 * LANES : LANES] > 0) == [True, True, False]
 """
+# Whether a helper is awake so many seconds after a call; a busy machine has the time to let it fall asleep.
 WAIT = """
 import time
-began = time.process_time()
-time.sleep(0.5)
-print(time.process_time() - began)
+def awake():
+    tasks = [task for task in os.listdir("/proc/self/task") if task != str(os.getpid())]
+    return any(open(f"/proc/self/task/{{task}}/stat").read().rsplit(") ", 1)[1][0] == "R" for task in tasks)
+until = time.monotonic() + {seconds}
+while time.monotonic() < until and awake():
+    time.sleep(0.05)
+print(awake(), os.environ["TVM_THREAD_POOL_SPIN_COUNT"])
 """
-
 SPINS = "TVM_THREAD_POOL_SPIN_COUNT"
 TWO_CORES = pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
 
@@ -121,15 +125,14 @@ def test_running_a_parallel_loop_moves_nothing(require_fma: None) -> None:
 
 @TWO_CORES
 def test_helpers_sleep_between_calls_unless_the_environment_says_otherwise(require_fma: None) -> None:
-    def waiting(**environment: str) -> float:
-        """CPU seconds of half a second after a call."""
-        done = place(None, threads=2, after=COMPILE_LOOP + RUN_LOOP + WAIT, OPENBLAS_NUM_THREADS="1", **environment)
+    def awake(seconds: float, **environment: str) -> str:
+        after = COMPILE_LOOP + RUN_LOOP + WAIT.format(seconds=seconds)
+        done = place(None, threads=2, after=after, OPENBLAS_NUM_THREADS="1", **environment)
         assert done.returncode == 0, done.stderr
-        return float(done.stdout.splitlines()[0])
+        return done.stdout.splitlines()[0]
 
-    asleep = waiting()
-    assert asleep < 0.05
-    assert waiting(**{SPINS: "3000000"}) > 4 * asleep
+    assert awake(60) == "False 1000"
+    assert awake(0.2, **{SPINS: "3000000"}) == "True 3000000"
 
 
 @TWO_CORES
