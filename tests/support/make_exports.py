@@ -73,6 +73,7 @@ EXPORTS = {
     "op17_mean": Export("legacy", 17, MEAN),
     "op17_deep": Export("legacy", 17, DEEP),
     "op17_no_sigmoid": Export("legacy", 17, Shape(sigmoid_top=None, interaction="dot_self"), inputs="mixed"),
+    "op20_self_lists": Export("legacy", 20, SELF, inputs="lists"),
     "op18_mean_weights_inputs": Export("legacy", 18, MEAN, options={"keep_initializers_as_inputs": True}),
     "dynamo18_fixed": Export("dynamo", 18, fixed=True),
     "dynamo18_one_item": Export("dynamo", 18, fixed=True, batch=1),
