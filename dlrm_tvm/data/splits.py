@@ -49,5 +49,7 @@ def choose_split(path: Path, splits: Splits, wanted: str | None, *, for_calibrat
         return name
     if wanted is None:
         raise UserError(f"{path}: holds the items that MLPerf scores and no others. Calibrate on the other half's.")
-    has = f"has {', '.join(splits)} and all" if splits else "is not cut into splits"
+    if not splits:
+        raise UserError(f"{path}: has no split {name}; it is not cut into splits. Leave --split out.")
+    has = f"has {', '.join(splits)} and all"
     raise UserError(f"{path}: has no split {name}; it {has}. Give --split another or leave it out.")

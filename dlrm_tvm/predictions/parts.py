@@ -53,7 +53,7 @@ def read_part(path: Path, footer: dict[str, object]) -> Score:
         reason = "no such file"
     except (*BROKEN, KeyError, AttributeError, TypeError, MemoryError) as error:
         reason = one_line(error)
-    raise UserError(f"{path} is not the part of this job ({reason}). Give --resume: it is scored again.")
+    raise UserError(f"{path} is not the part of this job ({reason}). With --resume it is scored again.")
 
 
 def write_synced(path: Path, content: memoryview | bytes) -> None:

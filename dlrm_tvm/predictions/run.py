@@ -118,12 +118,12 @@ def plan_lines(settings: PredictionSettings, inputs: list[ReferenceData], job: J
         shards = sum(shard.input == number for shard in job.shards)
         why = "" if data.borders != () or data.num_items <= settings.shard_items else ", as it cannot be entered midway"
         cut = f"; {cut}" if (cut := data.cut()) else ""
-        lines.append(
-            f"data   {os.path.relpath(data.path)}: {data.kind}, {data.num_items:,} items, {shards} shards{why}{cut}"
-        )
+        found = f"{data.kind}, {data.num_items:,} items, {shards} shard{'s' * (shards != 1)}"
+        lines.append(f"data   {os.path.relpath(data.path)}: {found}{why}{cut}")
     if more := len(inputs) - len(lines):
         lines.append(f"data   and {more:,} more files")
-    lines.append(f"job    {job.items:,} items in {len(job.shards):,} shards, into {settings.output}")
+    several = "s" * (len(job.shards) != 1)
+    lines.append(f"job    {job.items:,} items in {len(job.shards):,} shard{several}, into {settings.output}")
     return [printable(each) for each in lines]
 
 

@@ -76,7 +76,8 @@ def measure_all(
     entries = [start_entry(prepared.seed, prepared.fixed, prepared.environment, len(prepared.planned))]
     if prepared.state:
         state.truncate(prepared.state.whole_bytes)
-        show(f"resumed: {len(outcomes)} runs were measured already, {len(pending)} are left")
+        were = "run was" if len(outcomes) == 1 else "runs were"
+        show(f"resumed: {len(outcomes)} {were} measured already, {len(pending)} left")
     elif said := keep_earlier(state, settings.state_path, settings.result_path):
         show(said)
     try:

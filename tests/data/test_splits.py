@@ -79,7 +79,7 @@ def test_v1_scores_its_first_half_and_calibrates_on_the_second(tmp_path):
 def test_the_kaggle_week_and_data_with_outputs_are_not_cut(tmp_path):
     week = save_v1(tmp_path, counts=np.ones(26))
     assert (len(numbers(week)), open_reference(week, Card()).cut()) == (ITEMS, None)
-    with pytest.raises(UserError, match=r"has no split test; it is not cut into splits. Give --split another or leave"):
+    with pytest.raises(UserError, match=r"has no split test; it is not cut into splits. Leave --split out"):
         open_reference(week, Card(), split="test")
 
 

@@ -259,6 +259,7 @@ def test_a_part_that_is_not_what_its_footer_says_is_scored_again(library, begun)
         str(out / "part-000000.npz"),
         str(part),
     ]
+    assert done.stderr.count("With --resume it is scored again.") == 2 and "Give --resume" not in done.stderr
     assert read_result(done.stdout)["shards_of_this_run"] == 3
     assert part.read_bytes() == whole
 

@@ -121,7 +121,7 @@ def test_what_was_measured_before_an_interrupt_is_kept_and_only_the_rest_is_done
     assert first.asked + second.asked == whole.asked
     assert len(fields["earlier_environments"]) == 1
     assert [[run["round"] for run in entry["repeats"]] for entry in fields["combinations"]] == [[0, 1, 2]] * 2
-    assert "resumed: 3 runs were measured already, 3 are left" in shown
+    assert "resumed: 3 runs were measured already, 3 left" in shown
 
 
 def test_more_repeats_go_on_with_a_finished_sweep(settings) -> None:
