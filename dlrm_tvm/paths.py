@@ -29,6 +29,7 @@ PREBUILT = WORK / "__prebuilt"
 SHIPPED_DATA = _OURS / "__data"
 PATCHES = _OURS / "__patches"
 COMPILE_SCRIPT = _OURS / "compile.py"
+COMPILE_COMMAND = "dlrm-compile" if _IS_INSTALLED else "python compile.py"  # as people type it
 MEASURE_SCRIPT = _OURS / "multi_instance.py"
 DEFAULT_LIBRARY = Path(os.path.relpath(PREBUILT / "dlrm_avx512_b100.so", _HERE))
 _LOG = "dlrm_tune_100.tune_log"

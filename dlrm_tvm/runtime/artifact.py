@@ -23,6 +23,7 @@ from ..errors import UserError
 from ..machine.address_range import AddressRange
 from ..machine.cpu import check_host_runs
 from ..machine.memory import available_bytes
+from ..paths import COMPILE_COMMAND
 from .manifest import HEADER_BYTES, TABLES, Manifest, Parameter, Piece, check_table_info
 from .parameters import HUGE_PAGE, rest_sha256
 from .table_files import SINGLE_ROWS, sample_sha256
@@ -66,7 +67,7 @@ def open_artifact(
     library = Path(library)
     if not library.is_file():
         found = "a folder, not the .so of a library" if library.is_dir() else "no such file"
-        raise UserError(f"{library}: {found}. Make it with: python compile.py")
+        raise UserError(f"{library}: {found}. Make it with: {COMPILE_COMMAND}")
     if library.stat().st_size > _MOST_BYTES:
         raise UserError(f"{library} is larger than any library of this program. Compile again.")
     manifest = _read_manifest(library)

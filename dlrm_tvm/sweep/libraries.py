@@ -26,7 +26,7 @@ from typing import NamedTuple
 from ..console import Bar
 from ..errors import UserError, interrupts_blocked
 from ..instances.protocol import die_with_parent
-from ..paths import COMPILE_SCRIPT, PREBUILT, WORK
+from ..paths import COMPILE_COMMAND, COMPILE_SCRIPT, PREBUILT, WORK
 from ..runtime.artifact import open_artifact
 from ..runtime.manifest import Manifest
 from .plan import Combination
@@ -91,8 +91,8 @@ def _sibling(library: Path, base: Manifest, kind: Kind) -> Path:
     if not _STEM.fullmatch(library.stem):
         raise UserError(
             f"{library}: a sweep over batches or precisions finds libraries by names that end in _bN.so. Rename it "
-            "with its .json and .params, or compile anew: python compile.py --output-name NAME --batch-size "
-            f"{base.batch_size}"
+            "with its .json and .params, or compile anew: "
+            f"{COMPILE_COMMAND} --output-name NAME --batch-size {base.batch_size}"
         )
     precision = "" if kind.precision == base.precision else f"_{kind.precision}"
     return library.with_name(f"{sweep_name(library)}{precision}_b{kind.batch}.so")
@@ -173,7 +173,7 @@ def deleted_text(library: Path, kind: Kind) -> str:
 def _typed(library: Path, kind: Kind) -> str:
     precision = "" if kind.precision == "fp32" else f" --precision {kind.precision}"
     return (
-        f"python compile.py --onnx-model FILE --batch-size {kind.batch} --output-name {sweep_name(library)}{precision}"
+        f"{COMPILE_COMMAND} --onnx-model FILE --batch-size {kind.batch} --output-name {sweep_name(library)}{precision}"
     )
 
 

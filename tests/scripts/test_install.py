@@ -143,6 +143,11 @@ def test_what_to_type_for_packages_is_an_extra_where_there_are_no_requirement_fi
     assert (ROOT / paths.packages_command(extra).removeprefix("pip install -r ")).is_file()
 
 
+def test_a_missing_library_names_the_command_that_was_installed(installed: Path, tmp_path: Path):
+    told = run(installed, "dlrm-accuracy", cwd=tmp_path).stderr
+    assert told == "__prebuilt/dlrm_avx512_b100.so: no such file. Make it with: dlrm-compile\n"
+
+
 def asked(installed: Path, expression: str, *, cwd: Path) -> str:
     """What the installed paths.py says."""
     command = [sys.executable, "-c", f"from dlrm_tvm.paths import *; print({expression})"]
