@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from models import assert_close, build_plain, numpy_predictions, on_threads, random_batch, random_dlrm
+from scripts import TWO_CORES
 
 import dlrm_tvm
 from dlrm_tvm.errors import UserError
@@ -151,6 +152,7 @@ def test_two_executors_of_one_library_do_not_disturb_each_other(library, model):
     np.testing.assert_array_equal(kept, before)
 
 
+@TWO_CORES
 def test_two_threads_predict_the_same(library, model):
     dense, indices = random_batch(MODEL, 12)
     pred = on_threads(2, lambda: dlrm_tvm.load(str(library), threads=2)(dense, indices))
