@@ -135,15 +135,17 @@ def join_bags(parts: Sequence[Bags]) -> Bags:
 
 
 def check_bags(indices: Sequence, offsets: Sequence, items: int, tables: int, *, last: bool = False) -> Bags:
-    """The bags of all items and tables. Offsets may have one more element, the end of the last bag; last: they have it.
-    Raises UserError that names the wrong table and item.
+    """The bags of all items and tables. Offsets may have one more element, the end of the last bag, those of all tables
+    alike; last: they have it. Raises UserError that names the wrong table and item.
     """
     for name, given in (("indices", indices), ("offsets", offsets)):
         if not hasattr(given, "__len__") or len(given) != tables:
             found = len(given) if hasattr(given, "__len__") else type(given).__name__
             raise UserError(f"{name}: {found} given, one array for each of {tables} tables was wanted.")
     values = [_vector("indices", table, given) for table, given in enumerate(indices)]
-    begins = [_begins(table, given, items, len(values[table]), last) for table, given in enumerate(offsets)]
+    starts = [_vector("offsets", table, given) for table, given in enumerate(offsets)]
+    last = last or all(len(each) == items + 1 for each in starts)
+    begins = [_begins(table, each, items, len(values[table]), last) for table, each in enumerate(starts)]
     return Bags(tuple(values), tuple(begins))
 
 
@@ -172,9 +174,8 @@ def _without_end(table: int, offsets: np.ndarray, num_indices: int) -> np.ndarra
     return offsets[:-1]
 
 
-def _begins(table: int, given, items: int, num_indices: int, last: bool) -> np.ndarray:
-    offsets = _vector("offsets", table, given)
-    if last or len(offsets) == items + 1:
+def _begins(table: int, offsets: np.ndarray, items: int, num_indices: int, last: bool) -> np.ndarray:
+    if last:
         offsets = _without_end(table, offsets, num_indices)
     if len(offsets) != items:
         raise UserError(f"offsets of table {table}: {len(offsets)} given, one for each of {items} items was wanted.")
