@@ -163,7 +163,7 @@ def test_an_interrupt_while_a_class_is_made_is_one_line() -> None:
 @pytest.mark.parametrize("mb", [60, 140, 300])
 def test_a_limit_of_memory_in_which_libraries_do_not_load_is_one_line(mb) -> None:
     """NumPy's, and TVM's, which is loaded in part."""
-    command = script("compile.py", "--onnx-model", "missing.onnx")
+    command = script("compile.py", "--onnx-model", "missing.onnx", "--quiet")
     done = sh(f"ulimit -v {1000 * mb}; {command}", env={"OPENBLAS_NUM_THREADS": "1"})
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("Out of memory") or done.stderr.endswith(": Cannot allocate memory\n")

@@ -231,14 +231,14 @@ def run_script(*arguments: str | Path):
 
 
 def test_missing_reference_data_is_one_line_and_status_1():
-    finished = run_script("--ref-data", "nowhere.npz")
+    finished = run_script("--ref-data", "nowhere.npz", "--quiet")
     assert (finished.returncode, finished.stdout) == (1, "")
     assert finished.stderr == "nowhere.npz: no such file. Give reference data with --ref-data FILE.\n"
 
 
 def test_a_missing_library_is_one_line_and_status_1():
     pytest.importorskip("dlrm_tvm.runtime.artifact")
-    finished = run_script("--model", "nowhere.so")
+    finished = run_script("--model", "nowhere.so", "--quiet")
     assert (finished.returncode, finished.stdout) == (1, "")
     assert finished.stderr.startswith("nowhere")
     assert finished.stderr.count("\n") == 1
@@ -284,7 +284,7 @@ def test_compiled_demo_library_names_an_index_outside_a_table(demo_library, tmp_
     records = np.memmap(path, "<i4", "r+", shape=(200, 40))
     records[150, 14 + 5] = 3
     records.flush()
-    finished = run_script("--model", demo_library, "--ref-data", path)
+    finished = run_script("--model", demo_library, "--ref-data", path, "--quiet")
     assert finished.returncode == 1
     assert "item 150 takes row 3 of table 5" in finished.stderr
     assert finished.stderr.count("\n") == 1
