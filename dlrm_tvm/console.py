@@ -194,7 +194,7 @@ def _defined(value: object) -> object:
 
 def ms_text(ms: float) -> str:
     """Four digits, "123.4", "1.234" or "0.01234", but none below a nanosecond: small models take microseconds."""
-    digits = 3 - math.floor(math.log10(ms)) if ms > 0 else 3
+    digits = 3 - int(f"{ms:.3e}"[-3:]) if 0 < ms < math.inf else 3
     return f"{ms:.{min(max(digits, 1), 6)}f}"
 
 

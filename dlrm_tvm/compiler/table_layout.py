@@ -91,7 +91,7 @@ def _why_not_in_place(table: Table) -> str | None:
     if isinstance(table.rows, ComputedRows):
         return f"{table.num_rows:,} rows are computed ({table.rows.origin})"
     if region is None:
-        return "its rows are inside the ONNX file, or computed"
+        return "its rows are inside the ONNX file, or do not lie one after another"
     if table.rows.dtype != np.dtype("<f4"):
         return f"its rows are {table.rows.dtype}"
     if table.dim % LANES:

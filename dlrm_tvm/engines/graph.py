@@ -83,7 +83,7 @@ def _role(source: Input, manifest: Manifest) -> Feed:
     names = card.graph_inputs
     if source.name == names.dense:
         return Feed(source.name, "dense", dtype, (batch, card.num_dense))
-    if source.dtype.kind == "f":  # the dense features are the only floats in use
+    if source.dtype.kind not in "iu":  # of those that are no whole numbers, the dense features alone are in use
         return Feed(source.name, "unused", dtype, tuple(size or batch for size in source.dims))
     stacked = len(source.dims) == 2
     if source.name not in names.indices:

@@ -43,10 +43,11 @@ def shrunk(graph: OnnxGraph) -> list[OnnxGraph]:
 
     Running thousands of items on symbols takes minutes. Sizes that are multiples of the batch shrink with it.
     """
-    batch = next((source.dims[0] for source in graph.inputs if source.dtype == np.float32 and source.dims), None)
+    used = [source for source in graph.inputs if source.name in graph.used_names and source.dims]
+    batch = next((source.dims[0] for source in used if source.dtype == np.float32), None)
     if batch is None or batch <= _LARGE_BATCH:
         return []
-    sizes = {source.dims[source.batch_place(batch)] for source in graph.inputs if source.dims} | {batch}
+    sizes = {source.dims[source.batch_place(batch)] for source in used} | {batch}
     if any(size is None or size % batch > 1 for size in sizes):
         return []
     # One more than a multiple are offsets that include the last bag's end.

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from ..errors import UserError
 from ..machine.topology import format_cpu_list
 from ..paths import module_command
+from ..runtime.thread_pool import SHORT_WAIT
 from .protocol import STOP_SIGNAL, Assignment
 
 WORKER_COMMAND = module_command("instances.worker")
@@ -103,7 +104,8 @@ class WorkerProcess:
 
 
 def thread_environment(threads: int) -> dict[str, str]:
-    """This process's, with TVM's small run-time library, a pool of the right size, and BLAS libraries on one thread."""
+    """This process's, with TVM's small run-time library, a pool of the right size, and BLAS libraries on one thread.
+    Helpers with cores of their own wait awake, whatever this process has chosen for its own."""
     changes = {
         "TVM_USE_RUNTIME_LIB": "1",
         "TVM_NUM_THREADS": str(threads),
@@ -111,5 +113,6 @@ def thread_environment(threads: int) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
     }
-    kept = {name: value for name, value in os.environ.items() if name != "TVM_BIND_THREADS"}
+    kept = {name: value for name, value in os.environ.items() if (name, value) != SHORT_WAIT}
+    kept.pop("TVM_BIND_THREADS", None)
     return {**kept, **changes}

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ..bench.rate_search import bisected
+from ..console import ms_text
 from .process import LoadgenTest
 from .settings import LoadgenRequest, too_long
 
@@ -58,7 +59,10 @@ def find_peak_qps(
         tests.extend(until_sure(test, asked, say))
         verdict = tests[-1].verdict
         found = "valid" if verdict.is_valid else "; ".join(verdict.reasons)
-        say(name, f"{qps:,.1f} samples/s, {verdict.queries:,} queries: p99 {verdict.latency_ms['p99']:.1f} ms, {found}")
+        say(
+            name,
+            f"{qps:,.1f} samples/s, {verdict.queries:,} queries: p99 {ms_text(verdict.latency_ms['p99'])} ms, {found}",
+        )
         return verdict.is_valid
 
     def probe(qps: float) -> bool:

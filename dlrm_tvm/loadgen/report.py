@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..console import TAIL, line, percentiles_text
+from ..console import TAIL, line, ms_text, percentiles_text
 from ..data.metrics import auc, log_loss, logit_loss
 from ..errors import FoundWantingError
 from .logs import read_accuracy
@@ -146,7 +146,7 @@ def _performance_lines(run: LoadgenRun) -> list[str]:
     latency = percentiles_text(verdict.latency_ms, *TAIL)
     if verdict.estimate_ms:
         query = "query" if last.request.scenario == "multistream" else "sample"
-        result = f"LoadGen's result {verdict.estimate_ms:.3f}"
+        result = f"LoadGen's result {ms_text(verdict.estimate_ms)}"
         lines.append(line("latency", f"{latency}  ms per {query}, {result}"))
     if last.request.is_server:
         bound = f"p{100 * run.settings.latency_percentile:g} within {run.settings.latency_ms:g} wanted"

@@ -167,16 +167,19 @@ def _vector(name: str, table: int, given) -> np.ndarray:
     return array
 
 
-def _without_end(table: int, offsets: np.ndarray, num_indices: int) -> np.ndarray:
+def _without_end(table: int, offsets: np.ndarray, items: int, num_indices: int) -> np.ndarray:
     if not len(offsets) or offsets[-1] != num_indices:
         found = offsets[-1] if len(offsets) else "missing"
-        raise UserError(f"the last offset of table {table} is {found}, its {num_indices} indices' end was wanted.")
+        raise UserError(
+            f"the last offset of table {table} is {found}, its {num_indices} indices' end was wanted: {len(offsets)} "
+            f"offsets were given for {items} items."
+        )
     return offsets[:-1]
 
 
 def _begins(table: int, offsets: np.ndarray, items: int, num_indices: int, last: bool) -> np.ndarray:
     if last:
-        offsets = _without_end(table, offsets, num_indices)
+        offsets = _without_end(table, offsets, items, num_indices)
     if len(offsets) != items:
         raise UserError(f"offsets of table {table}: {len(offsets)} given, one for each of {items} items was wanted.")
     if items == 0 and num_indices:

@@ -15,7 +15,7 @@ _PATCH = PATCHES / "thread_placement.py"
 
 # How often TVM's helpers ask for work before they sleep. Its own 300,000 keep a core busy for 0.1 s after every call, a
 # shared one for longer; on a benchmark's own cores they may. Read once, by the process's first pool.
-_WAIT = ("TVM_THREAD_POOL_SPIN_COUNT", "1000")
+SHORT_WAIT = ("TVM_THREAD_POOL_SPIN_COUNT", "1000")
 
 
 def place_threads(threads: int, cores: Sequence[int] | None = None) -> None:
@@ -26,7 +26,8 @@ def place_threads(threads: int, cores: Sequence[int] | None = None) -> None:
     Raises ValueError, OSError or RuntimeError when that cannot be done; see the patch.
     """
     if cores is None:
-        os.environ.setdefault(*_WAIT)
+        if threads > 1:
+            os.environ.setdefault(*SHORT_WAIT)
         _patch().size_pool(threads)
     elif len(cores) != threads:
         raise ValueError(f"{threads} threads need {threads} cores, got {len(cores)}")

@@ -2,7 +2,7 @@
 kind that is never passed here.
 
 To be imported before anything else that imports TVM. A PyTorch that the process has already stays; later it may be
-imported as ever.
+imported as ever. Meanwhile importlib's find_spec raises for it, which nothing that TVM 0.27 imports asks.
 """
 
 from __future__ import annotations

@@ -127,10 +127,12 @@ def test_weights_of_rows_are_multiplied_in_as_they_are_copied(tmp_path):
 
 def test_transposed_tables_and_those_in_memory_are_copied(tmp_path):
     model = of_model(dim=16)
-    assert reasons(lay_out_tables(model))["emb_0"] == "its rows are inside the ONNX file, or computed"
+    copied = "its rows are inside the ONNX file, or do not lie one after another"
+    assert reasons(lay_out_tables(model))["emb_0"] == copied
     np.ascontiguousarray(model.tables[0].rows.T).tofile(tmp_path / "turned")
     turned = np.memmap(tmp_path / "turned", "<f4", "r", 0, (16, ROWS[0])).T
     model = replace(model, tables=(replace(model.tables[0], rows=turned), *model.tables[1:]))
+    assert reasons(lay_out_tables(model))["emb_0"] == copied
     assert_all_there(model, as_opened(model, tmp_path))
 
 

@@ -354,7 +354,9 @@ def test_predictions_are_the_same_under_o2(library) -> None:
         f"print(load({str(library)!r})(np.ones((2, 13), 'f4'), np.zeros((2, 3), 'i8')).tolist())"
     )
     plain, optimized = (
-        subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, env=environment)
+        subprocess.run(
+            [sys.executable, *options, "-c", code], capture_output=True, text=True, env=environment, timeout=600
+        )
         for options in ([], ["-OO"])
     )
     assert plain.stdout == optimized.stdout != "" and np.isfinite(eval(plain.stdout)).all()

@@ -126,7 +126,7 @@ def with_table(arrays: list, table: int, given) -> list:
         (VALUES, with_table(STARTS, 1, [0, 1, 2]), "offsets of table 1: 3 given, one for each of 4 items was wanted."),
         (VALUES, with_table(STARTS, 1, range(6)), "offsets of table 1: 6 given, one for each of 4 items was wanted."),
         (VALUES, with_table(STARTS, 1, [0, 1, 2, 3, 4]), "offsets of table 1: 5 given, one for each of 4 items was"),
-        (VALUES, with_table(ENDED, 1, [0, 1, 2, 3, 3]), "the last offset of table 1 is 3, its 4 indices' end was"),
+        (VALUES, with_table(ENDED, 1, [0, 1, 2, 3, 3]), "table 1 is 3, its 4 indices' end was wanted: 5 offsets were"),
         (VALUES, with_table(STARTS, 1, [1, 1, 2, 3]), "item 0: the offset of table 1 is 1, bags begin at 0."),
         (VALUES, with_table(STARTS, 1, [-1, 1, 2, 3]), "item 0: the offset of table 1 is -1, bags begin at 0."),
         (VALUES, with_table(STARTS, 2, [0, 2, 1, 3]), "item 2: the offset of table 2 is 1, less than the one before"),
