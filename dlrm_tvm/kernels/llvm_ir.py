@@ -143,25 +143,6 @@ _PAIRS = """
 _FOURS = """
   %half = call <8 x i32> @llvm.x86.avx512.vpdpbusd.256(<8 x i32> %half.acc, <32 x i8> %half.a, <32 x i8> %half.b)"""
 
-
-def _apart(name: str, of_x: str, of_w: str) -> str:
-    """%half.name: 8 int32 of pairs of bytes of %half.x, %half.w that are made 16 bits by these."""
-    return f"""
-  %half.x.{name} = {of_x}
-  %half.w.{name} = {of_w}
-  %half.{name} = call <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16> %half.x.{name}, <16 x i16> %half.w.{name})"""
-
-
-# Of rows, whose bytes may be of any size: those in even and in odd places apart, as 16 bits.
-_PLACES = f"""
-  %half.x = bitcast <32 x i8> %half.a to <16 x i16>
-  %half.w = bitcast <32 x i8> %half.b to <16 x i16>
-  %half.up = shl <16 x i16> %half.w, splat (i16 8){
-    _apart("even", "and <16 x i16> %half.x, splat (i16 255)", "ashr <16 x i16> %half.up, splat (i16 8)")
-}{_apart("odd", "lshr <16 x i16> %half.x, splat (i16 8)", "ashr <16 x i16> %half.w, splat (i16 8)")}
-  %half.both = add <8 x i32> %half.even, %half.odd
-  %half = add <8 x i32> %half.acc, %half.both"""
-
 _PACKS = f"""
 declare <8 x i32> @llvm.x86.avx.cvt.ps2dq.256(<8 x float>)
 declare <16 x i32> @llvm.smax.v16i32(<16 x i32>, <16 x i32>)
@@ -189,7 +170,7 @@ define linkonce_odr <4 x float> @dlrm_own_{kind}(<16 x float> %a) #0 {{{_rounded
 AVX2_INT8 = f"""{_PURE}
 declare <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16>, <16 x i16>)
 declare <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8>, <32 x i8>)
-{_dot("bytes", _PAIRS)}{_dot("int8", _PLACES)}{_PACKS}{UNPACK}"""
+{_dot("bytes", _PAIRS)}{_PACKS}{UNPACK}"""
 AVX_VNNI = f"""{_PURE}
 declare <8 x i32> @llvm.x86.avx512.vpdpbusd.256(<8 x i32>, <32 x i8>, <32 x i8>)
 {_dot("bytes", _FOURS)}{_dot("int8", _FOURS)}{_PACKS}{UNPACK}"""

@@ -105,9 +105,10 @@ attributes #0 = { alwaysinline nounwind willreturn memory(none) }
 )
 
 
-# Weights of 8 bits on AVX2: by what it takes rows with, which adds up in 32 bits.
+# Weights of 8 bits, and rows, on AVX2.
 _BYTES_ON_AVX2 = (
     AVX2_INT8.helpers.replace("@dlrm_dot_bytes", "@dlrm_dot_pairs")
+    + _dot_int8()
     + """
 define linkonce_odr <16 x i32> @dlrm_dot_bytes(<16 x i32> %acc, <16 x float> %x, <16 x float> %w) #0 {
   %r = call <16 x i32> @dlrm_dot_int8(<16 x i32> %acc, <16 x float> %x, <16 x float> %w)
