@@ -13,8 +13,10 @@ from graphs import onnxruntime_outputs, onnxruntime_session, random_items
 from onnx import TensorProto, helper
 from recorded_bags import feed, random_bags
 
+from dlrm_tvm.frontend.probes import shrunk
 from dlrm_tvm.frontend.reader import read_dlrm
 from dlrm_tvm.model.reference import predict
+from dlrm_tvm.symbols.graph import OnnxGraph
 
 SMALL = {"num_dense": 4, "dim": 4, "bottom": (4,), "top": (4,), "inputs": "separate"}
 
@@ -92,6 +94,19 @@ def test_26_loops_over_a_large_fixed_batch_are_read_in_seconds_as_onnx_runtime_c
     bags = random_bags(np.random.default_rng(0), items=batch, table_rows=rows, total=batch * per_bag, empty=True)
     wanted = onnxruntime_outputs(onnxruntime_session(path), feed(model.graph_inputs, dense, *bags))
     assert np.abs(predict(model, dense, *bags) - wanted).max() <= 1e-5 * max(1, np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_float_input_that_is_ignored_does_not_keep_a_large_fixed_batch_from_being_read_small(
+    tmp_path: Path, first: bool
+) -> None:
+    def ignore(graph: onnx.GraphProto) -> None:
+        labels = helper.make_tensor_value_info("labels", TensorProto.FLOAT, [5])
+        graph.input.insert(0 if first else len(graph.input), labels)
+
+    small = shrunk(OnnxGraph(changed(tmp_path, ignore, batch=2048)))
+    sizes = [next(source.dims[0] for source in graph.inputs if source.name == "dense_x") for graph in small]
+    assert sizes and max(sizes) < 100
 
 
 def test_two_items_that_trade_places_far_into_a_large_fixed_batch_are_refused(tmp_path: Path) -> None:
