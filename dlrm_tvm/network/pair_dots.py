@@ -15,7 +15,7 @@ each lane, so that interaction.py can subtract that and scale the dots.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -160,52 +160,52 @@ def _dots(pairs: list, chunks: int, form: Form):
 
 def _dots_in_halves(pairs: list, chunks: int, form: Form):
     """The same, 8 pairs at a time."""
-    half_dots, zero = (_half_dots_of_bytes, _no_sums()) if form.widens else (_half_dots, zeros(HALF))
-    halves = [half_dots(pairs[at : at + HALF], chunks) if pairs[at:] else zero for at in (0, HALF)]
+    zero = T.broadcast(T.int32(0), HALF) if form.widens else zeros(HALF)
+    halves = [_half_dots(pairs[at : at + HALF], chunks, form, zero) if pairs[at:] else zero for at in (0, HALF)]
     return T.bind(T.Shuffle(halves, list(range(LANES))))
 
 
-def _half_dots(pairs: list, chunks: int):
-    """The dots of up to 8 pairs of vectors as 8 lanes."""
-    sums = [T.alloc_buffer((HALF,), "float32", scope="global") for _ in pairs]
+def _half_dots(pairs: list, chunks: int, form: Form, zero):
+    """The dots of up to 8 pairs of vectors as 8 lanes; of bytes exact."""
+    sums = [T.alloc_buffer((HALF,), "int32" if form.widens else "float32", scope="global") for _ in pairs]
     for each in sums:
-        store(each, 0, zeros(HALF), HALF)
+        store(each, 0, zero, HALF)
+    parts, add = (_words_in_16_bits, _add_products) if form.widens else (_halves_of_words, _add_product)
     with T.serial(chunks) as chunk:
         T.evaluate(T.call_extern("void", "dlrm_rolled"))
-        loaded = {id(v): T.bind(v(chunk)) for v in {id(v): v for pair in pairs for v in pair}.values()}
-        for first in (0, HALF):
-            lanes = list(range(first, first + HALF))
-            half = {key: T.bind(T.Shuffle([words], lanes)) for key, words in loaded.items()}
+        for part in parts({id(v): v for pair in pairs for v in pair}, chunk):
             for each, (x, y) in zip(sums, pairs):
-                store(each, 0, fma(half[id(x)], half[id(y)], load(each, 0, HALF), HALF), HALF)
+                store(each, 0, add(load(each, 0, HALF), part[id(x)], part[id(y)]), HALF)
     taken = [T.bind(load(each, 0, HALF)) for each in sums]
-    return _tree(_in_slots(taken, zeros(HALF), _HALF_LEVELS), _HALF_LEVELS)
+    return _tree(_in_slots(taken, zero, _HALF_LEVELS), _HALF_LEVELS)
 
 
-def _half_dots_of_bytes(pairs: list, chunks: int):
-    """The same of bytes, exact: 16 at a time are made 16 bits, whose products vpmaddwd adds up in pairs."""
-    sums = [T.alloc_buffer((HALF,), "int32", scope="global") for _ in pairs]
-    for each in sums:
-        store(each, 0, _no_sums(), HALF)
-    with T.serial(chunks) as chunk:
-        T.evaluate(T.call_extern("void", "dlrm_rolled"))
-        for part in range(LANES // _WORDS_AT_ONCE):
-            at = T.bind(chunk * (LANES // _WORDS_AT_ONCE) + part)
-            vectors = {id(v): v for pair in pairs for v in pair}
-            wide = {key: _in_16_bits(v(at, _WORDS_AT_ONCE)) for key, v in vectors.items()}
-            for each, (x, y) in zip(sums, pairs):
-                products = T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", wide[id(x)], wide[id(y)])
-                store(each, 0, load(each, 0, HALF) + products, HALF)
-    taken = [T.bind(load(each, 0, HALF)) for each in sums]
-    return _tree(_in_slots(taken, _no_sums(), _HALF_LEVELS), _HALF_LEVELS)
+def _halves_of_words(vectors: dict, chunk) -> Iterator[dict]:
+    """Of each of the vectors 8 of a chunk's words, then the others; each part is emitted when it is asked for."""
+    loaded = {key: T.bind(vector(chunk)) for key, vector in vectors.items()}
+    for first in (0, HALF):
+        lanes = list(range(first, first + HALF))
+        yield {key: T.bind(T.Shuffle([words], lanes)) for key, words in loaded.items()}
+
+
+def _add_product(total, x, y):
+    return fma(x, y, total, HALF)
+
+
+def _words_in_16_bits(vectors: dict, chunk) -> Iterator[dict]:
+    """The same, 4 words at a time, whose 16 bytes are made 16 bits."""
+    for part in range(LANES // _WORDS_AT_ONCE):
+        at = T.bind(chunk * (LANES // _WORDS_AT_ONCE) + part)
+        yield {key: _in_16_bits(vector(at, _WORDS_AT_ONCE)) for key, vector in vectors.items()}
 
 
 def _in_16_bits(words):
     return T.bind(T.cast(T.reinterpret("int8x16", words), "int16x16"))
 
 
-def _no_sums():
-    return T.broadcast(T.int32(0), HALF)
+def _add_products(total, x, y):
+    """vpmaddwd adds up two products of 16 bits each."""
+    return total + T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", x, y)
 
 
 # One level of the tree: lanes of (a, b), 0..15 of a and 16..31 of b, whose two picks are added.
