@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from ..console import WIDTH, ms_text
 from ..engines.interface import OURS, TITLES
@@ -19,26 +20,26 @@ class _Column:
 
     key: str
     heading: str
-    form: str
+    form: Callable[[Any], str]
     value: Callable[[Row], object]
 
 
 _COLUMNS = (
-    _Column("source", "result", "", lambda row: row.combination.source),
-    _Column("engine", "engine", "", lambda row: row.combination.engine),
-    _Column("precision", "prec.", "", lambda row: row.combination.precision),
-    _Column("instances", "inst.", "d", lambda row: row.combination.instances),
-    _Column("threads", "thr.", "d", lambda row: row.combination.threads),
-    _Column("batch_size", "batch", "d", lambda row: row.combination.batch),
-    _Column("arrivals", "arrivals", "", lambda row: row.combination.arriving),
-    _Column("rate", "rate", ",.7g", lambda row: row.combination.rate),
-    _Column("items_per_s", "items/s", ",.0f", lambda row: row.items_per_s),
-    _Column("items_per_s_min", "lowest", ",.0f", lambda row: row.items_per_s_min),
-    _Column("items_per_s_max", "highest", ",.0f", lambda row: row.items_per_s_max),
-    _Column("peak_fraction", "of peak", ".3f", lambda row: row.peak_fraction),
-    _Column("p50_ms", "p50 ms", "ms", lambda row: row.p50_ms),
-    _Column("p99_ms", "p99 ms", "ms", lambda row: row.p99_ms),
-    _Column("p99_worst_ms", "worst", "ms", lambda row: row.p99_worst_ms),
+    _Column("source", "result", str, lambda row: row.combination.source),
+    _Column("engine", "engine", str, lambda row: row.combination.engine),
+    _Column("precision", "prec.", str, lambda row: row.combination.precision),
+    _Column("instances", "inst.", str, lambda row: row.combination.instances),
+    _Column("threads", "thr.", str, lambda row: row.combination.threads),
+    _Column("batch_size", "batch", str, lambda row: row.combination.batch),
+    _Column("arrivals", "arrivals", str, lambda row: row.combination.arriving),
+    _Column("rate", "rate", "{:,.7g}".format, lambda row: row.combination.rate),
+    _Column("items_per_s", "items/s", "{:,.0f}".format, lambda row: row.items_per_s),
+    _Column("items_per_s_min", "lowest", "{:,.0f}".format, lambda row: row.items_per_s_min),
+    _Column("items_per_s_max", "highest", "{:,.0f}".format, lambda row: row.items_per_s_max),
+    _Column("peak_fraction", "of peak", "{:.3f}".format, lambda row: row.peak_fraction),
+    _Column("p50_ms", "p50 ms", ms_text, lambda row: row.p50_ms),
+    _Column("p99_ms", "p99 ms", ms_text, lambda row: row.p99_ms),
+    _Column("p99_worst_ms", "worst", ms_text, lambda row: row.p99_worst_ms),
 )
 
 
@@ -92,9 +93,7 @@ def _cells(summary: Summary, columns: Sequence[_Column], rounds: int) -> list[li
 
 def _figure(column: _Column, row: Row) -> str:
     value = column.value(row)
-    if value is None:
-        return "-"
-    return ms_text(value) if column.form == "ms" else format(value, column.form)
+    return "-" if value is None else column.form(value)
 
 
 def sweep_markdown(summary: Summary) -> str:
