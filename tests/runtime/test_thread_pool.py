@@ -8,14 +8,13 @@ import subprocess
 import sys
 
 import pytest
+from scripts import CORES, TWO_CORES
 
 from dlrm_tvm.instances.process import thread_environment
 from dlrm_tvm.paths import ROOT
 from dlrm_tvm.runtime.thread_pool import SHORT_WAIT
 
 pytest.importorskip("tvm_ffi", reason="needs apache-tvm")
-
-CORES = sorted(os.sched_getaffinity(0))
 
 PLACE = """
 import json, os, re, sys
@@ -55,7 +54,6 @@ time.sleep(0.3)
 print(states.count("R") > 1, time.process_time() - began)
 """
 SPINS = "TVM_THREAD_POOL_SPIN_COUNT"
-TWO_CORES = pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
 
 
 def place(
