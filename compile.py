@@ -59,7 +59,9 @@ def files_of_compilation(settings: CompileSettings) -> list[Path | str | None]:
 def compile_library(settings: CompileSettings) -> dict[str, object]:
     start = time.perf_counter()
     # Imported here: --help and wrong flags should not wait for TVM.
-    import dlrm_tvm.runtime.tvm_alone  # noqa: F401, before all others that import it
+    from dlrm_tvm.runtime.tvm_alone import import_compiler
+
+    import_compiler()  # before all others that import it
     from dlrm_tvm.compiler.job import Job
     from dlrm_tvm.compiler.pipeline import compile_model, numbers_chosen
     from dlrm_tvm.compiler.summary import result

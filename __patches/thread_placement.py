@@ -60,7 +60,7 @@ def size_pool(threads: int) -> None:
 
 
 def _configure(cores: list[int]) -> None:
-    from tvm import get_global_func
+    from tvm_ffi import get_global_func  # TVM's run-time library must be loaded: `import tvm` does it, for one
 
     get_global_func("runtime.config_threadpool")(_ONE_CORE_PER_THREAD, len(cores), [str(core) for core in cores])
     size = get_global_func("runtime.NumThreads")()

@@ -104,10 +104,9 @@ class WorkerProcess:
 
 
 def thread_environment(threads: int) -> dict[str, str]:
-    """This process's, with TVM's small run-time library, a pool of the right size, and BLAS libraries on one thread.
+    """This process's, with a pool of the right size, and BLAS libraries on one thread.
     Helpers with cores of their own wait awake, whatever this process has chosen for its own."""
     changes = {
-        "TVM_USE_RUNTIME_LIB": "1",
         "TVM_NUM_THREADS": str(threads),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",

@@ -1,6 +1,6 @@
 """One opened library, ready to run: checks what it is given, cuts it into batches, hands back predictions.
 
-Needs only TVM's run time (set TVM_USE_RUNTIME_LIB=1 before the first import to load the small one).
+Needs only TVM's run-time library, see tvm_alone.py.
 
 An executor may be called from any thread at any time. TVM has one pool of threads per calling thread, so each has a
 seat of its own, made on its first call and gone with the thread; code and weights are shared. The network is one
@@ -30,10 +30,11 @@ from .artifact import Artifact
 from .manifest import peak_name
 from .parameters import aligned
 from .thread_pool import check_threads, place_threads
-from .tvm_alone import VirtualMachine, cpu, load_module, tvm_ffi
+from .tvm_alone import tvm_ffi
 
 _MOST_THREADS = 1024  # see kernels/peak.py
 _PEAK_SINK = _MOST_THREADS * 16  # floats
+_CPU, _POOLED = 1, 2  # a device's kind and an allocator's, as tvm/runtime/vm.py hands them to TVM's virtual machine
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Executor:
         self._seats = seats.Seats(threads, self._make_seat)
         try:
             with seats.making:  # a forked child has another one
-                self._module = load_module(str(artifact.library))
+                self._module = tvm_ffi.load_module(str(artifact.library))
                 self._parameters = tuple(tvm_ffi.from_dlpack(writable_view(array)) for array in artifact.parameters)
             # Where the manifest has other shapes than the library, this fails.
             self._seats.mine().call(lambda held: self.run(held.staging.batch))
@@ -114,7 +115,8 @@ class Executor:
             self._require_tiles_on_all_threads()
         profiles = (None, None)
         if self.artifact.manifest.is_plain:
-            machine = VirtualMachine(self._module, cpu())
+            machine = self._module["vm_load_executable"]()
+            machine["vm_initialization"](_CPU, 0, _POOLED)
             main, bags = _storing(machine["main"]), _storing(machine["bags"])
         else:
             main, bags = self._function("dlrm"), self._function("dlrm_bags")

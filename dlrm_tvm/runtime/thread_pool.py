@@ -50,7 +50,7 @@ def verify_confined(cores: Sequence[int]) -> None:
 
 @cache
 def _patch() -> ModuleType:
-    from . import tvm_alone  # noqa: F401, before the patch imports TVM
+    from . import tvm_alone  # noqa: F401, which loads what the patch calls
 
     spec = importlib.util.spec_from_file_location("thread_placement", _PATCH)
     module = importlib.util.module_from_spec(spec)

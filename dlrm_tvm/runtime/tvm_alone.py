@@ -1,22 +1,28 @@
-"""TVM without PyTorch, which it imports wherever that is installed: 3 s and 190 MB in each process, for tensors of a
-kind that is never passed here.
+"""TVM without what a library that is compiled does not need: 1 s and 120 MB of compiler, 3 s and 190 MB of PyTorch.
 
-To be imported before anything else that imports TVM. A PyTorch that the process has already stays; later it may be
-imported as ever. Meanwhile importlib's find_spec raises for it, which nothing that TVM 0.27 imports asks.
+What runs a library needs TVM's functions (tvm_ffi) and its run-time library of 3 MB, not `import tvm`: that imports the
+compiler, whose library takes 260 MB. Both TVM and tvm_ffi import PyTorch wherever that is installed, for tensors of a
+kind that is never passed here; this room hides it from them. To be imported before anything else that imports them.
+A PyTorch or TVM that the process has already stays; later they may be imported as ever.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from threading import get_ident
 
 _HIDDEN = "torch"
 
 
 class _Hiding:
-    """Finds no PyTorch, for the thread that made it: others may be importing it at this moment."""
+    """Finds no PyTorch, for the thread that made it: others may be importing it at this moment. Meanwhile importlib's
+    find_spec raises for it, which nothing that TVM 0.27 imports asks."""
 
     def __init__(self) -> None:
         self._thread = get_ident()
@@ -36,9 +42,27 @@ def _without_torch() -> Iterator[None]:
         sys.meta_path.remove(hiding)
 
 
+def import_compiler() -> None:
+    """`import tvm`, all of it but PyTorch."""
+    with _without_torch():
+        import_module("tvm")
+
+
+def _load_runtime() -> None:
+    """libtvm_runtime.so as TVM's own import opens it (tvm/base.py), which finds it open when it comes later."""
+    found = find_spec("tvm")
+    if found is None:
+        raise ModuleNotFoundError("No module named 'tvm'", name="tvm")
+    folders = [Path(folder) / "lib" for folder in found.submodule_search_locations]
+    if chosen := os.environ.get("TVM_LIBRARY_PATH"):
+        folders.insert(0, Path(chosen))
+    load_lib_ctypes("tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=folders)
+
+
 with _without_torch():
     import tvm_ffi
-    from tvm.runtime import cpu, load_module
-    from tvm.runtime.vm import VirtualMachine
+    from tvm_ffi.libinfo import load_lib_ctypes
 
-__all__ = ["VirtualMachine", "cpu", "load_module", "tvm_ffi"]
+_load_runtime()
+
+__all__ = ["import_compiler", "tvm_ffi"]

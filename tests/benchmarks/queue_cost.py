@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 from statistics import median
 
-os.environ["TVM_USE_RUNTIME_LIB"] = "1"
-
 import numpy as np
 
 from dlrm_tvm.data.query_samples import SampleLibrary, plan_samples

@@ -29,13 +29,16 @@ for task in os.listdir("/proc/self/task"):
 print(json.dumps({{"main": allowed.pop(str(os.getpid())), "others": sorted(allowed.values())}}))
 """
 
+WITH_COMPILER = "from dlrm_tvm.runtime.tvm_alone import import_compiler; import_compiler()"
+
 # One thread of the pool per slot of the sink; a slot that no thread wrote stays 0.
-COMPILE_LOOP = """
+COMPILE_LOOP = f"""
+{WITH_COMPILER}
 import numpy, tvm
 from dlrm_tvm.kernels.peak import MAX_THREADS, PeakLoop
 from dlrm_tvm.kernels.vectors import LANES
 from dlrm_tvm.schedules.target import cpu_target
-loop = tvm.compile(tvm.IRModule({"peak_fma": PeakLoop().function()}), target=cpu_target(None).tvm_target)["peak_fma"]
+loop = tvm.compile(tvm.IRModule(dict(peak_fma=PeakLoop().function())), target=cpu_target(None).tvm_target)["peak_fma"]
 """
 RUN_LOOP = """
 sink = tvm.runtime.tensor(numpy.zeros(MAX_THREADS * LANES, numpy.float32))
@@ -60,10 +63,9 @@ def place(
     cores: list[int] | None, *, threads: int | None = None, before: str = "", after: str = "", **environment: str
 ) -> subprocess.CompletedProcess:
     script = PLACE.format(threads=threads or len(cores), cores=cores, before=before, after=after)
-    names = ("TVM_NUM_THREADS", "TVM_BIND_THREADS", "OMP_NUM_THREADS", "TVM_USE_RUNTIME_LIB", SPINS)
+    names = ("TVM_NUM_THREADS", "TVM_BIND_THREADS", "OMP_NUM_THREADS", SPINS)
     kept = {name: value for name, value in os.environ.items() if name not in names}
-    # Without TVM's compiler, which takes a second to import, where nothing is compiled.
-    kept |= {"PYTHONPATH": str(ROOT), "TVM_USE_RUNTIME_LIB": "0" if COMPILE_LOOP in after else "1", **environment}
+    kept |= {"PYTHONPATH": str(ROOT), **environment}
     return subprocess.run([sys.executable, "-c", script], env=kept, capture_output=True, text=True, timeout=600)
 
 
@@ -74,10 +76,10 @@ def threads_after(cores: list[int] | None, **options: str | int) -> dict:
 
 
 @TWO_CORES
-@pytest.mark.parametrize("runtime_only", ["0", "1"])
-def test_each_thread_has_its_core_and_the_caller_the_first(runtime_only: str) -> None:
+@pytest.mark.parametrize("before", ["", WITH_COMPILER], ids=["run time alone", "all of TVM"])
+def test_each_thread_has_its_core_and_the_caller_the_first(before: str) -> None:
     first, second = CORES[1], CORES[0]
-    assert threads_after([first, second], OPENBLAS_NUM_THREADS="1", TVM_USE_RUNTIME_LIB=runtime_only) == {
+    assert threads_after([first, second], before=before, OPENBLAS_NUM_THREADS="1") == {
         "main": str(first),
         "others": [str(second)],
     }

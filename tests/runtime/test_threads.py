@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ MODEL = random_dlrm(table_rows=(11, 1, 300), dim=20, seed=4)
 BATCH = 5
 CALLERS = 6
 
+WITH_COMPILER = "from dlrm_tvm.runtime.tvm_alone import import_compiler; import_compiler()"
 SETUP = f"""
 import os, sys, threading, time
 sys.path.insert(0, {str(ROOT)!r})
@@ -36,12 +36,10 @@ def library(tmp_path_factory) -> Path:
     return build_plain(MODEL, BATCH, tmp_path_factory.mktemp("library"))
 
 
-def run(library: Path, script: str, runtime_only: str = "1") -> subprocess.CompletedProcess:
-    """runtime_only: TVM without its compiler, which takes a second to import."""
+def run(library: Path, script: str) -> subprocess.CompletedProcess:
     # Python 3.12 and newer warn of every fork in a process that has threads.
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SETUP + script, str(library)]
-    environment = os.environ | {"TVM_USE_RUNTIME_LIB": runtime_only}
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def test_many_threads_call_one_model_at_once_and_each_gets_its_own_predictions(library) -> None:
@@ -81,15 +79,15 @@ def test_threads_of_their_own_pools_predict_the_same(library) -> None:
             pool.submit(model, *batch).result()
 
 
-@pytest.mark.parametrize("runtime_only", ["0", "1"])
-def test_a_child_of_fork_calls_a_model_of_one_thread(library, runtime_only) -> None:
+@pytest.mark.parametrize("before", ["", WITH_COMPILER], ids=["run time alone", "all of TVM"])
+def test_a_child_of_fork_calls_a_model_of_one_thread(library, before) -> None:
     done = run(
         library,
+        f"{before}\n"
         "model = load(sys.argv[1]); wanted = model(dense, indices)\n"
         "if (pid := os.fork()) == 0:\n"
         "    sys.exit(0 if (model(dense, indices) == wanted).all() else 7)\n"
         "print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))",
-        runtime_only,
     )
     assert (done.stdout, done.stderr) == ("0\n", "")
 
@@ -129,16 +127,16 @@ def test_a_child_of_fork_is_told_that_the_threads_did_not_come_along(library) ->
     assert status == "0", "a new thread of the child has a pool of its own"
 
 
-@pytest.mark.parametrize(("wait_s", "runtime_only"), [(0.0, "1"), (0.1, "0")])
-def test_daemon_threads_that_call_at_the_interpreters_exit_do_not_abort_it(library, wait_s, runtime_only) -> None:
+@pytest.mark.parametrize(("wait_s", "before"), [(0.0, ""), (0.1, WITH_COMPILER)])
+def test_daemon_threads_that_call_at_the_interpreters_exit_do_not_abort_it(library, wait_s, before) -> None:
     done = run(
         library,
+        f"{before}\n"
         "model = load(sys.argv[1])\n"
         "def serve():\n"
         "    while True: model(dense, indices)\n"
         "for _ in range(4): threading.Thread(target=serve, daemon=True).start()\n"
         f"time.sleep({wait_s}); print('end')",
-        runtime_only,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
 

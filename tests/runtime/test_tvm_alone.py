@@ -1,8 +1,10 @@
-"""TVM is imported without PyTorch, in processes of their own beside a PyTorch that tells when it is imported."""
+"""A library runs without TVM's compiler and without PyTorch, in processes of their own beside a PyTorch that tells when
+it is imported."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,18 +16,70 @@ from dlrm_tvm.paths import ROOT
 
 pytest.importorskip("tvm_ffi", reason="needs apache-tvm")
 
+PREDICT = """
+import sys
+import numpy as np
+from dlrm_tvm import load
+model = load(sys.argv[1], threads=int(sys.argv[2]))
+def predictions():
+    return model(np.ones((9, 13), np.float32), np.zeros((9, 3), np.int64)).tolist()
+first = predictions()
+"""
 
-def run_beside_torch(tmp_path: Path, script: str) -> str:
+
+def run_beside_torch(tmp_path: Path, script: str, *words: object, **variables: str) -> str:
     (tmp_path / "torch.py").write_text("print('torch')\n")
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    return run(script, *words, PYTHONPATH=f"{tmp_path}:{ROOT}", **variables)
+
+
+def run(script: str, *words: object, **variables: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    command = [sys.executable, "-c", script, *map(str, words)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout
 
 
-def test_what_runs_a_library_imports_no_torch_and_leaves_it_to_be_imported(tmp_path: Path) -> None:
-    script = "import dlrm_tvm.runtime.executor, tvm; print('tvm'); import torch"
-    assert run_beside_torch(tmp_path, script) == "tvm\ntorch\n"
+def test_what_runs_a_library_imports_neither_the_compiler_nor_torch(tmp_path: Path, small_library: Path) -> None:
+    script = f"{PREDICT}\nprint(sorted({{'tvm', 'torch'}} & set(sys.modules)))"
+    script += "\nprint('libtvm_compiler' in open('/proc/self/maps').read())"
+    assert run_beside_torch(tmp_path, script, small_library, 1) == "[]\nFalse\n"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_compiler_comes_later_without_torch_and_changes_nothing(
+    tmp_path: Path, small_library: Path, threads: int
+) -> None:
+    if threads > len(os.sched_getaffinity(0)):
+        pytest.skip("needs two cores")
+    script = f"""{PREDICT}
+from dlrm_tvm.runtime.tvm_alone import import_compiler
+import_compiler()
+import tvm
+print("tvm")
+double = tvm.te.compute((4,), lambda at: tvm.tirx.const(2.0, "float32"), name="double")
+tvm.compile(tvm.te.create_prim_func([double]), target="llvm")
+again = predictions()
+model = load(sys.argv[1], threads={threads})
+print(first == again == predictions())
+import torch
+"""
+    assert run_beside_torch(tmp_path, script, small_library, threads) == "tvm\nTrue\ntorch\n"
+
+
+def test_tvm_may_be_there_before(small_library: Path) -> None:
+    assert run(f"import tvm\n{PREDICT}\nprint(len(first))", small_library, 1) == "9\n"
+
+
+def test_tvms_libraries_may_lie_elsewhere(tmp_path: Path, small_library: Path) -> None:
+    """As TVM's own import has it, for who builds TVM."""
+    from tvm.libinfo import find_libtvm_runtime
+
+    folder = tmp_path / "lib"
+    folder.mkdir()
+    shutil.copy(find_libtvm_runtime(), folder)
+    script = f"{PREDICT}\nprint({str(folder)!r} in open('/proc/self/maps').read())"
+    assert run_beside_torch(tmp_path, script, small_library, 1, TVM_LIBRARY_PATH=str(folder)) == "True\n"
 
 
 def test_what_compiles_imports_no_torch(tmp_path: Path) -> None:
