@@ -23,6 +23,7 @@ from ..instances.progress import TOLERANCE, WINDOWS
 from ..instances.window import Measurement
 from ..machine.os_counters import Snapshot
 from ..machine.topology import format_cpu_list
+from ..paths import COMPILE_COMMAND
 from ..runtime.manifest import Manifest
 from ..runtime.weight_copies import TableSetup
 
@@ -76,13 +77,13 @@ def engine_warnings(manifest: Manifest, engine: EngineGraph | None, flags: Set[s
     if peak.precision != engine.precision:
         return [
             f"The engine ran at {engine.precision}, the peak is that of the library's {peak.precision}: its share is "
-            f"of another limit. Give a library of compile.py --precision {engine.precision}."
+            f"of another limit. Make a library with: {COMPILE_COMMAND} --precision {engine.precision}"
         ]
     tiles = "amx_int8" if engine.precision == "int8" else "amx_bf16"
     if tiles in flags and not peak.family.startswith("amx"):
         return [
             f"The peak is that of {peak.family}, this CPU has {tiles} too, which the engine may use: its share is of a "
-            "lower limit than the CPU's. Give a library of compile.py --isa amx."
+            f"lower limit than the CPU's. Make a library with: {COMPILE_COMMAND} --isa amx"
         ]
     return []
 

@@ -148,7 +148,7 @@ def _compile_options(library: Path, base: Manifest, kind: Kind, wanted: Path) ->
     if base.options is None:
         why = f"{library} was not made by compile.py"
     elif library.resolve().parent != PREBUILT.resolve():
-        why = f"compile.py writes to {os.path.relpath(PREBUILT)} only, {library} lies elsewhere"
+        why = f"{COMPILE_COMMAND} writes to {os.path.relpath(PREBUILT)} only, {library} lies elsewhere"
     if why:
         raise UserError(f"No library for batch {kind.label(base)}, and {why}. Compile it: {_typed(wanted, kind)}")
     options = base.options | {"precision": kind.precision, "target_cpu": base.target_cpu}

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models import job_of, random_dlrm
-from scripts import assert_gone
+from scripts import WITH_COMPILER, assert_gone
 
 from dlrm_tvm.compiler import job, library_writer
 from dlrm_tvm.compiler.pipeline import check_finite, compile_model, machine_code
@@ -141,9 +141,10 @@ def test_a_linker_that_fails_is_quoted(compiled, tmp_path, monkeypatch):
     assert "small_b4.so could not be linked: ld: final link failed: No space left on device" in message
 
 
-FULL_DISK = """
+FULL_DISK = f"""
 import os, sys
 sys.path[:0] = sys.argv[2:]
+{WITH_COMPILER}
 from pathlib import Path
 from test_library_writer import MODEL, build, job_of, library_writer, machine_code
 if os.environ.get("UNCHECKED"):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from graphs import write_dlrm
+from scripts import WITH_COMPILER
 
 import dlrm_tvm
 from dlrm_tvm.errors import UserError, interrupts_blocked, printable
@@ -137,7 +138,8 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(name, after_s) -> None:
 def test_an_interrupt_in_a_function_that_tvm_calls_is_one_line(number, said) -> None:
     """TVM makes a RuntimeError of it, as of everything that it does not know."""
     code = (
-        f"import signal, sys; sys.path[:0] = [{str(ROOT)!r}]\nimport tvm_ffi\nfrom dlrm_tvm.errors import run_script\n"
+        f"import signal, sys; sys.path[:0] = [{str(ROOT)!r}]\nfrom dlrm_tvm.errors import run_script\n"
+        "from dlrm_tvm.runtime.tvm_alone import tvm_ffi\n"
         "def work():\n    try:\n"
         f"        tvm_ffi.convert(lambda: signal.raise_signal({int(number)}))()\n"
         "    except RuntimeError:\n        print('a RuntimeError', flush=True)\n        raise\n"
@@ -222,7 +224,8 @@ def test_a_compilation_that_is_ended_leaves_nothing(tmp_path, number, library) -
     """Once it has begun to write."""
     code = (
         f"import sys, time; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests' / 'support')!r}]\n"
-        "from dlrm_tvm.errors import run_script\nfrom dlrm_tvm.compiler.library_writer import staging_directory\n"
+        f"from dlrm_tvm.errors import run_script\n{WITH_COMPILER}\n"
+        "from dlrm_tvm.compiler.library_writer import staging_directory\n"
         "from pathlib import Path\n"
         "def main():\n"
         "    with staging_directory(Path(sys.argv[1])) as staging:\n"
@@ -392,7 +395,8 @@ def test_names_that_steer_terminals_reach_no_line_of_compile(tmp_path, capsys) -
 )
 def test_a_crash_after_an_interrupt_that_was_handled_keeps_its_traceback(crash: str) -> None:
     code = (
-        f"import signal, sys; sys.path[:0] = [{str(ROOT)!r}]\nimport tvm_ffi\nfrom dlrm_tvm.errors import run_script\n"
+        f"import signal, sys; sys.path[:0] = [{str(ROOT)!r}]\nfrom dlrm_tvm.errors import run_script\n"
+        "from dlrm_tvm.runtime.tvm_alone import tvm_ffi\n"
         "def work():\n    try:\n        signal.raise_signal(signal.SIGINT)\n"
         f"    except KeyboardInterrupt:\n    {crash}\nrun_script(work)\n"
     )

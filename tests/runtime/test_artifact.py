@@ -102,6 +102,7 @@ def test_tables_lie_one_after_another_in_whole_vectors(built):
 
 TVM_ALONE = """
 import json, sys
+sys.modules["torch"] = None  # which TVM imports where it is installed: seconds
 import numpy as np, tvm_ffi
 from pathlib import Path
 from tvm.runtime import cpu, load_module

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from scripts import CORES, TWO_CORES
+from scripts import CORES, TWO_CORES, WITH_COMPILER
 
 from dlrm_tvm.instances.process import thread_environment
 from dlrm_tvm.paths import ROOT
@@ -28,8 +28,6 @@ for task in os.listdir("/proc/self/task"):
     allowed[task] = re.search(r"Cpus_allowed_list:\\s*(\\S+)", status).group(1)
 print(json.dumps({{"main": allowed.pop(str(os.getpid())), "others": sorted(allowed.values())}}))
 """
-
-WITH_COMPILER = "from dlrm_tvm.runtime.tvm_alone import import_compiler; import_compiler()"
 
 # One thread of the pool per slot of the sink; a slot that no thread wrote stays 0.
 COMPILE_LOOP = f"""
@@ -148,7 +146,7 @@ def test_one_thread_leaves_the_environment_alone() -> None:
 
 @TWO_CORES
 def test_pool_of_another_size_is_an_error() -> None:
-    before = "import tvm; tvm.get_global_func('runtime.NumThreads')()"
+    before = "from dlrm_tvm.runtime.tvm_alone import tvm_ffi; tvm_ffi.get_global_func('runtime.NumThreads')()"
     done = place(CORES[:2], before=before, TVM_NUM_THREADS="1")
     assert "RuntimeError: this thread's TVM pool has 1 threads and cannot grow to 2" in done.stderr
 

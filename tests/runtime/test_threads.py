@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models import assert_close, build_plain, numpy_predictions, random_bags, random_batch, random_dlrm
-from scripts import CORES, TWO_CORES
+from scripts import CORES, TWO_CORES, WITH_COMPILER
 
 import dlrm_tvm
 from dlrm_tvm.errors import UserError
@@ -21,7 +21,6 @@ MODEL = random_dlrm(table_rows=(11, 1, 300), dim=20, seed=4)
 BATCH = 5
 CALLERS = 6
 
-WITH_COMPILER = "from dlrm_tvm.runtime.tvm_alone import import_compiler; import_compiler()"
 SETUP = f"""
 import os, sys, threading, time
 sys.path.insert(0, {str(ROOT)!r})

@@ -20,6 +20,7 @@ import pytest
 from dlrm_tvm.paths import ROOT
 
 CORES = sorted(os.sched_getaffinity(0))
+WITH_COMPILER = "from dlrm_tvm.runtime.tvm_alone import import_compiler; import_compiler()"  # the tests' own way too
 TWO_CORES = pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
 
 
