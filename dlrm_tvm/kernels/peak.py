@@ -20,7 +20,7 @@ from .tile_unit import SUMS, TILE_ROWS, TILE_WORDS, A, B, TileUnit, tile_ir
 from .vectors import LANES, broadcast, load, store, words_of, zeros
 from .words import Form
 
-STEPS = 32  # multiply-adds of each chain per round, so that the loop itself costs nothing
+STEPS = 8  # multiply-adds of each chain per round, so that the loop itself costs nothing
 MAX_THREADS = 1024
 
 

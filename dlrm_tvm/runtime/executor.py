@@ -242,7 +242,7 @@ class Executor:
         np.from_dlpack(factors)[:] = (0.999, 1e-6)
         sink = tvm_ffi.from_dlpack(aligned(_PEAK_SINK, np.float32))
         flops_per_round = peak.flops_per_round * self.threads
-        rounds, flops, start = 20_000, 0, perf_counter()
+        rounds, flops, start = 80_000, 0, perf_counter()
         while (elapsed := perf_counter() - start) < seconds:
             loop(rounds, factors, sink)
             flops += rounds * flops_per_round
