@@ -134,8 +134,9 @@ def test_calibration_of_v2_takes_128_000_items_behind_the_scored_half(tmp_path):
 def test_what_was_read_of_the_day_is_no_memory_of_the_process(tmp_path):
     save_day(tmp_path, items=20_000)
     data, most = open_reference(tmp_path, CARD, split="all"), 0
-    for chunk in data:
-        most = max(most, mapped_bytes(tmp_path))
+    for number, chunk in enumerate(data):
+        if number % 20 == 0:  # looking takes a while
+            most = max(most, mapped_bytes(tmp_path))
         assert len(chunk.labels)
     assert most > 0 and mapped_bytes(tmp_path) == 0
 

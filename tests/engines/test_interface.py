@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
-from graph_surgery import EXPORTS, changed
+from graph_surgery import EXPORTS, changed, read_export
 from graphs import write_dlrm
 from models import assert_close, build_plain, numpy_predictions, random_batch
 from scripts import children, read_result, run, start
@@ -52,36 +52,32 @@ FIXED_BAGS = {
 }
 
 
-def graph_for(engine: str, path: Path, batch: int) -> EngineGraph:
-    manifest = SimpleNamespace(model=describe(read_dlrm(path)), batch_size=batch, onnx_model=None, precision="fp32")
+def graph_for(engine: str, path: Path, model: Dlrm, batch: int) -> EngineGraph:
+    manifest = SimpleNamespace(model=describe(model), batch_size=batch, onnx_model=None, precision="fp32")
     return engine_graph(engine, path, manifest, "small.so")
 
 
-def graph_of_any_batch(engine: str, path: Path) -> EngineGraph:
+def graph_of_export(engine: str, name: str) -> tuple[EngineGraph, Dlrm]:
     """For batches of six items, or of as many as the file fixes."""
-    try:
-        return graph_for(engine, path, 6)
-    except UserError as error:
-        fixed = re.search(r"has a batch size of (\d+) fixed in it, the library has 6\. Compile one with", str(error))
-        if not fixed:
-            raise
-        return graph_for(engine, path, int(fixed.group(1)))
+    path, model = EXPORTS / f"{name}.onnx", read_export(name)
+    inputs = {each.name: each.type.tensor_type.shape.dim for each in onnx.load(path).graph.input}
+    return graph_for(engine, path, model, inputs[model.graph_inputs.dense][0].dim_value or 6), model
 
 
 @pytest.mark.parametrize("engine", EACH_ENGINE)
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXPORTS.glob("*.onnx")))
 def test_every_form_of_export_is_fed_as_it_wants_or_refused_in_one_line(engine: str, name: str) -> None:
-    path = EXPORTS / f"{name}.onnx"
     if name in FIXED_BAGS:
         with pytest.raises(UserError, match=r"takes \d+ indices for \d items .*Export the model for bags of one"):
-            graph_of_any_batch(engine, path)
+            graph_of_export(engine, name)
         return
-    graph, model = graph_of_any_batch(engine, path), read_dlrm(path)
+    graph, model = graph_of_export(engine, name)
     try:
         opened = open_engine(graph, threads=1, cores=CORES[:1])
     except UserError as error:
         assert name in NOT_RUN[engine], error
-        assert f"{TITLES[engine]} {graph.version} cannot run {path}: " in str(error) and "\n" not in str(error)
+        reason = f"{TITLES[engine]} {graph.version} cannot run {EXPORTS / name}.onnx: "
+        assert reason in str(error) and "\n" not in str(error)
         return
     for seed in (1, 2):
         dense, *lookups = items_for(model, graph.batch_size, seed)
@@ -102,8 +98,7 @@ def items_for(model: Dlrm, batch: int, seed: int) -> tuple:
 
 @pytest.mark.parametrize("engine", EACH_ENGINE)
 def test_prepared_batches_keep_their_inputs_whatever_runs_between_them(engine: str) -> None:
-    path = EXPORTS / "op17_no_sigmoid.onnx"
-    graph, model = graph_of_any_batch(engine, path), read_dlrm(path)
+    graph, model = graph_of_export(engine, "op17_no_sigmoid")
     assert_predicts_each(open_engine(graph, threads=1, cores=CORES[:1]), graph, model)
 
 
@@ -116,14 +111,14 @@ def test_float_inputs_that_the_graph_ignores_are_fed_too(engine: str, tmp_path: 
             graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims))
 
     path = changed(tmp_path, ignore)
-    graph, model = graph_for(engine, path, 6), read_dlrm(path)
+    model = read_dlrm(path)
+    graph = graph_for(engine, path, model, 6)
     assert_predicts_each(open_engine(graph, threads=1, cores=CORES[:1]), graph, model)
 
 
 @EACH_ENGINE[1].marks[0]
 def test_beyond_a_number_of_requests_openvino_binds_at_every_call_and_says_so(capsys: pytest.CaptureFixture) -> None:
-    path = EXPORTS / "op17_no_sigmoid.onnx"
-    graph, model = graph_of_any_batch("openvino", path), read_dlrm(path)
+    graph, model = graph_of_export("openvino", "op17_no_sigmoid")
     assert_predicts_each(open_openvino(graph, 1, CORES[:1], most_requests=2), graph, model)
     assert capsys.readouterr().err.count("batches after the first 2 bind their inputs at every call.\n") == 1
 
@@ -139,9 +134,8 @@ def assert_predicts_each(engine: OpenEngine, graph: EngineGraph, model: Dlrm) ->
 
 @NEEDS_ONNXRUNTIME
 def test_every_input_has_its_role_its_shape_and_its_table() -> None:
-    graph = graph_for("onnxruntime", EXPORTS / "op17_no_sigmoid.onnx", 6)  # stacked offsets, indices per table
+    graph, model = graph_of_export("onnxruntime", "op17_no_sigmoid")  # stacked offsets, indices per table
     assert graph.feeds[0].role == "dense"
-    model = read_dlrm(EXPORTS / "op17_no_sigmoid.onnx")
     tables = len(model.tables)
     assert [feed.table for feed in graph.feeds if feed.role == "indices"] == list(range(tables))
     (offsets,) = [feed for feed in graph.feeds if feed.role == "offsets"]

@@ -15,6 +15,7 @@ from graph_surgery import (
     body_of,
     changed_file,
     node_of,
+    read_export,
     refusal,
     set_attribute,
     set_constant,
@@ -88,7 +89,7 @@ def test_other_pooling_is_refused(change: Change, export: str, node: str, reason
 
 
 def test_the_row_of_a_padding_index_counts_as_zeros_in_sums(tmp_path: Path) -> None:
-    plain = read_dlrm(EXPORTS / "op9_aten.onnx").tables[1]
+    plain = read_export("op9_aten").tables[1]
     table = model_after(tmp_path, on_aten(padding_idx=2), "op9_aten").tables[1]
     wanted = np.array(plain.rows)
     wanted[2] = 0
@@ -121,14 +122,14 @@ def test_offsets_include_the_last_bags_end_in_their_size_and_in_each_operator_or
     assert "cannot be followed" in refusal_after(tmp_path, on_aten(include_last_offset=1), "op9_aten")
     model = model_after(tmp_path, both, "op9_aten")
     assert model.graph_inputs.last_offset
-    assert model.fingerprint == read_dlrm(EXPORTS / "op9_aten.onnx").fingerprint
+    assert model.fingerprint == read_export("op9_aten").fingerprint
 
 
 @pytest.mark.parametrize("export", ["op9_aten", "op9_aten_clamped"])
 def test_equal_per_sample_weights_become_row_weights(export: str, tmp_path: Path) -> None:
     weighted = model_after(tmp_path, weigh([-1.5] * 4), export)
     assert [table.row_weights is None for table in weighted.tables] == [True, False, True]
-    plain = read_dlrm(EXPORTS / f"{export}.onnx")
+    plain = read_export(export)
     tables = list(plain.tables)
     tables[1] = dataclasses.replace(tables[1], rows=tables[1].rows * np.float32(-1.5))
     dense, indices, offsets, _ = recorded_patterns(EXPORTS / f"{export}.npz")["bags"]
@@ -146,7 +147,7 @@ def test_per_sample_weights_of_one_are_no_weights(tmp_path: Path) -> None:
 def test_row_weights_are_the_files_own_numbers() -> None:
     for export in ("op16_weighted_lists", "dynamo18_weighted"):
         constants = {tensor.name: tensor for tensor in onnx.load(EXPORTS / f"{export}.onnx").graph.initializer}
-        for t, table in enumerate(read_dlrm(EXPORTS / f"{export}.onnx").tables):
+        for t, table in enumerate(read_export(export).tables):
             wanted = onnx.numpy_helper.to_array(constants[f"row_weights.{t}"])
             np.testing.assert_array_equal(table.row_weights, wanted)
 
@@ -179,7 +180,7 @@ def test_rows_weighted_twice_are_a_table_that_is_computed(tmp_path: Path) -> Non
         body.node.insert(place + 1, twice)
         next(node for node in body.node if node.op_type == "ReduceSum").input[0] = "twice"
 
-    plain = read_dlrm(EXPORTS / "op16_weighted_lists.onnx").tables[0]
+    plain = read_export("op16_weighted_lists").tables[0]
     table = read_dlrm(changed_file(tmp_path, again, EXPORTS / "op16_weighted_lists.onnx")).tables[0]
     np.testing.assert_allclose(table.rows[:], plain.rows * plain.row_weights[:, None] ** 2, rtol=1e-6)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graph_surgery import EXPORTS, add_constant, changed, changed_file, node_of, refusal
+from graph_surgery import EXPORTS, add_constant, changed, changed_file, node_of, read_export, refusal
 from graphs import onnxruntime_predictions, random_items, write_dlrm
 from models import assert_close
 from onnx import helper
@@ -130,5 +130,5 @@ def test_fixed_batch_of_multi_hot_indices_is_read_at_smaller_sizes(tmp_path: Pat
             value.type.tensor_type.shape.dim[0].dim_value = 4096
 
     large = read_dlrm(changed_file(tmp_path, widen, EXPORTS / "op17_cross_multihot_fixed.onnx"))
-    assert large.fingerprint == read_dlrm(EXPORTS / "op17_cross_multihot_fixed.onnx").fingerprint
+    assert large.fingerprint == read_export("op17_cross_multihot_fixed").fingerprint
     assert large.graph_inputs.indices_per_bag == (3, 1, 4)

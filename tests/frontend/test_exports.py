@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from graph_surgery import EXPORTS
+from graph_surgery import EXPORTS, read_export
 from models import assert_close
 from recorded_bags import recorded_patterns
 
-from dlrm_tvm.frontend.reader import read_dlrm
 from dlrm_tvm.model.dlrm import Dlrm
 from dlrm_tvm.model.interactions import Concat, Cross, Dot
 from dlrm_tvm.model.reference import predict
@@ -25,7 +24,7 @@ def each(name: str, count: int) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, Dlrm]:
-    return {name: read_dlrm(EXPORTS / f"{name}.onnx") for name in NAMES}
+    return {name: read_export(name) for name in NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)

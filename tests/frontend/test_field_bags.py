@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graph_surgery import EXPORTS, body_of
+from graph_surgery import EXPORTS, body_of, read_export
 from graphs import onnxruntime_outputs, onnxruntime_session
 from onnx import helper, numpy_helper
 from recorded_bags import feed, random_bags
@@ -94,7 +94,7 @@ CASES = {
 def test_bags_of_what_is_a_table_are_read_as_onnxruntime_computes_them(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     export, change, only_one = CASES[name]
-    rows = [table.num_rows for table in read_dlrm(EXPORTS / f"{export}.onnx").tables]
+    rows = [table.num_rows for table in read_export(export).tables]
     found, wanted, reason = _both(EXPORTS / f"{export}.onnx", change, rows, tmp_path / "changed.onnx")
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=2e-6)
     assert only_one in reason if only_one else reason == ""

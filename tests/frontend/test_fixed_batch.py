@@ -74,7 +74,10 @@ def reshape_to_constants(graph: onnx.GraphProto, batch: int, tables: int) -> Non
     node_of(graph, "Reshape").input[1] = "all_vectors"
 
 
-@pytest.mark.parametrize(("batch", "per_bag"), [(2048, 1), (2048, 3), (128, 20)])
+@pytest.mark.parametrize(
+    ("batch", "per_bag"),
+    [(2048, 3), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((2048, 1), (128, 20)))],
+)
 def test_26_loops_over_a_large_fixed_batch_are_read_in_seconds_as_onnx_runtime_computes_them(
     batch: int, per_bag: int, tmp_path: Path
 ) -> None:

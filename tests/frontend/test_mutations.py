@@ -26,8 +26,8 @@ from dlrm_tvm.frontend.reader import read_dlrm
 from dlrm_tvm.model.dlrm import Dlrm
 from dlrm_tvm.model.reference import predict
 
-MUTATIONS_PER_SHARED_EXPORT = 3
-MUTATIONS_PER_EXPORT = 8
+MUTATIONS_PER_SHARED_EXPORT = 2
+MUTATIONS_PER_EXPORT = 5
 MUTATIONS_PER_EXPORT_IF_SLOW = 120
 MUTATIONS_PER_SMALL_GRAPH = 30
 EXPORT_NAMES = sorted(path.stem for path in EXPORTS.glob("*.onnx"))

@@ -18,6 +18,7 @@ from graph_surgery import (
     changed,
     changed_file,
     node_of,
+    read_export,
     shared_export,
 )
 from graphs import onnx_feed, onnxruntime_predictions, random_items, write_dlrm
@@ -176,7 +177,7 @@ def test_weights_in_constant_nodes_are_read(tmp_path: Path) -> None:
         graph.node.extend(nodes)
 
     for name in ("op17_mean", "op11_stacked", "op16_weighted_lists", "dynamo18_stacked"):
-        same = read_dlrm(EXPORTS / f"{name}.onnx")
+        same = read_export(name)
         model = read_dlrm(changed_file(tmp_path, into_nodes, EXPORTS / f"{name}.onnx"))
         assert model.fingerprint == same.fingerprint
         assert model.graph_inputs == same.graph_inputs

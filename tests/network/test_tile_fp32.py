@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from graph_surgery import EXPORTS
+from graph_surgery import EXPORTS, read_export
 from models import assert_close, flat_bags, numpy_predictions, random_bags, random_batch, random_dlrm
 from quantized import on_tiles
 from recorded_bags import recorded_patterns
 
-from dlrm_tvm.frontend.reader import read_dlrm
 from dlrm_tvm.model.precision import numerics_of
 
 pytestmark = pytest.mark.usefixtures("require_fma")
@@ -78,7 +77,7 @@ def test_wrong_inputs_and_rows_that_are_not_finite_poison_their_item_alone() -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["op11_stacked", "op11_cat_mixed", "op9_aten_mean_self", "op16_weighted_lists"])
 def test_recorded_exports_on_tiles_give_what_pytorch_computed(name: str) -> None:
-    model = read_dlrm(EXPORTS / f"{name}.onnx")
+    model = read_export(name)
     patterns = recorded_patterns(EXPORTS / f"{name}.npz")
     batch = max(len(dense) for dense, *_ in patterns.values())
     run = compiled(model, batch, min(batch, 16))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from onnx import helper, numpy_helper
 
 from dlrm_tvm.errors import UserError
 from dlrm_tvm.frontend.reader import read_dlrm
+from dlrm_tvm.model.dlrm import Dlrm
 from dlrm_tvm.paths import ROOT
 
 EXPORTS = ROOT / "tests" / "exports"  # recorded by make_exports.py
@@ -20,6 +22,12 @@ SHARED_EXPORTS = ROOT.parent / "shared" / "exports"  # of MLPerf's shape, not in
 SHARED_NAMES = ("t171_stacked", "t213_legacy_onehot")
 
 Change = Callable[[onnx.GraphProto], None]
+
+
+@cache
+def read_export(name: str) -> Dlrm:
+    """A recorded export as the reader has it, read once for all tests of a process. Not to be changed."""
+    return read_dlrm(EXPORTS / f"{name}.onnx")
 
 
 def shared_export(name: str) -> Path:

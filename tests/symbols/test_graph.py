@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graph_surgery import EXPORTS, changed, refusal
+from graph_surgery import EXPORTS, changed, read_export, refusal
 from graphs import move_weights_out, write_dlrm
 from onnx import helper, numpy_helper
 
@@ -149,7 +149,7 @@ def test_export_with_external_data_is_the_same_model(name: str, external: str, t
     move_weights_out(model, tmp_path / "moved.onnx", external)
     onnx.save(model, tmp_path / "moved.onnx")
     moved = read_dlrm(tmp_path / "moved.onnx")
-    assert moved.fingerprint == read_dlrm(EXPORTS / f"{name}.onnx").fingerprint
+    assert moved.fingerprint == read_export(name).fingerprint
     assert all(isinstance(table.rows, np.memmap) for table in moved.tables)
 
 
