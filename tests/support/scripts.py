@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
@@ -21,6 +21,12 @@ from dlrm_tvm.paths import ROOT
 
 CORES = sorted(os.sched_getaffinity(0))
 WITH_COMPILER = "from dlrm_tvm.runtime.tvm_alone import import_compiler; import_compiler()"  # the tests' own way too
+# What a run measures beside its window, for an instant.
+BRIEF = {
+    "dlrm_tvm.bench.measure.PEAK_SECONDS": 0.1,
+    "dlrm_tvm.loadgen.run.PEAK_SECONDS": 0.1,
+    "dlrm_tvm.loadgen.run._CLOSED_LOOP_S": (0.2, 5.0),
+}
 TWO_CORES = pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
 
 
@@ -43,18 +49,19 @@ def command(*options: object) -> list[str]:
 
 def run(*options: object, script: str = "multi_instance") -> subprocess.CompletedProcess:
     """The script in this process, which has imported all that it needs: a second less. Its instances are processes
-    all the same. Peaks are measured for an instant."""
+    all the same. It is BRIEF."""
     spec = importlib.util.spec_from_file_location(script, ROOT / f"{script}.py")
     module = importlib.util.module_from_spec(spec)
     words = [f"{script}.py", *map(str, options)]
     with (
+        ExitStack() as brief,
         patch.object(sys, "argv", words),
-        patch("dlrm_tvm.bench.measure.PEAK_SECONDS", 0.1),
-        patch("dlrm_tvm.loadgen.run.PEAK_SECONDS", 0.1),
         redirect_stdout(io.StringIO()) as out,
         redirect_stderr(io.StringIO()) as err,
         pytest.raises(SystemExit) as exit_,
     ):
+        for name, value in BRIEF.items():
+            brief.enter_context(patch(name, value))
         spec.loader.exec_module(module)
         module.command()
     return subprocess.CompletedProcess(words, int(exit_.value.code or 0), out.getvalue(), err.getvalue())
@@ -68,18 +75,16 @@ def score(library: Path, data: Path) -> tuple[int, dict, str]:
 
 
 def start(*options: object) -> subprocess.Popen:
-    """The script in a process of its own, to be watched and ended; with short peaks too, without progress."""
-    setup = "from dlrm_tvm.bench import measure; from dlrm_tvm.loadgen import run\n"
-    setup += "measure.PEAK_SECONDS = run.PEAK_SECONDS = 0.1\n"
-    return subprocess.Popen(
-        changed(setup, "--quiet", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    """The script in a process of its own, to be watched and ended; without progress."""
+    return subprocess.Popen(changed("", "--quiet", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def changed(setup: str, *options: object) -> list[str]:
-    """The command of the script after `setup`, which changes what its process takes for given."""
-    script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{setup}\nimport multi_instance; multi_instance.command()"
-    return [sys.executable, "-c", script, *map(str, options)]
+    """The command of the script, BRIEF and after `setup`, which changes what its process takes for given."""
+    lines = [f"import sys; sys.path.insert(0, {str(ROOT)!r})"]
+    lines += [f"import {name.rpartition('.')[0]}; {name} = {value}" for name, value in BRIEF.items()]
+    lines += [setup, "import multi_instance; multi_instance.command()"]
+    return [sys.executable, "-c", "\n".join(lines), *map(str, options)]
 
 
 def children(pid: int) -> list[int]:
