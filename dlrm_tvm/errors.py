@@ -11,15 +11,17 @@ traceback. Exit status of a script:
 
 from __future__ import annotations
 
+import _thread
 import mmap
 import os
 import re
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import EAGAIN
 from typing import IO, NoReturn
 
@@ -30,6 +32,7 @@ _MORE_MEMORY = "Give a smaller file or batch, or a machine with more memory."
 _OF_TVM = 512 << 20
 # No path: a name in one has 255 bytes at most, the whole 4096. Numbers with commas are a list of cores to type.
 _LONG_WORD = re.compile(r"(?<![^\s/,])([^\s/,]{200})[^\s/,]{200,}([^\s/,]{50})|(?<!\S)(\S{200})\S{4000,}(\S{50})")
+_MOMENT_S = 0.01
 _LONGEST = 300  # characters of an error that somebody else raised
 _ENDING_SIGNALS = {  # with the handlers that are replaced; another one ignores, as under nohup, or is somebody's
     signal.SIGINT: signal.default_int_handler,
@@ -85,16 +88,19 @@ def reported() -> Iterator[None]:
     it, and SIGHUP do what Ctrl-C would at that moment, so that what was begun is removed and what was measured shown.
 
     Streams that are missing are opened on /dev/null; what their encoding lacks is written as an escape. Scripts import
-    within such a context too, as that takes seconds.
+    within such a context too, as that takes seconds. An interrupt while an object is destroyed, where Python ignores
+    what is raised, comes again a moment later.
     """
     global _ended_by
     _ended_by = None
+    hook = sys.unraisablehook
     taken = {number: each for number, each in _ENDING_SIGNALS.items() if signal.getsignal(number) == each}
     try:
         _open_streams()
         os.getcwd()  # fails where it was deleted
         for number in taken:
             signal.signal(number, _interrupt)
+        sys.unraisablehook = _again if hook is sys.__unraisablehook__ else hook
         yield
     except SystemExit:
         _flush()
@@ -121,8 +127,24 @@ def reported() -> Iterator[None]:
             _fail(f"Out of memory ({one_line(error)}). {_MORE_MEMORY}")
         raise
     finally:
+        sys.unraisablehook = hook
         for number, handler in taken.items():
             signal.signal(number, handler)
+
+
+def _again(ignored: sys.UnraisableHookArgs) -> None:
+    """For an interrupt in a finalizer: to unmap large tables takes a second. It cannot be raised from here, so a thread
+    sends it; threading's own are started under a lock that may be held now."""
+    if not isinstance(ignored.exc_value, KeyboardInterrupt):
+        return sys.__unraisablehook__(ignored)
+    number = _ended_by or signal.SIGINT
+
+    def send() -> None:
+        time.sleep(_MOMENT_S)
+        os.kill(os.getpid(), number)
+
+    with suppress(RuntimeError):  # no thread can be started
+        _thread.start_new_thread(send, ())
 
 
 def _is_interrupt(error: Exception) -> bool:

@@ -149,6 +149,32 @@ def test_an_interrupt_in_a_function_that_tvm_calls_is_one_line(number, said) -> 
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, "a RuntimeError\n", said + "\n")
 
 
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "Interrupted."), (signal.SIGTERM, "Ended by SIGTERM.")])
+def test_an_interrupt_while_an_object_is_destroyed_is_not_lost(number, said) -> None:
+    """Python ignores what is raised there, as where tables are unmapped."""
+    code = (
+        f"import signal, sys, time; sys.path[:0] = [{str(ROOT)!r}]\nfrom dlrm_tvm.errors import run_script\n"
+        "class Table:\n"
+        f"    def __del__(self):\n        signal.raise_signal({int(number)})\n        time.sleep(0)\n"
+        "def work():\n    Table()\n    print('goes on', flush=True)\n    time.sleep(60)\n"
+        "run_script(work)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "goes on\n", said + "\n")
+
+
+def test_what_else_goes_wrong_while_an_object_is_destroyed_is_still_said() -> None:
+    code = (
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}]\nfrom dlrm_tvm.errors import run_script\n"
+        "class Table:\n    def __del__(self):\n        raise RuntimeError('our own bug')\n"
+        "def work():\n    Table()\n    return 0\n"
+        "run_script(work)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0 and "Exception ignored in" in done.stderr
+    assert done.stderr.endswith("RuntimeError: our own bug\n")
+
+
 def test_an_interrupt_while_a_class_is_made_is_one_line() -> None:
     """Up to Python 3.11 what is raised in __set_name__ becomes a RuntimeError."""
     code = (
