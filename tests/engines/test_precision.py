@@ -76,7 +76,9 @@ def errors_of(graph: EngineGraph, path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("engine", "precision"), EACH_QUANTIZED)
-@pytest.mark.parametrize("layers, external", [("gemm", None), ("matmul", "one_file")])
+@pytest.mark.parametrize(
+    ("layers", "external"), [("gemm", None), pytest.param("matmul", "one_file", marks=pytest.mark.slow)]
+)
 def test_predictions_are_within_the_precisions_bound_and_not_those_of_fp32(
     engine: str, precision: str, layers: str, external: str | None, tmp_path: Path
 ) -> None:

@@ -215,7 +215,9 @@ def test_a_bug_of_ours_keeps_its_traceback_under_a_limit_of_memory(work, last) -
     assert ("Traceback" in done.stderr) == ("own" in work)
 
 
-@pytest.mark.parametrize("limit", ["-n 5", "-n 10", "-f 1", "-f 20"])
+@pytest.mark.parametrize(
+    "limit", ["-n 10", "-f 20", *(pytest.param(limit, marks=pytest.mark.slow) for limit in ("-n 5", "-f 1"))]
+)
 def test_a_compilation_that_hits_a_limit_leaves_nothing(tmp_path, limit) -> None:
     model = write_dlrm(tmp_path / "m.onnx", table_rows=(11, 5, 7))
     flags = ("--onnx-model", model, "--tuning-log-file", "none", "--quiet", "--output-name", "pytest_limited")
