@@ -21,8 +21,9 @@ from dlrm_tvm.paths import ROOT
 
 CORES = sorted(os.sched_getaffinity(0))
 WITH_COMPILER = "from dlrm_tvm.runtime.tvm_alone import import_compiler; import_compiler()"  # the tests' own way too
-# What a run measures beside its window, for an instant.
+# What a run measures beside its window, for an instant; and no progress among the lines that tests count, however slow.
 BRIEF = {
+    "dlrm_tvm.console._PRINTED_EVERY_S": 3600.0,
     "dlrm_tvm.bench.measure.PEAK_SECONDS": 0.1,
     "dlrm_tvm.loadgen.run.PEAK_SECONDS": 0.1,
     "dlrm_tvm.loadgen.run._CLOSED_LOOP_S": (0.2, 0.2),
