@@ -41,6 +41,7 @@ _ENDING_SIGNALS = {  # with the handlers that are replaced; another one ignores,
 }
 
 _ended_by: signal.Signals | None = None  # where KeyboardInterrupt was raised
+_is_ignored = False  # Python ignored one, which is to come again
 
 
 class UserError(ValueError):
@@ -102,6 +103,8 @@ def reported() -> Iterator[None]:
             signal.signal(number, _interrupt)
         sys.unraisablehook = _again if hook is sys.__unraisablehook__ else hook
         yield
+        if _is_ignored:
+            raise KeyboardInterrupt
     except SystemExit:
         _flush()
         raise
@@ -134,16 +137,22 @@ def reported() -> Iterator[None]:
 
 def _again(ignored: sys.UnraisableHookArgs) -> None:
     """For an interrupt in a finalizer: to unmap large tables takes a second. It cannot be raised from here, so a thread
-    sends it; threading's own are started under a lock that may be held now."""
+    sends it, unless the script ends before; threading's own are started under a lock that may be held now."""
+    global _is_ignored
     if not isinstance(ignored.exc_value, KeyboardInterrupt):
         return sys.__unraisablehook__(ignored)
-    number = _ended_by or signal.SIGINT
+    if _is_ignored:
+        return  # two within a moment are one
+    _is_ignored, number = True, _ended_by or signal.SIGINT
 
     def send() -> None:
+        global _is_ignored
         time.sleep(_MOMENT_S)
-        os.kill(os.getpid(), number)
+        if _is_ignored:
+            _is_ignored = False
+            os.kill(os.getpid(), number)
 
-    with suppress(RuntimeError):  # no thread can be started
+    with suppress(RuntimeError):  # where no thread can be started, at the script's end
         _thread.start_new_thread(send, ())
 
 
@@ -216,6 +225,8 @@ def interrupted_status() -> int:
 
 
 def _fail_interrupted() -> NoReturn:
+    global _is_ignored
+    _is_ignored = False
     by_ctrl_c = _ended_by in (None, signal.SIGINT)
     if by_ctrl_c and not _starts_threads():  # OpenBLAS raises SIGINT where it cannot start its own
         _fail(_NO_THREAD)

@@ -13,6 +13,7 @@ that is gone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
@@ -93,7 +94,7 @@ class Executor:
         self._seats = seats.Seats(threads, self._make_seat)
         try:
             with seats.making:  # a forked child has another one
-                self._module = tvm_ffi.load_module(str(artifact.library))
+                self._module = tvm_ffi.load_module(os.path.realpath(artifact.library))
                 self._parameters = tuple(tvm_ffi.from_dlpack(writable_view(array)) for array in artifact.parameters)
             # Where the manifest has other shapes than the library, this fails.
             self._seats.mine().call(lambda held: self.run(held.staging.batch))

@@ -1,4 +1,4 @@
-"""TVM without what a library that is compiled does not need: 1 s and 120 MB of compiler, 3 s and 190 MB of PyTorch.
+"""TVM without what a library that is compiled does not need: 1 s and 140 MB of compiler, 3 s and 190 MB of PyTorch.
 
 What runs a library needs TVM's functions (tvm_ffi) and its run-time library of 3 MB, not `import tvm`: that imports the
 compiler, whose library takes 260 MB. Both TVM and tvm_ffi import PyTorch wherever that is installed, for tensors of a
@@ -8,12 +8,11 @@ A PyTorch or TVM that the process has already stays; later they may be imported 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from threading import get_ident
 
@@ -49,14 +48,19 @@ def import_compiler() -> None:
 
 
 def _load_runtime() -> None:
-    """libtvm_runtime.so as TVM's own import opens it (tvm/base.py), which finds it open when it comes later."""
+    """libtvm_runtime.so as TVM's own import opens it (tvm/base.py), which finds it open when it comes later.
+
+    One that is open already stays, wherever it came from: a second one would end the process.
+    """
+    if tvm_ffi.get_global_func("runtime.config_threadpool", allow_missing=True):
+        return
     found = find_spec("tvm")
-    if found is None:
+    if not (found and found.origin and found.submodule_search_locations):  # a folder without a TVM, or a file
         raise ModuleNotFoundError("No module named 'tvm'", name="tvm")
-    folders = [Path(folder) / "lib" for folder in found.submodule_search_locations]
-    if chosen := os.environ.get("TVM_LIBRARY_PATH"):
-        folders.insert(0, Path(chosen))
-    load_lib_ctypes("tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=folders)
+    places = spec_from_file_location("tvm_libinfo", Path(found.origin).with_name("libinfo.py"))
+    libinfo = module_from_spec(places)
+    places.loader.exec_module(libinfo)
+    load_lib_ctypes("tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=libinfo.package_lib_paths())
 
 
 with _without_torch():

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from models import assert_close, build_plain, numpy_predictions, random_batch, random_dlrm
+from scripts import run
 
 from dlrm_tvm import load
+from dlrm_tvm.paths import ROOT
 
 MODEL = random_dlrm(table_rows=(11, 1, 300), dim=20)
 DENSE, INDICES = random_batch(MODEL, 7)
@@ -103,6 +109,25 @@ def test_loading_what_is_no_library_is_a_value_error_of_one_line(library, tmp_pa
     with pytest.raises((ValueError, OSError)) as error:
         load(library)
     assert "\n" not in str(error.value)
+
+
+def test_a_library_of_the_current_folder_is_loaded_by_its_name_and_no_other_of_that_name(
+    tmp_path, small_library, monkeypatch
+) -> None:
+    """The loader of shared libraries looks for a name without a folder elsewhere."""
+    for path in small_library.parent.glob(f"{small_library.stem}.*"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / small_library.name).write_text("no library\n")
+    monkeypatch.chdir(tmp_path)
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import numpy as np; from dlrm_tvm import load\n"
+    code += f"print(load({small_library.name!r})(np.ones((2, 13), np.float32), np.zeros((2, 3), int)).shape)"
+    command, environment = [sys.executable, "-c", code], os.environ | {"LD_LIBRARY_PATH": str(tmp_path / "elsewhere")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert (done.stdout, done.stderr) == ("(2,)\n", "")
+    for name in (small_library.name, f"./{small_library.name}"):
+        done = run("--model", name, "--num-instances", 1, "--duration", 0.1, "--warmup", 0)
+        assert done.returncode == 0, done.stderr
 
 
 def test_items_beyond_memory_are_no_crash(model) -> None:

@@ -150,13 +150,24 @@ def test_an_interrupt_in_a_function_that_tvm_calls_is_one_line(number, said) -> 
 
 
 @pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "Interrupted."), (signal.SIGTERM, "Ended by SIGTERM.")])
-def test_an_interrupt_while_an_object_is_destroyed_is_not_lost(number, said) -> None:
+@pytest.mark.parametrize(
+    "work",
+    [
+        "Table(); print('goes on', flush=True); time.sleep(60)",
+        "Table(); Table(); Table(); print('goes on', flush=True); time.sleep(60)",
+        "table = Table(); print('goes on', flush=True)",
+        "_thread.start_new_thread = none; Table(); print('goes on', flush=True)",
+    ],
+    ids=["once", "three times", "at the end", "without threads"],
+)
+def test_an_interrupt_while_an_object_is_destroyed_is_not_lost(number, said, work) -> None:
     """Python ignores what is raised there, as where tables are unmapped."""
     code = (
-        f"import signal, sys, time; sys.path[:0] = [{str(ROOT)!r}]\nfrom dlrm_tvm.errors import run_script\n"
+        f"import _thread, signal, sys, time; sys.path[:0] = [{str(ROOT)!r}]\nfrom dlrm_tvm.errors import run_script\n"
+        'def none(*_):\n    raise RuntimeError("can\'t start new thread")\n'
         "class Table:\n"
         f"    def __del__(self):\n        signal.raise_signal({int(number)})\n        time.sleep(0)\n"
-        "def work():\n    Table()\n    print('goes on', flush=True)\n    time.sleep(60)\n"
+        f"def work():\n    {work}\n"
         "run_script(work)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)

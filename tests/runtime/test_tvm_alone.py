@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ def predictions():
     return model(np.ones((9, 13), np.float32), np.zeros((9, 3), np.int64)).tolist()
 first = predictions()
 """
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None"
 
 
 def run_beside_torch(tmp_path: Path, script: str, *words: object, **variables: str) -> str:
@@ -68,8 +71,7 @@ import torch
 
 
 def test_tvm_may_be_there_before(small_library: Path) -> None:
-    without_torch = "import sys; sys.modules['torch'] = None"
-    assert run(f"{without_torch}\nimport tvm\n{PREDICT}\nprint(len(first))", small_library, 1) == "9\n"
+    assert run(f"{WITHOUT_TORCH}\nimport tvm\n{PREDICT}\nprint(len(first))", small_library, 1) == "9\n"
 
 
 def test_tvms_libraries_may_lie_elsewhere(tmp_path: Path, small_library: Path) -> None:
@@ -81,6 +83,47 @@ def test_tvms_libraries_may_lie_elsewhere(tmp_path: Path, small_library: Path) -
     shutil.copy(find_libtvm_runtime(), folder)
     script = f"{PREDICT}\nprint({str(folder)!r} in open('/proc/self/maps').read())"
     assert run_beside_torch(tmp_path, script, small_library, 1, TVM_LIBRARY_PATH=str(folder)) == "True\n"
+
+
+def test_tvms_library_of_a_build_is_found_beside_its_sources(tmp_path: Path, small_library: Path) -> None:
+    """python/tvm and build/lib of TVM's own checkout."""
+    from tvm.libinfo import find_libtvm_runtime
+
+    package, built = tmp_path / "python" / "tvm", tmp_path / "build" / "lib"
+    package.mkdir(parents=True)
+    built.mkdir(parents=True)
+    shutil.copy(find_libtvm_runtime(), built)
+    for name in ("__init__.py", "libinfo.py"):
+        shutil.copy(Path(find_spec("tvm").origin).with_name(name), package)
+    script = f"{PREDICT}\nprint({str(built)!r} in open('/proc/self/maps').read())"
+    assert run(script, small_library, 1, PYTHONPATH=f"{package.parent}:{ROOT}") == "True\n"
+
+
+def test_a_run_time_library_that_is_open_already_is_the_only_one(tmp_path: Path, small_library: Path) -> None:
+    """TVM's functions registered a second time end the process."""
+    from tvm.libinfo import find_libtvm_runtime
+
+    script = f"{WITHOUT_TORCH}\nimport ctypes, tvm_ffi\n"
+    script += f"ctypes.CDLL({find_libtvm_runtime()!r}, ctypes.RTLD_GLOBAL)\n{PREDICT}\n"
+    shutil.copy(find_libtvm_runtime(), tmp_path)
+    script += "print(len({line.split()[-1] for line in open('/proc/self/maps') if 'libtvm_runtime.so' in line}))"
+    assert run(script, small_library, 1, TVM_LIBRARY_PATH=str(tmp_path)) == "1\n"
+
+
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.with_suffix(".py").touch()])
+def test_a_folder_or_a_file_called_tvm_is_no_tvm(tmp_path: Path, small_library: Path, make: Callable) -> None:
+    make(tmp_path / "tvm")
+    script = f"""
+import importlib.util
+from importlib.machinery import PathFinder
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name: PathFinder.find_spec(name, [{str(tmp_path)!r}]) if name == "tvm" else find(name)
+try:
+    import dlrm_tvm.runtime.executor
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    assert run(script) == "No module named 'tvm'\n"
 
 
 def test_what_compiles_imports_no_torch(tmp_path: Path) -> None:
