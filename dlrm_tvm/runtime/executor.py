@@ -1,11 +1,9 @@
 """One opened library, ready to run: checks what it is given, cuts it into batches, hands back predictions.
 
-Needs only TVM's run-time library, see tvm_alone.py.
-
-An executor may be called from any thread at any time. TVM has one pool of threads per calling thread, so each has a
-seat of its own, made on its first call and gone with the thread; code and weights are shared. The network is one
-function of the library, which is called without TVM's virtual machine: that costs some 20 us a call when weights have
-pushed it out of the caches. Only TVM's default code, many functions, needs the machine.
+Needs only TVM's run-time library (tvm_alone.py). An executor may be called from any thread at any time. TVM has one
+pool of threads per calling thread, so each has a seat of its own, made on its first call and gone with the thread; code
+and weights are shared. The network is one function of the library, which is called without TVM's virtual machine: that
+costs some 20 us a call when weights have pushed it out of the caches. Only TVM's default code needs it.
 After a fork a pool of several threads is dead in the child (a call would wait for ever), so the child's call raises.
 At the interpreter's exit running calls end and no new one begins: a thread must not come back from TVM into a Python
 that is gone.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hostile import LONGEST, content, run_in_process
+from models import build, random_dlrm
 
 from dlrm_tvm.compiler import pipeline
 from dlrm_tvm.paths import PREBUILT
@@ -102,9 +103,10 @@ VALUES = {  # script and flags before -> values, each a case
 CASES = [(*before, value) for before, values in VALUES.items() for value in values]
 
 
-@pytest.fixture
-def library(small_library: Path) -> Path:
-    return small_library
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An optimized one: of others TVM warns on stderr when a process opens copies."""
+    return build(random_dlrm(), 4, None, tmp_path_factory.mktemp("library"))
 
 
 def no_model(*_: object) -> Path:
