@@ -41,6 +41,7 @@ _ENDING_SIGNALS = {  # with the handlers that are replaced; another one ignores,
 }
 
 _ended_by: signal.Signals | None = None  # where KeyboardInterrupt was raised
+_spare = [bytearray(1 << 20)]  # given back where memory ran out, so that there is some to say so
 _is_ignored = False  # Python ignored one, which is to come again
 
 
@@ -115,6 +116,7 @@ def reported() -> Iterator[None]:
     except BrokenPipeError:
         _fail("Whoever read the output is gone.")
     except MemoryError:
+        _spare.clear()
         _fail(f"Out of memory. {_MORE_MEMORY}")
     except OSError as error:
         limited = _NO_THREAD if error.errno == EAGAIN and not error.filename else one_line(error)
