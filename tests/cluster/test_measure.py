@@ -36,7 +36,7 @@ def library(tmp_path_factory) -> Path:
 
 def start(cluster: RayCluster, library: Path, *options: object, setup: str = "") -> subprocess.Popen:
     words = ("--model", library, "--ray", cluster.address, "--quiet", *WINDOW, *options)
-    return subprocess.Popen(changed(setup, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(changed(*words, setup=setup), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def assert_ended(processes: list[psutil.Process]) -> None:

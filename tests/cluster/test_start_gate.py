@@ -43,7 +43,7 @@ def at_its_gate(library: Path, raylet: int, *options: object) -> Iterator[subpro
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     try:
-        process = subprocess.Popen(changed("", *words), text=True, **pipes)
+        process = subprocess.Popen(changed(*words), text=True, **pipes)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     try:
@@ -118,7 +118,7 @@ def test_a_run_ends_when_the_actor_or_its_raylet_is_gone(library, who):
 
 
 def test_a_script_dies_with_the_actor_that_started_it(library):
-    words = changed("", "--model", library, "--num-instances", 1, "--start-gate", os.getpid())
+    words = changed("--model", library, "--num-instances", 1, "--start-gate", os.getpid())
     actor = f"import subprocess, sys; p = subprocess.Popen({words!r}, stdin=0); print(p.pid, flush=True); p.wait()"
     with subprocess.Popen(
         [sys.executable, "-c", actor], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

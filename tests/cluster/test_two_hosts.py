@@ -34,7 +34,7 @@ def cluster(hosts) -> Iterator[RayCluster]:
 
 
 def start(hosts: tuple[Host, Host], cluster: RayCluster, library: Path, duration: float) -> subprocess.Popen:
-    words = changed("", "--model", library, "--ray", cluster.address, "--warmup", 0.2, "--duration", duration)
+    words = changed("--model", library, "--ray", cluster.address, "--warmup", 0.2, "--duration", duration)
     return subprocess.Popen([*hosts[0].prefix, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -36,6 +36,13 @@ def sh(command: str, **options) -> subprocess.CompletedProcess:
     )
 
 
+def run_work(lines: str, work: str = "work") -> subprocess.CompletedProcess:
+    """What run_script(work) comes to after these lines, in a process of its own."""
+    code = f"import os, signal, sys, time; sys.path[:0] = [{str(ROOT)!r}]\nfrom dlrm_tvm.errors import run_script\n"
+    code += f"{lines}run_script({work})\n"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+
+
 def script(name: str, *arguments: object) -> str:
     return " ".join([sys.executable, str(ROOT / name), *map(str, arguments)])
 
@@ -137,15 +144,12 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(name, after_s) -> None:
 @pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "Interrupted."), (signal.SIGTERM, "Ended by SIGTERM.")])
 def test_an_interrupt_in_a_function_that_tvm_calls_is_one_line(number, said) -> None:
     """TVM makes a RuntimeError of it, as of everything that it does not know."""
-    code = (
-        f"import signal, sys; sys.path[:0] = [{str(ROOT)!r}]\nfrom dlrm_tvm.errors import run_script\n"
+    done = run_work(
         "from dlrm_tvm.runtime.tvm_alone import tvm_ffi\n"
         "def work():\n    try:\n"
         f"        tvm_ffi.convert(lambda: signal.raise_signal({int(number)}))()\n"
         "    except RuntimeError:\n        print('a RuntimeError', flush=True)\n        raise\n"
-        "run_script(work)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, "a RuntimeError\n", said + "\n")
 
 
@@ -162,39 +166,30 @@ def test_an_interrupt_in_a_function_that_tvm_calls_is_one_line(number, said) -> 
 )
 def test_an_interrupt_while_an_object_is_destroyed_is_not_lost(number, said, work) -> None:
     """Python ignores what is raised there, as where tables are unmapped."""
-    code = (
-        f"import _thread, signal, sys, time; sys.path[:0] = [{str(ROOT)!r}]\nfrom dlrm_tvm.errors import run_script\n"
-        'def none(*_):\n    raise RuntimeError("can\'t start new thread")\n'
+    done = run_work(
+        'import _thread\ndef none(*_):\n    raise RuntimeError("can\'t start new thread")\n'
         "class Table:\n"
         f"    def __del__(self):\n        signal.raise_signal({int(number)})\n        time.sleep(0)\n"
         f"def work():\n    {work}\n"
-        "run_script(work)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, "goes on\n", said + "\n")
 
 
 def test_what_else_goes_wrong_while_an_object_is_destroyed_is_still_said() -> None:
-    code = (
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}]\nfrom dlrm_tvm.errors import run_script\n"
+    done = run_work(
         "class Table:\n    def __del__(self):\n        raise RuntimeError('our own bug')\n"
         "def work():\n    Table()\n    return 0\n"
-        "run_script(work)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert done.returncode == 0 and "Exception ignored in" in done.stderr
     assert done.stderr.endswith("RuntimeError: our own bug\n")
 
 
 def test_an_interrupt_while_a_class_is_made_is_one_line() -> None:
     """Up to Python 3.11 what is raised in __set_name__ becomes a RuntimeError."""
-    code = (
-        f"import signal, sys; sys.path[:0] = [{str(ROOT)!r}]\nfrom dlrm_tvm.errors import run_script\n"
+    done = run_work(
         "def work():\n    try:\n        signal.raise_signal(signal.SIGINT)\n"
         "    except KeyboardInterrupt as error:\n        raise RuntimeError('Error calling __set_name__') from error\n"
-        "run_script(work)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (130, "Interrupted.\n")
 
 
@@ -216,12 +211,8 @@ def test_a_limit_of_memory_in_which_libraries_do_not_load_is_one_line(mb) -> Non
 )
 def test_a_bug_of_ours_keeps_its_traceback_under_a_limit_of_memory(work, last) -> None:
     """Where less is left than TVM takes, only what fails while it is loaded is the limit's fault."""
-    code = (
-        "import resource; from dlrm_tvm.errors import run_script\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (400 << 20, resource.RLIM_INFINITY))\n"
-        f"run_script(lambda: {work})\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=100)
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (400 << 20, resource.RLIM_INFINITY))\n"
+    done = run_work(limit, f"lambda: {work}")
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(last)
     assert ("Traceback" in done.stderr) == ("own" in work)
 
@@ -246,15 +237,13 @@ THREADS = "No process or thread can be started. Raise the limit: ulimit -u, ulim
 )
 def test_a_limit_of_processes_is_one_line(work) -> None:
     """The last is what OpenBLAS does while NumPy is imported."""
-    code = (
-        f"import os, signal, sys, threading; sys.path[:0] = [{str(ROOT)!r}]\nfrom dlrm_tvm.errors import run_script\n"
-        "import errno\n"
+    done = run_work(
+        "import errno, threading\n"
         'def none(*_, **__):\n    raise RuntimeError("can\'t start new thread")\n'
         "def fork():\n    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
-        "threading._start_new_thread = threading._start_joinable_thread = none; os.fork = fork\n"
-        f"run_script(lambda: {work})\n"
+        "threading._start_new_thread = threading._start_joinable_thread = none; os.fork = fork\n",
+        f"lambda: {work}",
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (1, THREADS)
 
 
@@ -281,13 +270,10 @@ def test_a_compilation_that_is_ended_leaves_nothing(tmp_path, number, library) -
 
 
 def test_what_nohup_ignores_stays_ignored() -> None:
-    code = (
-        f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r}); from dlrm_tvm.errors import run_script\n"
+    done = run_work(
         "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-        "def main(): os.kill(os.getpid(), signal.SIGHUP); print('alive'); return 0\n"
-        "run_script(main)\n"
+        "def work(): os.kill(os.getpid(), signal.SIGHUP); print('alive'); return 0\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout) == (0, "alive\n")
 
 
@@ -433,13 +419,11 @@ def test_names_that_steer_terminals_reach_no_line_of_compile(tmp_path, capsys) -
     ids=["later", "while it was handled", "in TVM"],
 )
 def test_a_crash_after_an_interrupt_that_was_handled_keeps_its_traceback(crash: str) -> None:
-    code = (
-        f"import signal, sys; sys.path[:0] = [{str(ROOT)!r}]\nfrom dlrm_tvm.errors import run_script\n"
+    done = run_work(
         "from dlrm_tvm.runtime.tvm_alone import tvm_ffi\n"
         "def work():\n    try:\n        signal.raise_signal(signal.SIGINT)\n"
-        f"    except KeyboardInterrupt:\n    {crash}\nrun_script(work)\n"
+        f"    except KeyboardInterrupt:\n    {crash}\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert done.returncode == 1 and done.stderr.endswith("RuntimeError: our own bug\n")
 
 

@@ -263,7 +263,7 @@ def test_an_interrupt_ends_loadgen_too_and_tells_what_was_done(
 ) -> None:
     options = ("--model", small[0], "--num-instances", 1, "--samples", 200, "--duration", 600, "--warmup", 0, "--quiet")
     options += ("--scenario", "server", "--target-qps", 20, "--log-dir", tmp_path)
-    script = changed(INTERRUPTED.format(folder=str(tmp_path), number=int(number)), *options)
+    script = changed(*options, setup=INTERRUPTED.format(folder=str(tmp_path), number=int(number)))
     done = subprocess.run(script, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (status, "")
     assert not any(Path(f"/proc/{pid}").exists() for pid in (tmp_path / "children").read_text().split())
@@ -347,7 +347,7 @@ def test_stopped_instance_ends_the_run_after_a_while(small: tuple[Path, Path], t
         "process.LoadgenProcess.test = stopped\n"
     )
     options = ("--scenario", "server", "--target-qps", 50, "--duration", 30, "--num-instances", 1)
-    command = changed(setup, "--quiet", *short(small[0], tmp_path), *options)
+    command = changed("--quiet", *short(small[0], tmp_path), *options, setup=setup)
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
     assert "No instance finished anything for 1.5 s, though there was work" in done.stderr

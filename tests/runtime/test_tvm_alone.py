@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from scripts import TWO_CORES, WITH_COMPILER
 
 from dlrm_tvm.paths import ROOT
 
@@ -43,21 +44,26 @@ def run(script: str, *words: object, **variables: str) -> str:
     return done.stdout
 
 
+@pytest.fixture
+def tvms_library() -> str:
+    """The path of libtvm_runtime.so."""
+    from tvm.libinfo import find_libtvm_runtime
+
+    return find_libtvm_runtime()
+
+
 def test_what_runs_a_library_imports_neither_the_compiler_nor_torch(tmp_path: Path, small_library: Path) -> None:
     script = f"{PREDICT}\nprint(sorted({{'tvm', 'torch'}} & set(sys.modules)))"
     script += "\nprint('libtvm_compiler' in open('/proc/self/maps').read())"
     assert run_beside_torch(tmp_path, script, small_library, 1) == "[]\nFalse\n"
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=TWO_CORES)])
 def test_the_compiler_comes_later_without_torch_and_changes_nothing(
     tmp_path: Path, small_library: Path, threads: int
 ) -> None:
-    if threads > len(os.sched_getaffinity(0)):
-        pytest.skip("needs two cores")
     script = f"""{PREDICT}
-from dlrm_tvm.runtime.tvm_alone import import_compiler
-import_compiler()
+{WITH_COMPILER}
 import tvm
 print("tvm")
 double = tvm.te.compute((4,), lambda at: tvm.tirx.const(2.0, "float32"), name="double")
@@ -74,38 +80,36 @@ def test_tvm_may_be_there_before(small_library: Path) -> None:
     assert run(f"{WITHOUT_TORCH}\nimport tvm\n{PREDICT}\nprint(len(first))", small_library, 1) == "9\n"
 
 
-def test_tvms_libraries_may_lie_elsewhere(tmp_path: Path, small_library: Path) -> None:
+def test_tvms_libraries_may_lie_elsewhere(tmp_path: Path, small_library: Path, tvms_library: str) -> None:
     """As TVM's own import has it, for who builds TVM."""
-    from tvm.libinfo import find_libtvm_runtime
-
     folder = tmp_path / "lib"
     folder.mkdir()
-    shutil.copy(find_libtvm_runtime(), folder)
+    shutil.copy(tvms_library, folder)
     script = f"{PREDICT}\nprint({str(folder)!r} in open('/proc/self/maps').read())"
     assert run_beside_torch(tmp_path, script, small_library, 1, TVM_LIBRARY_PATH=str(folder)) == "True\n"
 
 
-def test_tvms_library_of_a_build_is_found_beside_its_sources(tmp_path: Path, small_library: Path) -> None:
+def test_tvms_library_of_a_build_is_found_beside_its_sources(
+    tmp_path: Path, small_library: Path, tvms_library: str
+) -> None:
     """python/tvm and build/lib of TVM's own checkout."""
-    from tvm.libinfo import find_libtvm_runtime
-
     package, built = tmp_path / "python" / "tvm", tmp_path / "build" / "lib"
     package.mkdir(parents=True)
     built.mkdir(parents=True)
-    shutil.copy(find_libtvm_runtime(), built)
+    shutil.copy(tvms_library, built)
     for name in ("__init__.py", "libinfo.py"):
         shutil.copy(Path(find_spec("tvm").origin).with_name(name), package)
     script = f"{PREDICT}\nprint({str(built)!r} in open('/proc/self/maps').read())"
     assert run(script, small_library, 1, PYTHONPATH=f"{package.parent}:{ROOT}") == "True\n"
 
 
-def test_a_run_time_library_that_is_open_already_is_the_only_one(tmp_path: Path, small_library: Path) -> None:
+def test_a_run_time_library_that_is_open_already_is_the_only_one(
+    tmp_path: Path, small_library: Path, tvms_library: str
+) -> None:
     """TVM's functions registered a second time end the process."""
-    from tvm.libinfo import find_libtvm_runtime
-
     script = f"{WITHOUT_TORCH}\nimport ctypes, tvm_ffi\n"
-    script += f"ctypes.CDLL({find_libtvm_runtime()!r}, ctypes.RTLD_GLOBAL)\n{PREDICT}\n"
-    shutil.copy(find_libtvm_runtime(), tmp_path)
+    script += f"ctypes.CDLL({tvms_library!r}, ctypes.RTLD_GLOBAL)\n{PREDICT}\n"
+    shutil.copy(tvms_library, tmp_path)
     script += "print(len({line.split()[-1] for line in open('/proc/self/maps') if 'libtvm_runtime.so' in line}))"
     assert run(script, small_library, 1, TVM_LIBRARY_PATH=str(tmp_path)) == "1\n"
 

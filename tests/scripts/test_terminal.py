@@ -65,7 +65,7 @@ def test_compile_draws_its_phases_on_a_terminal_and_leaves_the_summary_alone(tmp
 
 def test_a_run_draws_the_time_that_is_left_and_prints_no_json(library: Path) -> None:
     options = ("--model", library, "--num-instances", 1, "--duration", 2.5, "--warmup", 0.1)
-    done = on_terminal(changed("", *options), columns=60)
+    done = on_terminal(changed(*options), columns=60)
     assert done.status == 0, done.text
     measuring = [text for text in done.drawn if text.startswith("measuring: ")]
     assert measuring and all("%|" in text and "<" in text and len(text) < 60 for text in measuring)
@@ -76,12 +76,12 @@ def test_a_run_draws_the_time_that_is_left_and_prints_no_json(library: Path) -> 
 
 def test_quiet_draws_nothing(library: Path) -> None:
     options = ("--model", library, "--num-instances", 1, "--duration", 1.2, "--warmup", 0)
-    assert on_terminal(changed("", "--quiet", *options)).drawn == []
+    assert on_terminal(changed("--quiet", *options)).drawn == []
 
 
 def test_a_terminal_whose_run_is_ended_by_sigterm_shows_what_was_measured(library: Path, tmp_path: Path) -> None:
     options = ("--model", library, "--num-instances", 1, "--duration", 60, "--warmup", 0, "--output", tmp_path / "a")
-    done = on_terminal(changed("", *options), end_after=(r"measuring: +([3-9]|\d\d)%", signal.SIGTERM))
+    done = on_terminal(changed(*options), end_after=(r"measuring: +([3-9]|\d\d)%", signal.SIGTERM))
     assert done.status == 143, done.text
     assert any(text.startswith("  throughput") for text in done.lines)
     assert parsed((tmp_path / "a").read_text())["interrupted"]
@@ -90,7 +90,7 @@ def test_a_terminal_whose_run_is_ended_by_sigterm_shows_what_was_measured(librar
 def test_a_search_that_is_ended_by_ctrl_c_keeps_the_rates_that_it_has_judged(library: Path, tmp_path: Path) -> None:
     options = ("--model", library, "--num-instances", 1, "--duration", 1, "--warmup", 0, "--output", tmp_path / "a")
     done = on_terminal(
-        changed("", *options, "--max-latency-ms", 10_000),
+        changed(*options, "--max-latency-ms", 10_000),
         end_after=(r"  rate +[\d,.]+ batches", signal.SIGINT),
     )
     assert done.status == 130, done.text
@@ -101,7 +101,7 @@ def test_a_search_that_is_ended_by_ctrl_c_keeps_the_rates_that_it_has_judged(lib
 
 def test_where_stderr_is_no_terminal_progress_is_plain_lines_and_json_comes_last(library: Path) -> None:
     setup = "from dlrm_tvm import console; console._PRINTED_EVERY_S = 0.3\n"
-    options = changed(setup, "--model", library, "--num-instances", 1, "--duration", 2, "--warmup", 0)
+    options = changed("--model", library, "--num-instances", 1, "--duration", 2, "--warmup", 0, setup=setup)
     done = subprocess.run(options, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stderr and "\r" not in done.stderr

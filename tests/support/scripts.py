@@ -77,10 +77,10 @@ def score(library: Path, data: Path) -> tuple[int, dict, str]:
 
 def start(*options: object) -> subprocess.Popen:
     """The script in a process of its own, to be watched and ended; without progress."""
-    return subprocess.Popen(changed("", "--quiet", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(changed("--quiet", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def changed(setup: str, *options: object) -> list[str]:
+def changed(*options: object, setup: str = "") -> list[str]:
     """The command of the script, BRIEF and after `setup`, which changes what its process takes for given."""
     lines = [f"import sys; sys.path.insert(0, {str(ROOT)!r})"]
     lines += [f"import {name.rpartition('.')[0]}; {name} = {value}" for name, value in BRIEF.items()]
